@@ -1,0 +1,1 @@
+"""From raw videos to per-frame multimodal features in one resumable Zarr store."""

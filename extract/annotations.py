@@ -1,0 +1,128 @@
+"""Readers of label files: one row per video frame, -1 where nothing was annotated."""
+
+import re
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.au import AUS
+from extract.errors import ClipError
+
+NOT_ANNOTATED = -1
+NUM_EXPRESSIONS = 8
+
+_AU_NAME = re.compile(r"au\s*0*([1-9][0-9]*)")
+_AU_VALUES = {"0": 0, "1": 1, "-1": -1}
+_EXPR_VALUES = {str(value): value for value in range(-1, NUM_EXPRESSIONS)}
+
+
+def read_au(path: Path) -> NDArray[np.int8]:
+    """Action units of every frame: [N, 12] in the order of ``extract.au.AUS``, values 0, 1, -1 (not annotated).
+
+    The layout of Aff-Wild2 (ABAW): a header ``AU1,AU2,...,AU26``, then one line of comma-separated values per frame
+    of the movie. Columns go by their names (``AU1``, ``AU01``, ``au 1``), so they may stand in any order, and an AU
+    without a column is -1 throughout. A column that is none of the twelve is refused: dropping it without a word
+    would hide a file of another coding. A first column ``frame`` must count up by one from 0 or from 1.
+
+    Raises:
+        ClipError: ``missing_file``, ``unreadable``, or ``bad_labels`` with the line, what it holds and what it should.
+    """
+    lines = _lines(path, "a header such as `AU1,AU2,AU4`")
+    aus, counted = _au_columns(path, lines[0])
+    rows = [line.split(",") for line in lines[1:]]
+    width = len(aus) + counted
+    for number, row in enumerate(rows, start=2):
+        if len(row) != width:
+            raise _bad(path, number, f"{len(row)} columns in {_shown(lines[number - 1])}", f"{width} as in the header")
+    if counted:
+        _check_count(path, [row.pop(0) for row in rows])
+    values = _values(path, list(chain.from_iterable(rows)), len(aus), _AU_VALUES, "0, 1 or -1 (not annotated)")
+    au = np.full((len(rows), len(AUS)), NOT_ANNOTATED, dtype=np.int8)  # [N, 12]
+    au[:, [AUS.index(number) for number in aus]] = values
+    return au
+
+
+def read_expr(path: Path) -> NDArray[np.int8]:
+    """Expression of every frame: [N], values 0 to 7 in the order of the challenge's header, -1 not annotated.
+
+    The layout of Aff-Wild2 (ABAW): a line with the expressions' names, then one number per frame of the movie.
+
+    Raises:
+        ClipError: as ``read_au``.
+    """
+    names = "a header with the expressions' names"
+    lines = _lines(path, names)
+    if not any(character.isalpha() for character in lines[0]):
+        raise _bad(path, 1, _shown(lines[0]), names)
+    expected = f"one number from -1 (not annotated) to {NUM_EXPRESSIONS - 1}"
+    return _values(path, lines[1:], 1, _EXPR_VALUES, expected)[:, 0]
+
+
+def _lines(path: Path, header: str) -> list[str]:
+    """Lines of the file from the header to the last one that holds anything; a blank one between is refused."""
+    try:
+        # Universal newlines, and a byte order mark dropped: label files pass through spreadsheets.
+        text = path.read_text(encoding="utf-8-sig").rstrip()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ClipError(
+            "missing_file", f"{path}: no such label file; check the clip's `labels` in the manifest"
+        ) from error
+    except OSError as error:
+        raise ClipError("unreadable", f"{path}: cannot read the label file ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ClipError("bad_labels", f"{path}: found bytes that are no UTF-8 text, expected a label file") from error
+    if not text:
+        raise _bad(path, 1, "an empty file", header)
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise _bad(path, number, "a blank line", "one row per frame without gaps" if number > 1 else header)
+    return lines
+
+
+def _au_columns(path: Path, header: str) -> tuple[list[int], bool]:
+    """AU numbers of the header, and whether a frame counter stands before them."""
+    names = [name.strip().lower() for name in header.split(",")]
+    counted = names[0] == "frame"
+    expected = f"a header of AU columns such as `AU1,AU2,AU4`, from {', '.join(f'AU{au}' for au in AUS)}"
+    aus: list[int] = []
+    for name in names[counted:]:
+        match = _AU_NAME.fullmatch(name)
+        if match is None or int(match[1]) not in AUS:
+            raise _bad(path, 1, f"column {_shown(name)}", expected)
+        if int(match[1]) in aus:
+            raise _bad(path, 1, f"AU{match[1]} twice", "each AU once")
+        aus.append(int(match[1]))
+    if not aus:
+        raise _bad(path, 1, _shown(header), expected)
+    return aus, counted
+
+
+def _check_count(path: Path, tokens: list[str]) -> None:
+    """A frame column that jumps means that rows are missing: every later label would sit on the wrong frame."""
+    counts = [int(token) if token.strip().isdecimal() else None for token in tokens]
+    first = 0 if counts[:1] == [0] else 1
+    for row, count in enumerate(counts):
+        if count != row + first:
+            expected = f"frame {row + first}: one row per frame, counted from 0 or 1"
+            raise _bad(path, row + 2, f"frame {_shown(tokens[row].strip())}", expected)
+
+
+def _values(path: Path, tokens: list[str], width: int, table: dict[str, int], expected: str) -> NDArray[np.int8]:
+    """Tokens, row after row, to numbers [N, width]; only the spellings of ``table`` pass."""
+    get = table.get
+    codes = [get(token.strip()) for token in tokens]
+    if None in codes:
+        wrong = codes.index(None)
+        raise _bad(path, wrong // width + 2, f"value {_shown(tokens[wrong].strip())}", expected)
+    return np.array(codes, dtype=np.int8).reshape(-1, width)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _bad(path: Path, line: int, found: str, expected: str) -> ClipError:
+    return ClipError("bad_labels", f"{path}:{line}: found {found}, expected {expected}")

@@ -1,0 +1,435 @@
+"""What a run does with one clip: its instances in order, one pass over the frames where it can be one, records last.
+
+An instance's failure is written into its record and passed on to what it feeds; the clip's other instances go on.
+"""
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extract import annotations, media
+from extract.engines.local import LocalEngine
+from extract.errors import ClipError, CorruptError, MachineError, WeightsError
+from extract.graph import Instance, upstream
+from extract.lease import Lease, LeaseLostError
+from extract.manifest import Clip
+from extract.media import Audio, Video
+from extract.passes import FramePass, Node, as_declared, stored_form
+from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task
+from extract.sources import Sources, fingerprint, parts_of
+from extract.stage import ClipResult, RowsStage, SourceStage
+from extract.store import Record, Rows, State, Store, default_block_rows
+from extract.timeline import FrameClock, Regular
+
+STOPS_THE_RUN = (MachineError, LeaseLostError, CorruptError, WeightsError)
+"""No fault of the clip: not recorded as its failure."""
+
+AUDIO_HZ = 16_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an instance stands for this clip."""
+
+    state: State
+    """``done``, ``empty`` or ``failed``."""
+    reason: str | None = None
+    message: str | None = None
+    rows: int = 0
+    """Rows in the store; 0 for ``empty`` without arrays."""
+    notes: Mapping[str, Any] | None = None
+
+
+class ClipWork:
+    """Works on one clip under its lease. ``outcomes`` says, after ``go``, how every instance it worked on stands."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        clip: Clip,
+        tasks: Mapping[str, Task],
+        store: Store,
+        engine: LocalEngine,
+        sources: Sources,
+        *,
+        lease: Lease,
+        provenance: Mapping[str, Any],
+        progressed: Callable[[int], None],
+        block_rows: int | None,
+        clean_start: bool,
+    ) -> None:
+        self.plan, self.clip, self.store, self.engine, self.sources = plan, clip, store, engine, sources
+        self.lease, self.provenance, self.progressed, self.block_rows = lease, provenance, progressed, block_rows
+        self.tasks = tasks
+        self.clean_start = clean_start
+        """``--retry``: attempts of earlier runs do not count."""
+        self.todo = {n for n, t in tasks.items() if t.need in {"missing", "partial", "failed", "stale", "replaced"}}
+        self.worked: dict[str, Outcome] = {}
+        """Outcomes of this run, to be reported."""
+        self.outcomes: dict[str, Outcome] = {}
+        self._begun: dict[str, Record] = {}
+        self._wave: Audio | None = None
+
+    def go(self) -> None:
+        """Compute what is to do.
+
+        Raises:
+            MachineError, LeaseLostError: the run or the clip stops here; finished blocks stay.
+        """
+        for name, task in self.tasks.items():
+            if task.need in {"finished", "crashed"} and task.record:
+                known = task.record
+                self.outcomes[name] = Outcome(known.state, known.reason, known.message, known.rows, known.notes)
+        levels = self._levels()
+        try:
+            for level in sorted(set(levels.values())):
+                names = [name for name in self.plan.prepared if levels[name] == level and name in self.todo]
+                self._pass([name for name in names if not self._instance(name).is_clip_stage])
+                for name in names:
+                    if self._instance(name).is_clip_stage:
+                        self._clip_stage(name)
+        except BaseException:
+            # A clean stop is no crash; a killed process never comes here. A full disk must not hide its own error.
+            with suppress(MachineError):
+                self._clear_attempts()
+            raise
+
+    # ---- order -------------------------------------------------------------------------------------------------
+
+    def _levels(self) -> dict[str, int]:
+        """Instance -> number of the pass it belongs to: rows stages fed by a clip stage wait for the next pass."""
+        levels: dict[str, int] = {}
+        for name, prepared in self.plan.prepared.items():
+            instance = prepared.instance
+            below = 0
+            for source in instance.feeds.values():
+                waits = isinstance(instance.stage, RowsStage) and self._instance(source).is_clip_stage
+                below = max(below, levels[source] + int(waits))
+            levels[name] = below
+        return levels
+
+    def _instance(self, name: str) -> Instance:
+        return self.plan.prepared[name].instance
+
+    # ---- one pass over the frames ------------------------------------------------------------------------------
+
+    def _pass(self, names: Sequence[str]) -> None:
+        """Compute rows stages and the frames' times together."""
+        names = [name for name in names if not self._settled_by_feeds(name) and self._begin(name)]
+        if not names:
+            return
+        helpers = [n for n in self._feeding_in_memory(names) if n not in names]
+        order = [n for n in self.plan.prepared if n in {*names, *helpers}]
+        source = next((n for n in order if isinstance(self._instance(n).stage, SourceStage)), None)
+        try:
+            video = self._open_video(source) if source else None
+            if source and video is None:
+                for name in names:
+                    self._finish(name, Outcome("empty", "no_video"))
+                return
+            with video or nullcontext():
+                self._run_pass(order, set(names), video)
+        except STOPS_THE_RUN:
+            raise
+        except Exception as error:  # noqa: BLE001 - decoding failed: nothing in this pass can be finished
+            for name in names:
+                self._fail(name, error, source)
+
+    def _run_pass(self, order: Sequence[str], names: set[str], video: Video | None) -> None:
+        known = self.outcomes.get(self._frames_of(order[-1]))
+        num_frames = known.rows if known else None
+        expected = num_frames if num_frames is not None else (video and video.declared_frames) or 0
+        nodes = [self._node(name, order, name in names, expected) for name in order]
+        frame_pass = FramePass(
+            nodes,
+            video,
+            num_frames,
+            self.engine,
+            check=self.lease.check,
+            progressed=self.progressed,
+            committed=self._clear_attempts,
+        )
+        rows = frame_pass.run()
+        for node in nodes:
+            if node.name not in names:
+                continue
+            if node.error is not None:
+                origin = next(n.name for n in nodes if n.error is node.error)
+                self._fail(node.name, node.error, origin)
+                continue
+            if node.writer is not None:
+                node.writer.finish(rows)
+            notes = video.notes if video and isinstance(node.stage, SourceStage) else None
+            self._finish(node.name, replace(self._outcome_of_rows(node, rows), notes=notes))
+
+    def _outcome_of_rows(self, node: Node, rows: int) -> Outcome:
+        if node.writer is None or node.writer.any_valid():
+            return Outcome("done", rows=rows)
+        feeds = [self.outcomes.get(source) for source in node.prepared.instance.feeds.values()]
+        inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
+        return Outcome("empty", inherited or getattr(node.stage, "empty_reason", None) or "no_rows", rows=rows)
+
+    def _node(self, name: str, order: Sequence[str], wanted: bool, expected_rows: int) -> Node:
+        prepared = self.plan.prepared[name]
+        instance = prepared.instance
+        from_pass, from_store = {}, {}
+        for declared in instance.stage.inputs:
+            source, array = instance.source_of(declared)
+            if source in order:
+                from_pass[declared] = f"{source}.{array}"
+            else:
+                from_store[declared] = self._read(source, array)
+        writer = None
+        if wanted:
+            block_rows = instance.config.block_rows or self.block_rows or default_block_rows(instance.kept)
+            writer = self.store.writer(
+                self.clip.id,
+                name,
+                instance.kept,
+                fingerprint=self._begun[name].fingerprint,
+                rows=expected_rows,
+                block_rows=block_rows,
+            )
+        stage = self.engine.ready(prepared)
+        return Node(prepared, stage, from_pass, from_store, writer, instance.config.batch or stage.batch)
+
+    def _feeding_in_memory(self, names: Sequence[str]) -> list[str]:
+        """Instances that must be computed again (or decoded) because what they feed is not in the store."""
+        needed: list[str] = []
+        stack = list(names)
+        while stack:
+            instance = self._instance(stack.pop())
+            for declared in instance.stage.inputs:
+                source, array = instance.source_of(declared)
+                kept = {output.name for output in self._instance(source).kept}
+                if (array not in kept or source in self.todo & set(names)) and source not in needed:
+                    needed.append(source)
+                    stack.append(source)
+        return needed
+
+    def _frames_of(self, name: str) -> str:
+        """The frames instance that ``name`` rests on."""
+        return next(n for n in upstream(self.plan.graph, [name]) if self._instance(n).stage.name == "frames")
+
+    def _open_video(self, source: str) -> Video | None:
+        if self.clip.crops is not None:
+            raise ClipError("unsupported", "the clip brings face crops, which this version does not read")
+        if self.clip.video is None:
+            return None
+        config = self._instance(source).stage.config
+        return media.open_video(
+            self.clip.video, start_s=self.clip.start_s, end_s=self.clip.end_s, repair_pts=config.repair_pts
+        )
+
+    # ---- clip stages -------------------------------------------------------------------------------------------
+
+    def _clip_stage(self, name: str) -> None:
+        if self._settled_by_feeds(name) or not self._begin(name):
+            return
+        prepared = self.plan.prepared[name]
+        stage = self.engine.ready(prepared)
+        try:
+            inputs = self._clip_inputs(prepared)
+            if inputs is None:
+                self._finish(name, Outcome("empty", "no_audio"))
+                return
+            with self.engine.guarded(name):
+                result = stage.compute(inputs)  # type: ignore[attr-defined]
+            self._finish(name, self._write_result(prepared, result, inputs))
+        except STOPS_THE_RUN:
+            raise
+        except Exception as error:  # noqa: BLE001 - one clip's failure; the record holds its trace
+            self._fail(name, error)
+
+    def _clip_inputs(self, prepared: Prepared) -> dict[str, Any] | None:
+        """The declared inputs on the stage's device; None where the clip has no sound and the stage needs it."""
+        instance = prepared.instance
+        device = self.engine.device_of(instance.stage)
+        inputs: dict[str, Any] = {}
+        for declared in instance.stage.inputs:
+            source, array = instance.source_of(declared)
+            if self._instance(source).stage.name == "wave":
+                wave = self._read_wave()
+                if wave is None:
+                    return None
+                samples = torch.from_numpy(wave.samples)
+                inputs[declared] = wave.start_s if array == "start_s" else samples.to(device)
+                continue
+            values = self._read(source, array).values
+            is_text = values.dtype.kind in "OTU"
+            inputs[declared] = values.tolist() if is_text else torch.from_numpy(values).to(device)
+        for part in instance.stage.parts:
+            if part == "labels":
+                au, expr = self.clip.labels.au, self.clip.labels.expr
+                inputs["labels.au"] = torch.from_numpy(annotations.read_au(au)) if au else None
+                inputs["labels.expr"] = torch.from_numpy(annotations.read_expr(expr)) if expr else None
+            elif part == "choice.face":
+                inputs[part] = self.clip.face
+        return inputs
+
+    def _write_result(self, prepared: Prepared, result: ClipResult, inputs: Mapping[str, Any]) -> Outcome:
+        stage, name = prepared.instance.stage, prepared.instance.name
+        if result.empty and not result.arrays:
+            return Outcome("empty", result.empty, notes=result.notes)
+        arrays = as_declared(stage, result.arrays, None)
+        if set(arrays) != {output.name for output in stage.outputs}:
+            raise ClipError("broken_promise", f"gave {sorted(arrays)}, declares more")
+        for output in stage.outputs:
+            self._check_rows(name, output.clock, output.name, len(arrays[output.name]), inputs)
+        stored = {}
+        for output in prepared.instance.kept:
+            values = arrays[output.name]
+            is_text = output.dtype == "str"
+            stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, name)
+        self.lease.check()
+        self.store.write_whole(self.clip.id, name, stored, fingerprint=self._begun[name].fingerprint)
+        rows = len(next(iter(stored.values())))
+        return Outcome("empty" if result.empty else "done", result.empty, rows=rows, notes=result.notes)
+
+    def _check_rows(self, name: str, clock: object, array: str, rows: int, inputs: Mapping[str, Any]) -> None:
+        if isinstance(clock, FrameClock):
+            expected = self.outcomes[self._frames_of(name)].rows
+            if rows != expected:
+                raise ClipError("broken_promise", f"{array}: {rows} rows, expected {expected}, one per frame")
+        samples = inputs.get("wave.samples")
+        if isinstance(clock, Regular) and isinstance(samples, Tensor):
+            duration_s = Fraction(len(samples), AUDIO_HZ)
+            expected = clock.num_steps(duration_s)
+            if rows != expected:
+                told = f"{rows} steps, expected {expected} for {float(duration_s):.2f} s at hop {clock.hop_s}"
+                raise ClipError("broken_promise", f"{array}: {told}; was the audio cut?")
+
+    def _read_wave(self) -> Audio | None:
+        if self._wave is None:
+            path = self.clip.audio or self.clip.video
+            if path is None:
+                return None
+            self._wave = media.read_audio(path, hz=AUDIO_HZ, start_s=self.clip.start_s, end_s=self.clip.end_s)
+        return self._wave
+
+    def _read(self, source: str, array: str) -> Rows:
+        return self.store.read(self.clip.id, source, array)
+
+    # ---- records -----------------------------------------------------------------------------------------------
+
+    def _settled_by_feeds(self, name: str) -> bool:
+        """Record ``failed`` or ``empty`` where an input failed, or is empty without arrays."""
+        for source in self._instance(name).feeds.values():
+            known = self.outcomes.get(source)
+            if known and known.state == "failed":
+                origin = "" if (known.message or "").startswith("from ") else f"from {source}: "
+                self._settle(name, replace(known, message=f"{origin}{known.message}", rows=0, notes=None))
+                return True
+            if known and known.state == "empty" and known.rows == 0:
+                self._settle(name, Outcome("empty", known.reason))
+                return True
+        return False
+
+    def _settle(self, name: str, outcome: Outcome) -> None:
+        """Record an outcome that comes from the inputs. Blocks of an earlier run stay when an input failed."""
+        if self._instance(name).kept:
+            try:
+                self._begun[name] = self._fresh_record(name)
+            except ClipError:
+                self._begun[name] = self._bare_record(name)
+            if outcome.state != "failed":
+                self.store.write_record(self.clip.id, name, self._begun[name])
+                self.store.keep_only(self.clip.id, name, self._begun[name].fingerprint)
+        self._write(name, outcome)
+
+    def _begin(self, name: str) -> bool:
+        """Write the attempt into the record before the work; False (and ``failed``) if it cannot begin."""
+        if not self._instance(name).kept:
+            return True
+        try:
+            record = self._fresh_record(name)
+        except ClipError as error:
+            self._begun[name] = self._bare_record(name)
+            self._fail(name, error)
+            return False
+        old = self.tasks[name].record
+        same = old is not None and old.fingerprint == record.fingerprint
+        attempts = old.attempts if old is not None and same and not self.clean_start else 0
+        if attempts >= MAX_ATTEMPTS:
+            self._begun[name] = replace(record, attempts=attempts)
+            told = f"the process died {attempts} times while working on this; `--retry` tries again"
+            self._fail(name, ClipError("crashed", told))
+            return False
+        self._begun[name] = replace(record, attempts=attempts + 1)
+        self.store.write_record(self.clip.id, name, self._begun[name])
+        self.store.keep_only(self.clip.id, name, record.fingerprint)
+        return True
+
+    def _fresh_record(self, name: str) -> Record:
+        parts = parts_of(self.plan.graph, name, self.clip)
+        source = self.sources.source(self.clip, parts)
+        prepared = self.plan.prepared[name]
+        return replace(
+            self._bare_record(name),
+            source=source,
+            fingerprint=fingerprint(prepared.recipe_sha256, source),
+            provenance={**self._bare_record(name).provenance, "files": self.sources.files(self.clip, parts)},
+        )
+
+    def _bare_record(self, name: str) -> Record:
+        prepared = self.plan.prepared[name]
+        weights = {n: self.plan.prepared[n].weights for n in upstream(self.plan.graph, [name])}
+        named = {n: w for n, w in weights.items() if w}
+        provenance = {
+            **self.provenance,
+            "device": str(self.engine.device_of(prepared.instance.stage)),
+            "weights": {n: w.spec for n, w in named.items()},
+            "untrained": any(w.untrained for w in named.values()),
+        }
+        return Record("partial", prepared.recipe, {}, "", provenance=provenance)
+
+    def _clear_attempts(self) -> None:
+        for name, record in self._begun.items():
+            if record.attempts and record.state == "partial":
+                self._begun[name] = replace(record, attempts=0)
+                self.store.write_record(self.clip.id, name, self._begun[name])
+
+    def _finish(self, name: str, outcome: Outcome) -> None:
+        """Write the final record, after the source was seen to be the one that was hashed."""
+        try:
+            if self._instance(name).kept:
+                self.sources.check_unchanged(self.clip, parts_of(self.plan.graph, name, self.clip))
+        except ClipError as error:
+            self._fail(name, error)
+        else:
+            self._write(name, outcome)
+
+    def _fail(self, name: str, error: Exception, origin: str | None = None) -> None:
+        if isinstance(error, ClipError):
+            reason, message = error.reason, str(error)
+        else:
+            reason = "unexpected"
+            message = "".join(traceback.format_exception(error)).strip()
+        if origin and origin != name:
+            message = f"from {origin}: {message}"
+        self._write(name, Outcome("failed", reason, message))
+
+    def _write(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        if not self._instance(name).kept:
+            return
+        self.worked[name] = outcome
+        record = replace(
+            self._begun[name],
+            state=outcome.state,
+            reason=outcome.reason,
+            message=outcome.message,
+            rows=outcome.rows,
+            notes=dict(outcome.notes or {}),
+            attempts=self._begun[name].attempts if outcome.reason == "crashed" else 0,
+        )
+        self._begun[name] = record
+        self.lease.check()
+        self.store.write_record(self.clip.id, name, record)

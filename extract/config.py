@@ -1,0 +1,187 @@
+"""The experiment file: one YAML with the sections ``extract:`` and ``fusion:``, read once, checked key by key."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from extract.errors import ConfigError
+
+SECTIONS = ("extract", "fusion")
+M = TypeVar("M", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Base of every config model of ours."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InstanceConfig(Frozen):
+    """One entry of ``extract.instances``: the runner's own keys; every other key belongs to the stage's config."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    stage: str | None = None
+    """Stage name; the instance's own name when absent."""
+    inputs: Mapping[str, str] = {}
+    """Slot -> instance; a slot not named here is fed by the instance of that name."""
+    keep: tuple[str, ...] = ()
+    """Transient outputs to store all the same. Not in the recipe."""
+    block_rows: int | None = Field(default=None, ge=1)
+    """Rows per block for new arrays; a power of two. Overrides ``run.block_rows``. Not in the recipe."""
+    batch: int | None = Field(default=None, ge=1)
+    """Rows per micro-batch. Changes speed, and values only by rounding. Not in the recipe."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of a GPU stage's model: ``auto`` is what the store already holds, else float32 on a CPU and float16
+    on CUDA. In the recipe."""
+
+    @property
+    def stage_fields(self) -> dict[str, Any]:
+        """What is left for the stage's own config."""
+        return dict(self.model_extra or {})
+
+    @field_validator("block_rows")
+    @classmethod
+    def _power_of_two(cls, rows: int | None) -> int | None:
+        return _power_of_two(rows)
+
+
+class RunConfig(Frozen):
+    """What changes only speed or layout, never a value."""
+
+    block_rows: int | None = Field(default=None, ge=1)
+    """Rows per block for new arrays of rows stages; ``None``: 256 to 4096 by the widest output (nearest 8 MB)."""
+    cpu_threads: int = Field(default=0, ge=0)
+    """Threads for CPU stages (dlib) and for torch; 0: all cores this process may use."""
+
+    @field_validator("block_rows")
+    @classmethod
+    def _power_of_two(cls, rows: int | None) -> int | None:
+        return _power_of_two(rows)
+
+
+class ExtractConfig(Frozen):
+    """The section ``extract:``."""
+
+    instances: Mapping[str, InstanceConfig | None] = {}
+    """By name, in any order. Instances that feed a named one and are not listed exist with their defaults."""
+    run: RunConfig = RunConfig()
+
+
+def _power_of_two(rows: int | None) -> int | None:
+    if rows is not None and rows & (rows - 1):
+        raise ValueError(f"{rows} is not a power of two")
+    return rows
+
+
+def load_extract_config(spec: str | None, overrides: Sequence[str] = ()) -> ExtractConfig:
+    """Read ``extract:`` of a built-in config or file. ``a.b=c`` may also begin with an instance's name.
+
+    Raises:
+        ConfigError: the file, a key or a value is not as it should be; the message names file and key.
+    """
+    section = load_section(spec, "extract", overrides)
+    return validated(ExtractConfig, section, f"config {spec or 'default'}, section extract")
+
+
+def validated(model: type[M], values: object, where: str) -> M:
+    """``model`` of ``values``; pydantic's findings become one ConfigError with a line each."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}:\n{describe(error, model)}") from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """One indented line per finding: the key's path, what is wrong, the nearest known key."""
+    lines = []
+    for finding in error.errors():
+        path = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(finding["loc"][-1]), list(model.model_fields), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(model.model_fields)}"
+            lines.append(f"  {path}: unknown key{hint}")
+        else:
+            lines.append(f"  {path}: {finding['msg']}, found {finding['input']!r}")
+    return "\n".join(lines)
+
+
+def load_section(spec: str | None, section: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """One section of the config as plain values, with ``--set`` overrides applied.
+
+    Args:
+        spec: name of a built-in config (``default``), or a path; ``None`` is ``default``.
+        section: ``extract`` or ``fusion``.
+        overrides: ``a.b=c`` each. ``a`` is a section, or else a key below ``section`` or, for ``extract``, an
+            instance. The value is read as YAML. Overrides of the other section are left to its own program.
+
+    Raises:
+        ConfigError: no such config, not YAML, an unknown top-level key, or an override without ``=``.
+    """
+    whole = _read(spec)
+    for text in overrides:
+        _apply(whole, section, text)
+    found = whole.get(section) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"config {spec or 'default'}: section {section} must be a mapping, found {found!r}")
+    return found
+
+
+def builtin_configs() -> list[str]:
+    """Names that ``-c`` takes besides a path."""
+    folder = resources.files("extract") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read(spec: str | None) -> dict[str, Any]:
+    name = spec or "default"
+    if name in builtin_configs():
+        text = (resources.files("extract") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            known = ", ".join(builtin_configs())
+            raise ConfigError(f"config {name}: {error.strerror or error}; built-in configs are {known}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"config {name}: not a text file") from None
+    try:
+        whole = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {name}: not YAML: {error}") from None
+    whole = {} if whole is None else whole
+    if not isinstance(whole, dict):
+        raise ConfigError(f"config {name}: expected the sections {' and '.join(SECTIONS)}, found {whole!r}")
+    for key in whole:
+        if key not in SECTIONS:
+            raise ConfigError(f"config {name}: unknown top-level key {key!r}; expected {' or '.join(SECTIONS)}")
+    return whole
+
+
+def _apply(whole: dict[str, Any], section: str, text: str) -> None:
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {text}: expected a.b=c")
+    if keys[0] not in SECTIONS:
+        root = [section]
+        if section == "extract" and keys[0] not in ExtractConfig.model_fields:
+            root.append("instances")
+        keys = root + keys
+    node: Any = whole
+    for done, key in enumerate(keys[:-1], start=1):
+        below = node.get(key)
+        if below is None:
+            below = node[key] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {text}: {'.'.join(keys[:done])} is {below!r}, not a section")
+        node = below
+    try:
+        node[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None

@@ -1,0 +1,220 @@
+"""Any folder of recordings to manifest entries: `extract manifest folder DIR -o FILE`.
+
+What belongs together lies side by side and shares a stem. For a video ``NAME.mp4``:
+
+* ``NAME.srt``, else ``NAME.vtt``, is its transcript;
+* ``NAME.csv`` is its AU labels; with the header ``word,start_s,end_s`` it is its transcript instead (.srt and .vtt go
+  first);
+* ``NAME.wav`` is a clip of its own: the video has its sound already, and whether this file is that sound, cut, delayed
+  or something else cannot be told from its name. Both clips get one ``source_video``, so no split parts them.
+
+A sound file has no frames to label: it takes a transcript only. Everything else is left out and counted.
+
+A clip's id is made from its own path alone, so that ids stay when files are added: folders and stem joined by "-"
+(``x/a.mp4`` is ``x-a``), other characters than A-Z a-z 0-9 . _ - become "_". Where two files ask for one id, the
+container named first below keeps it and the other adds its suffix (``a.mp4`` is ``a``, ``a.avi`` is ``a.avi``) or, if
+its name had to be changed, a hash of its path. A name whose letters do not exist in ASCII always gets the hash.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from extract.errors import UsageError
+from extract.manifest import ID_MAX_CHARS, Clip, Labels, absolute, is_legal_id
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".mts", ".m2ts", ".ts", ".3gp", ".ogv", ".mxf", ".asf", ".vob"),
+)
+"""Containers of video, the usual ones first: of two files of one name the first in this list keeps the plain id."""
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".wma", ".aif", ".aiff"),
+    *(".oga", ".mka", ".ac3", ".amr", ".caf", ".au"),
+)
+
+TRANSCRIPT_HEADER = ("word", "start_s", "end_s")
+
+_RANK = {suffix: rank for rank, suffix in enumerate(VIDEO_SUFFIXES + AUDIO_SUFFIXES)}
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """What a folder holds."""
+
+    clips: tuple[Clip, ...]
+    """In the order of their paths; ``video`` or ``audio`` is set, by the kind of file."""
+    left_out: Mapping[str, int]
+    """Number of files not taken, by suffix in small letters; what has none is named in brackets: ``(no suffix)``."""
+    notes: tuple[str, ...]
+    """What may surprise, a line each: files of one name side by side."""
+
+
+def scan_folder(root: Path) -> FolderScan:
+    """Find the videos and sound files below a folder, links to folders included, hidden names and stores not.
+
+    Raises:
+        UsageError: ``root`` is no folder, cannot be listed, or holds no video or sound file.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "is not there"
+        raise UsageError(f"{root}: {what}; expected a folder of videos or sound files")
+    left_out: Counter[str] = Counter()
+    by_stem: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for path in _files(root, left_out):
+        by_stem.setdefault(path.with_suffix(""), []).append(path)
+    media = {stem: sorted((p for p in paths if _suffix(p) in _RANK), key=_rank) for stem, paths in by_stem.items()}
+    ids = _ids([path for paths in media.values() for path in paths])
+    base = absolute(root, Path.cwd())
+    clips: list[tuple[PurePosixPath, Clip]] = []
+    for stem, paths in by_stem.items():
+        beside = _Beside(base, paths)
+        clips += [(path, beside.clip(path, ids[path], source_video=ids[media[stem][0]])) for path in media[stem]]
+        left_out.update(_suffix(path) or "(no suffix)" for path in paths if path not in beside.taken)
+    if not clips:
+        raise UsageError(f"{root}: no video or sound file in this folder{_counted(left_out)}")
+    clips.sort(key=lambda pair: pair[0])
+    return FolderScan(
+        clips=tuple(clip for _, clip in clips),
+        left_out=dict(sorted(left_out.items())),
+        notes=tuple(_note(paths, ids) for _, paths in sorted(media.items()) if len(paths) > 1),
+    )
+
+
+def _files(root: Path, left_out: Counter[str]) -> Iterator[PurePosixPath]:
+    """Files below ``root`` as relative paths; what cannot be listed or named is counted in ``left_out``."""
+
+    def unlisted(error: OSError) -> None:
+        if error.filename == str(root):
+            raise UsageError(f"{root}: cannot list the folder ({error.strerror})") from error
+        left_out["(folder that cannot be listed)"] += 1
+
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=unlisted, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up, or two links to one folder
+            folders.clear()
+            continue
+        seen.add(real)
+        # A store beside the videos holds many files and no recording.
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
+        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            path = relative / name
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:  # bytes that are no UTF-8: a manifest cannot name this file
+                left_out["(name that is not UTF-8)"] += 1
+                continue
+            yield path
+
+
+def _suffix(path: PurePosixPath) -> str:
+    return path.suffix.lower()
+
+
+def _rank(path: PurePosixPath) -> tuple[int, PurePosixPath]:
+    return _RANK[_suffix(path)], path
+
+
+class _Beside:
+    """Files of one stem in one folder: which of them belong to the recordings among them."""
+
+    def __init__(self, base: Path, paths: list[PurePosixPath]) -> None:
+        self.base = base
+        self.taken: set[PurePosixPath] = set()
+        by_suffix = {_suffix(path): path for path in paths}
+        self.table = by_suffix.get(".csv")
+        self.subtitles = by_suffix.get(".srt") or by_suffix.get(".vtt")
+        self.table_is_words = self.table is not None and _is_transcript(base / self.table)
+
+    def clip(self, path: PurePosixPath, clip_id: str, source_video: str) -> Clip:
+        is_video = _suffix(path) in VIDEO_SUFFIXES
+        transcript = self.subtitles or (self.table if self.table_is_words else None)
+        labels = self.table if is_video and not self.table_is_words else None
+        self.taken |= {part for part in (path, transcript, labels) if part is not None}
+        return Clip(
+            id=clip_id,
+            video=self.base / path if is_video else None,
+            audio=None if is_video else self.base / path,
+            transcript=None if transcript is None else self.base / transcript,
+            labels=Labels(au=None if labels is None else self.base / labels),
+            source_video=source_video,
+        )
+
+
+def _is_transcript(path: Path) -> bool:
+    """Whether the first line names the columns of a transcript; of a file that cannot be read, the run will tell."""
+    try:
+        with path.open("rb") as file:
+            header = file.readline(200)
+    except OSError:
+        return False
+    names = header.decode("utf-8-sig", errors="replace").strip().split(",")
+    return tuple(name.strip().lower() for name in names) == TRANSCRIPT_HEADER
+
+
+# -- ids --------------------------------------------------------------------------------------------------------------
+
+
+def _ids(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """An id for each file, distinct also where capital and small letters are one."""
+    named = {path: _legal("-".join(path.with_suffix("").parts)) for path in paths}
+    taken: set[str] = set()
+    ids: dict[PurePosixPath, str] = {}
+    # Names that needed no change choose first: a new file with an odd name takes no id away.
+    for path in sorted(paths, key=lambda path: (named[path].changed, *_rank(path))):
+        ids[path] = next(name for name in _candidates(path, named[path]) if name.lower() not in taken)
+        taken.add(ids[path].lower())
+    return ids
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A path as an id would spell it."""
+
+    text: str
+    changed: bool
+    """Some character had to be replaced."""
+    lost: bool
+    """A letter or digit had no counterpart: other names may well give the same text."""
+
+
+def _legal(name: str) -> _Named:
+    letters = [char for char in unicodedata.normalize("NFKD", name) if not unicodedata.combining(char)]
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "".join(letters))
+    text = re.sub(r"^\.", "_", text)
+    return _Named(text, changed=text != name, lost=any(char.isalnum() and not char.isascii() for char in letters))
+
+
+def _candidates(path: PurePosixPath, named: _Named) -> Iterator[str]:
+    """Ids that a file would take, the nicest first; the last ones are its own alone."""
+    if not named.lost and is_legal_id(named.text):
+        yield named.text
+        if not named.changed and is_legal_id(with_suffix := named.text + path.suffix.lower()):
+            yield with_suffix
+    own = hashlib.sha256(str(path).encode()).hexdigest()
+    for chars in (8, 32):  # 8 do but for thousands of names in another script, which all look like "_"
+        yield f"{named.text[: ID_MAX_CHARS - chars - 1]}-{own[:chars]}"
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _counted(left_out: Counter[str]) -> str:
+    """``(left out: 3 .jpg, 1 .txt)``, the most frequent first; nothing for an empty folder."""
+    if not left_out:
+        return ""
+    return f" (left out: {', '.join(f'{number} {suffix}' for suffix, number in left_out.most_common())})"
+
+
+def _note(paths: list[PurePosixPath], ids: Mapping[PurePosixPath, str]) -> str:
+    return " and ".join(f"{path} (clip {ids[path]})" for path in paths) + ": one name, so one source_video"

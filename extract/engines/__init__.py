@@ -1,0 +1,1 @@
+"""Where clips are worked on: this machine, or many."""

@@ -1,0 +1,127 @@
+"""This machine: one device, stages set up once, the next frames decoded while these are computed."""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from extract.errors import AuFusionError, MachineError, UsageError
+from extract.planning import DEFAULT_PRECISION, Prepared
+from extract.stage import Context, Stage
+
+Item = TypeVar("Item")
+_END = object()
+
+
+class LocalEngine:
+    """Sets stages up and guards their device."""
+
+    def __init__(self, device: torch.device, cpu_threads: int = 0) -> None:
+        self.device = device
+        self.cpu_threads = cpu_threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(self.cpu_threads)
+        if device.type == "cuda":  # float32 means float32: TF32 keeps 10 bits of the fraction
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        self._ready: dict[str, Stage[Any]] = {}
+
+    def ready(self, prepared: Prepared) -> Stage[Any]:
+        """The instance's stage with its weights loaded; once per run."""
+        instance = prepared.instance
+        if instance.name not in self._ready:
+            device = self.device_of(instance.stage)
+            precision = getattr(torch, prepared.precision) if instance.stage.device == "gpu" else torch.float32
+            with self.guarded(instance.name):
+                instance.stage.setup(Context(device, precision, prepared.weights, self.cpu_threads))
+            self._ready[instance.name] = instance.stage
+        return self._ready[instance.name]
+
+    def device_of(self, stage: Stage[Any]) -> torch.device:
+        """Where a stage computes."""
+        return self.device if stage.device == "gpu" else torch.device("cpu")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def guarded(name: str) -> Iterator[None]:
+        """Turn a lost or full GPU into MachineError: it is no fault of the clip at hand."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MachineError(f"instance {name}: the GPU's memory is full; set a smaller {name}.batch") from error
+        except MemoryError as error:
+            raise MachineError(f"instance {name}: this machine's memory is full") from error
+        except RuntimeError as error:
+            lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+            if lost and not isinstance(error, AuFusionError):
+                raise MachineError(f"instance {name}: the GPU gave up: {str(error).splitlines()[0]}") from error
+            raise
+
+
+def pick_device(asked: str) -> torch.device:
+    """``auto`` is the first GPU if there is one.
+
+    Raises:
+        UsageError: that device is not there.
+    """
+    if asked == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UsageError(f"--device {asked}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in DEFAULT_PRECISION:
+        raise UsageError(f"--device {asked}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {asked}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+@contextlib.contextmanager
+def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Iterator[Item]]:
+    """Draw ``items`` in a thread, at most ``depth`` ahead: decoding goes on while the models compute.
+
+    An exception of the producer is raised where its item would have come. Leaving the block ends the producer.
+    """
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(item, timeout=0.1)
+                return True
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((_END, None))
+        except BaseException as error:  # noqa: BLE001 - carried over to the consumer's thread
+            put((_END, error))
+        finally:
+            close = getattr(items, "close", None)
+            if close:
+                close()
+
+    def consume() -> Iterator[Item]:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+
+    thread = threading.Thread(target=produce, name="decoding", daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        stop.set()
+        thread.join()

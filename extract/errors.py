@@ -1,0 +1,93 @@
+"""Every error of the project in one tree, with its exit code, and every reason code a record may hold."""
+
+EMPTY_REASONS = {
+    "no_video": "the clip has no video stream",
+    "no_audio": "the clip has no audio stream",
+    "no_face": "no face was found in any frame",
+    "no_face_chosen": "the manifest says `face: none`",
+    "no_words": "the transcript has no words",
+    "no_labels": "the manifest names no label file",
+    "no_rows": "no row was fit for this stage",
+    "too_short": "the recording is shorter than one step of the model",
+}
+"""Why an instance is ``empty``: a result, not an error."""
+
+FAILED_REASONS = {
+    "missing_file": "a file that the manifest names is not there",
+    "unreadable": "the file is no media file, or its header is damaged",
+    "no_frames": "the video stream holds no frame that decodes",
+    "bad_times": "presentation times are absent or do not increase",
+    "audio_undecodable": "an audio stream is present but no sample decodes",
+    "bad_labels": "the label file is malformed",
+    "labels_mismatch": "the label file has another number of rows than the clip has frames",
+    "overflow": "a value does not fit the stored number type",
+    "not_finite": "a stage gave NaN or infinity",
+    "broken_promise": "a stage gave other rows, shapes or types than it declares",
+    "unsupported": "the clip brings something that this version does not read",
+    "source_changed": "a file changed while it was being read",
+    "crashed": "the process died twice while working on this clip",
+    "unexpected": "an exception that nobody foresaw; the record holds its traceback",
+}
+"""Why an instance ``failed``: the next run tries again, but for ``crashed`` (``--retry``)."""
+
+REASONS = EMPTY_REASONS | FAILED_REASONS
+
+
+class AuFusionError(Exception):
+    """Root of all errors that are ours. ``exit_code`` is what a command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(AuFusionError):
+    """The command cannot be carried out as given; nothing was computed or changed."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The configuration is malformed or names something unknown."""
+
+
+class ManifestError(UsageError):
+    """The manifest is malformed: the message holds file and line."""
+
+
+class StaleError(UsageError):
+    """The store holds values of another recipe or source; nothing was computed or removed."""
+
+
+class WeightsError(AuFusionError):
+    """Weights or a dependency are missing or not what they should be."""
+
+    exit_code = 3
+
+
+class StoreError(UsageError):
+    """The folder is no store of ours, or of another schema; or something was read that is not there."""
+
+
+class UnfinishedError(StoreError):
+    """An array was read whose record is not ``done`` or ``empty``."""
+
+
+class CorruptError(AuFusionError):
+    """Stored bytes fail their checksum."""
+
+    exit_code = 4
+
+
+class MachineError(AuFusionError):
+    """The machine gave up (disk, store, GPU): the run stops at once and marks no clip as failed."""
+
+    exit_code = 5
+
+
+class ClipError(AuFusionError):
+    """One clip cannot be worked on; the others go on. ``reason`` is a key of FAILED_REASONS."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in FAILED_REASONS:
+            raise ValueError(f"reason {reason!r} is not in errors.FAILED_REASONS")
+        super().__init__(message)
+        self.reason = reason

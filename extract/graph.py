@@ -1,0 +1,123 @@
+"""Which instances there are and what feeds them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from extract.config import ExtractConfig, InstanceConfig, validated
+from extract.errors import ConfigError, UsageError
+from extract.registry import STAGES
+from extract.stage import ClipStage, Output, Stage
+
+SCALARS = {("wave", "start_s")}
+"""Inputs that are a number and no array."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A stage with one config under one name, wired to the instances that feed it."""
+
+    name: str
+    stage: Stage[Any]
+    feeds: Mapping[str, str]
+    """Slot -> instance."""
+    config: InstanceConfig
+
+    @property
+    def kept(self) -> tuple[Output, ...]:
+        """The outputs that the store holds."""
+        return tuple(o for o in self.stage.outputs if o.kept or o.name in self.config.keep)
+
+    @property
+    def is_clip_stage(self) -> bool:
+        """Whether its block is the whole clip."""
+        return isinstance(self.stage, ClipStage)
+
+    def source_of(self, wanted: str) -> tuple[str, str]:
+        """(instance, array) that feeds the declared input ``slot.array``."""
+        slot, _, array = wanted.partition(".")
+        return self.feeds[slot], array
+
+
+def build_graph(config: ExtractConfig) -> dict[str, Instance]:
+    """Every instance of the config and what feeds them, feeding ones first.
+
+    Raises:
+        ConfigError: an unknown stage, slot, array or stage setting; a loop; something kept that cannot be.
+    """
+    listed = {name: entry or InstanceConfig() for name, entry in config.instances.items()}
+    graph: dict[str, Instance] = {}
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in graph:
+            return
+        if name in path:
+            raise ConfigError(f"instances feed each other in a loop: {' <- '.join([*path, name])}")
+        instance = _instance(name, listed.get(name, InstanceConfig()), path)
+        for source in instance.feeds.values():
+            add(source, (*path, name))
+        for wanted in instance.stage.inputs:
+            source, array = instance.source_of(wanted)
+            given = [output.name for output in graph[source].stage.outputs]
+            if array not in given and (graph[source].stage.name, array) not in SCALARS:
+                raise ConfigError(f"instance {name} needs {source}.{array}; {source} gives {', '.join(given)}")
+        graph[name] = instance
+
+    for name in listed:
+        add(name, ())
+    return graph
+
+
+def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instance:
+    stage_name = entry.stage or name
+    if stage_name not in STAGES:
+        needed = f" (needed by {path[-1]})" if path else ""
+        hint = "" if entry.stage else "; an instance of a name of its own says `stage:`"
+        raise ConfigError(f"instance {name}{needed}: no stage {stage_name!r}; stages are {', '.join(STAGES)}{hint}")
+    stage_type = STAGES[stage_name]
+    stage = stage_type(validated(stage_type.config_type, entry.stage_fields, f"instance {name} (stage {stage_name})"))
+    slots = dict.fromkeys(wanted.partition(".")[0] for wanted in stage.inputs)
+    for slot in entry.inputs:
+        if slot not in slots:
+            raise ConfigError(f"instance {name}: no input slot {slot!r}; slots are {', '.join(slots) or 'none'}")
+    outputs = {output.name: output for output in stage.outputs}
+    for kept in entry.keep:
+        if kept not in outputs or None in outputs[kept].sizes:
+            fitting = ", ".join(o.name for o in stage.outputs if not o.kept and None not in o.sizes)
+            raise ConfigError(f"instance {name}: cannot keep {kept!r}; can keep: {fitting or 'nothing more'}")
+    return Instance(name, stage, {slot: entry.inputs.get(slot, slot) for slot in slots}, entry)
+
+
+def select(graph: Mapping[str, Instance], stages: Sequence[str]) -> tuple[str, ...]:
+    """Instances asked for, in the graph's order: by instance name, or all instances of a stage's name; none: all."""
+    if not stages:
+        return tuple(graph)
+    wanted: set[str] = set()
+    for asked in stages:
+        found = {asked} & graph.keys() or {n for n, instance in graph.items() if instance.stage.name == asked}
+        if not found:
+            raise UsageError(f"--stage {asked}: no such instance or stage in the config; it has {', '.join(graph)}")
+        wanted |= found
+    return tuple(name for name in graph if name in wanted)
+
+
+def upstream(graph: Mapping[str, Instance], names: Iterable[str]) -> tuple[str, ...]:
+    """``names`` and all that feeds them, in the graph's order."""
+    needed: set[str] = set()
+    stack = list(names)
+    while stack:
+        name = stack.pop()
+        if name not in needed:
+            needed.add(name)
+            stack += graph[name].feeds.values()
+    return tuple(name for name in graph if name in needed)
+
+
+def downstream(graph: Mapping[str, Instance], names: Iterable[str]) -> tuple[str, ...]:
+    """What ``names`` feed, directly or not, without themselves."""
+    reached = set(names)
+    start = set(reached)
+    for name, instance in graph.items():
+        if reached & set(instance.feeds.values()):
+            reached.add(name)
+    return tuple(name for name in graph if name in reached - start)

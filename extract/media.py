@@ -1,0 +1,717 @@
+"""The only decoder: video frames and 16 kHz mono sound with their times on the clip's presentation clock.
+
+Times are what the container says (``pts * time_base``), unshifted: a stream that begins at 0.5 s begins at 0.5 s, and
+audio and video each keep their own start. Both readers stream; memory holds one decoded frame, or the samples asked
+for, however long the clip. Decoding is single-threaded per clip: engines work on several clips at once, and neither
+the order of errors nor a value can depend on the machine's number of cores.
+"""
+
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+import soxr
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame as DecodedFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from extract.errors import ClipError
+from extract.timeline import NS_PER_S
+
+MAX_JITTER_S = Fraction(40, 1000)
+"""Sound whose times and sample count disagree by more has a gap or an overlap; less is rounding of the container."""
+
+MAX_GAP_S = 3600
+"""A longer jump of the sound's times is a broken clock (a wrapped counter), not an hour of silence to fill in."""
+
+TAIL_PACKETS = 4
+"""Damage this near the last packet is the file's end: after the torn packet a parser still hands out what it held."""
+
+# They read other files than the one that was hashed, or draw text: FFmpeg opens them, nobody means them by a clip.
+_NO_MEDIA_FORMATS = {"adf", "bin", "concat", "dash", "hls", "idf", "tty", "xbin"}
+
+_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+# ---------------------------------------------------------------------------------------------------------- video
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFrame:
+    """One frame of a clip."""
+
+    index: int
+    """Row of the clip, from 0; the first frame at or after ``start_s`` is row 0."""
+    pts_s: float
+    """Presentation time in seconds on the clip's clock."""
+    image: NDArray[np.uint8] | None
+    """RGB [H, W, 3], upright, C-contiguous, its own memory. ``None`` where the caller did not want this frame."""
+
+
+class Video:
+    """The frames of one clip, in presentation order. Made by ``open_video``.
+
+    Leaving the ``with`` block closes the file. ``frames`` may be called again: it starts from the first frame and ends
+    the iteration before it.
+    """
+
+    path: Path
+    stream_index: int
+    """Index of the chosen stream in its container."""
+    declared_frames: int | None
+    """How many frames the header claims; it may lie. ``None``: it claims nothing."""
+    size: tuple[int, int]
+    """Height and width of the first frame, after rotation. A later frame may differ where the stream changes size."""
+    rotation_deg: int
+    """Clockwise turn that was applied, from the display matrix: 0, 90, 180 or 270."""
+    notes: dict[str, Any]
+    """Facts for the record that are no error, JSON values; complete when ``frames`` is exhausted.
+
+    ``rotation_deg``, ``mirrored``, ``video_streams {count, taken}``, ``declared_frames`` (where another number was
+    decoded), ``truncated_at_s`` (time of the last frame of a file that ends early), ``corrupt_frames {count, first_s}``
+    (given, as the decoder mended them), ``undecodable_packets {count, error}`` (no frame came of them),
+    ``repaired_pts {absent, not_increasing}``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stream: "_ProbedStream",
+        num_streams: int,
+        cut: tuple[Fraction | None, Fraction | None],
+        *,
+        repair_pts: bool,
+    ) -> None:
+        self.path = path
+        self.stream_index = stream.index
+        self.declared_frames = stream.declared_frames
+        self.size = stream.size
+        self.rotation_deg = stream.turn.clockwise_deg
+        self._number = stream.number
+        self._start, self._end = cut
+        self._repair_pts = repair_pts
+        self._running: Generator[VideoFrame, None, None] | None = None
+        self._facts: dict[str, Any] = {}
+        if self.rotation_deg:
+            self._facts["rotation_deg"] = self.rotation_deg
+        if stream.turn.mirrored:
+            self._facts["mirrored"] = True
+        if num_streams > 1:
+            self._facts["video_streams"] = {"count": num_streams, "taken": self.stream_index}
+        self.notes = dict(self._facts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End a running iteration and close its file."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
+        """Every frame with ``start_s <= pts_s < end_s``; those not ``wanted(index)`` are decoded but not converted.
+
+        Raises ``ClipError``: ``bad_times`` at a frame whose time is absent or does not increase (unless
+        ``repair_pts``), ``no_frames`` at the end if none lay in the range.
+        """
+        self.close()
+        self._running = self._decode(wanted)
+        return self._running
+
+    def _decode(self, wanted: Callable[[int], bool] | None) -> Generator[VideoFrame, None, None]:
+        self.notes.clear()
+        self.notes.update(self._facts)
+        repaired = self._repaired_times() if self._repair_pts else None
+        reformatter = VideoReformatter()
+        damage = _Damage()
+        corrupt_s: list[float] = []
+        num_decoded = num_given = 0
+        last: Fraction | None = None
+        with _open(self.path) as container:
+            stream = container.streams.video[self._number]
+            frames: Iterator[DecodedFrame] = _decoded(container, stream, damage)
+            for frame in frames:
+                at = repaired[num_decoded] if repaired else _checked_time(frame, stream, num_decoded, last)
+                if self._end is not None and at >= self._end:
+                    break
+                num_decoded, last = num_decoded + 1, at
+                damage.in_last_frame = frame.is_corrupt
+                if frame.is_corrupt:
+                    corrupt_s.append(float(at))
+                if self._start is not None and at < self._start:
+                    continue
+                image = _rgb(frame, reformatter) if wanted is None or wanted(num_given) else None
+                yield VideoFrame(num_given, float(at), image)
+                num_given += 1
+            else:
+                self._note_end(container, damage, num_decoded, last)
+        if corrupt_s:
+            self.notes["corrupt_frames"] = {"count": len(corrupt_s), "first_s": corrupt_s[0]}
+        damage.note(self.notes)
+        if not num_given:
+            raise ClipError("no_frames", self._nothing_given(num_decoded, damage, last))
+
+    def _note_end(self, container: InputContainer, damage: "_Damage", num_decoded: int, last: Fraction | None) -> None:
+        """What can be said only when the stream was read to its end."""
+        complete = num_decoded == self.declared_frames
+        if last is not None and (damage.at_end or (not complete and _lacks_bytes(container, self.path))):
+            self.notes["truncated_at_s"] = float(last)
+        # After a cut at start_s the count is still that of the whole stream.
+        if self.declared_frames is not None and not complete:
+            self.notes["declared_frames"] = self.declared_frames
+
+    def _nothing_given(self, num_decoded: int, damage: "_Damage", last: Fraction | None) -> str:
+        if not num_decoded and self._end is None:
+            return f"video stream {self.stream_index} of {self.path.name} holds no frame that decodes{damage}"
+        start = "the beginning" if self._start is None else f"start_s {float(self._start)}"
+        end = "the end" if self._end is None else f"end_s {float(self._end)}"
+        seen = "every frame is later" if last is None else f"the last frame before its end is at {float(last):.3f} s"
+        return f"no frame between {start} and {end} ({seen}); correct start_s and end_s of the clip in the manifest"
+
+    def _repaired_times(self) -> list[Fraction]:
+        """Read the whole stream once for its times: a run of bad ones is mended from the good ones on both sides."""
+        with _open(self.path) as container:
+            stream = container.streams.video[self._number]
+            time_base = _time_base(stream)
+            pts: list[int | None] = [frame.pts for frame in _decoded(container, stream, _Damage())]
+            times = repair_times([None if p is None else p * time_base for p in pts], stream.average_rate)
+        num_absent = sum(p is None for p in pts)
+        num_changed = sum(p is None or p * time_base != time for p, time in zip(pts, times, strict=True))
+        if num_changed:
+            self.notes["repaired_pts"] = {"absent": num_absent, "not_increasing": num_changed - num_absent}
+        return times
+
+
+def open_video(
+    path: Path, *, start_s: float | None = None, end_s: float | None = None, repair_pts: bool = False
+) -> Video | None:
+    """Open a clip's video; ``None`` if the file has no video stream (cover art is none).
+
+    Of several streams the first with more than one frame is taken, else the first with one. ``start_s`` and ``end_s``
+    cut the clip without moving its clock. ``repair_pts`` reads the stream twice and mends its times as
+    ``repair_times`` says.
+
+    Raises ``ClipError``: ``missing_file``, ``unreadable``, ``no_frames`` (a video stream of which nothing decodes).
+    """
+    with _open(path) as container:
+        numbers = [n for n, stream in enumerate(container.streams.video) if not stream.disposition & _PICTURE]
+    if not numbers:
+        return None
+    # A lone stream is taken for its first frame; among several a still picture gives way to the movie behind it.
+    enough = 1 if len(numbers) == 1 else 2
+    damage = _Damage()
+    best: _ProbedStream | None = None
+    for number in numbers:
+        stream = _probe(path, number, enough, damage)
+        if stream is not None and (best is None or stream.num_frames > best.num_frames):
+            best = stream
+        if best is not None and best.num_frames == enough:
+            break
+    if best is None:
+        which = "the video stream" if len(numbers) == 1 else f"each of {len(numbers)} video streams"
+        raise ClipError(
+            "no_frames", f"{which} of {path.name} holds no frame that decodes{damage}; encode the clip anew"
+        )
+    cut = (_exact(start_s), _exact(end_s))
+    return Video(path, best, len(numbers), cut, repair_pts=repair_pts)
+
+
+def repair_times(times: Sequence[Fraction | None], rate: Fraction | None) -> list[Fraction]:
+    """Times that increase, one per frame, from times of which some are absent or do not increase.
+
+    No frame is dropped: labels count frames. The largest set of times that increase is kept (one wild jump forward
+    does not condemn all that follow it); the rest are spread evenly between their kept neighbours, and before the
+    first and after the last at the usual step: the median of the kept ones, else ``1 / rate`` from 0.
+
+    Raises ``ClipError`` ``bad_times`` where neither times nor ``rate`` say how long a frame lasts.
+    """
+    kept = _longest_increasing(times)
+    steps = sorted(j_time - i_time for (i, i_time), (j, j_time) in itertools.pairwise(kept) if j == i + 1)
+    if steps:
+        step = steps[len(steps) // 2]
+    elif rate:
+        step = 1 / rate
+    elif len(kept) < len(times):
+        raise ClipError(
+            "bad_times",
+            f"{len(times) - len(kept)} of {len(times)} frames have no usable time and the stream states no frame rate; "
+            "times cannot be repaired: put the stream into a container with times (mp4, mkv)",
+        )
+    else:
+        return [time for _, time in kept]
+    first, first_time = kept[0] if kept else (0, Fraction(0))
+    last, last_time = kept[-1] if kept else (0, Fraction(0))
+    repaired = [first_time + (i - first) * step for i in range(first)]
+    for (i, i_time), (j, j_time) in itertools.pairwise(kept):
+        repaired += [i_time + (j_time - i_time) * (m - i) / (j - i) for m in range(i, j)]
+    return repaired + [last_time + (i - last) * step for i in range(last, len(times))]
+
+
+def _longest_increasing(times: Sequence[Fraction | None]) -> list[tuple[int, Fraction]]:
+    """The longest strictly increasing subsequence, as (index, time): patience sorting, O(n log n)."""
+    tails: list[Fraction] = []  # smallest last time of an increasing run of each length
+    at: list[int] = []  # its index
+    before: list[int | None] = []  # index before each one in the best run that ends with it
+    for i, time in enumerate(times):
+        place = bisect_left(tails, time) if time is not None else 0
+        before.append(at[place - 1] if place else None)
+        if time is not None:
+            tails[place : place + 1] = [time]
+            at[place : place + 1] = [i]
+    run: list[tuple[int, Fraction]] = []
+    i_or_none = at[-1] if at else None
+    while i_or_none is not None:
+        time = times[i_or_none]
+        if time is not None:
+            run.append((i_or_none, time))
+        i_or_none = before[i_or_none]
+    return run[::-1]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How a decoded picture becomes upright: transposed first, then mirrored along either axis."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of(cls, frame: DecodedFrame) -> "_Turn":
+        """From the display matrix [a b u; c d v; x y w]: a pixel (p, q) is shown at (a p + c q, b p + d q).
+
+        Angles between quarter turns, which no camera writes, go to the nearest one.
+        """
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(data, dtype=np.int32, count=5).tolist()  # ISO/IEC 14496-12, 6.2.2
+        if abs(b) > abs(a):
+            return cls(transpose=True, flip_x=c < 0, flip_y=b < 0)
+        return cls(flip_x=a < 0, flip_y=d < 0)
+
+    @property
+    def mirrored(self) -> bool:
+        return self.transpose ^ self.flip_x ^ self.flip_y
+
+    @property
+    def clockwise_deg(self) -> int:
+        """The turn; of a mirrored picture, the turn before it is mirrored left to right."""
+        flip_x = self.flip_x ^ self.mirrored
+        if self.transpose:
+            return 90 if flip_x else 270
+        return 180 if flip_x else 0
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A view of ``image`` [H, W, 3]."""
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+@dataclass(frozen=True)
+class _ProbedStream:
+    """A video stream of which at least one frame decoded."""
+
+    number: int
+    """Position among the container's video streams."""
+    index: int
+    declared_frames: int | None
+    size: tuple[int, int]
+    turn: _Turn
+    num_frames: int
+    """Frames seen while probing, not more than were asked for."""
+
+
+def _probe(path: Path, number: int, enough: int, damage: "_Damage") -> _ProbedStream | None:
+    with _open(path) as container:
+        stream = container.streams.video[number]
+        frames: Iterator[DecodedFrame] = _decoded(container, stream, damage)
+        first = next(frames, None)
+        if first is None:
+            return None
+        num_frames = 1 + sum(1 for _, _ in zip(range(enough - 1), frames, strict=False))
+        turn = _Turn.of(first)
+        height, width = (first.width, first.height) if turn.transpose else (first.height, first.width)
+        return _ProbedStream(number, stream.index, stream.frames or None, (height, width), turn, num_frames)
+
+
+def _checked_time(frame: DecodedFrame, stream: VideoStream, number: int, last: Fraction | None) -> Fraction:
+    remedy = "set `repair_pts: true` in the config of `frames` to have it filled in"
+    after = "at the start of the stream" if last is None else f"after {float(last):.6f} s"
+    if frame.pts is None:
+        raise ClipError("bad_times", f"frame {number} ({after}) has no presentation time; {remedy}")
+    at = frame.pts * _time_base(stream)
+    if last is not None and at <= last:
+        raise ClipError("bad_times", f"frame {number} is at {float(at):.6f} s, not {after}; {remedy}")
+    return at
+
+
+def _rgb(frame: DecodedFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """RGB [H, W, 3] in memory of its own.
+
+    Matrix and range are the stream's, flags libswscale's defaults, so pixels equal ``ffmpeg -pix_fmt rgb24``; without
+    ``threads=1`` PyAV starts one thread per core for every picture.
+    """
+    rgb = reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+    # What PyAV shows has padded rows in FFmpeg's memory: dlib misreads it, and a later frame may overwrite it.
+    view: NDArray[np.uint8] = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+    return np.array(_Turn.of(frame).apply(view), order="C", copy=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- sound
+
+
+@dataclass(frozen=True)
+class Audio:
+    """The sound of one clip."""
+
+    samples: NDArray[np.float32]
+    """Mono [n] in [-1, 1]: the mean of the channels."""
+    start_s: float
+    """Time of sample 0 in seconds on the clip's clock; sample k is at ``start_s + k / hz``."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Facts for the record that are no error, JSON values.
+
+    ``audio_streams {count, taken}``, ``audio_gaps [[start_s, duration_s], ...]`` (filled with silence),
+    ``audio_overlap_s`` (seconds dropped because the times ran back), ``clipped_samples`` (a lossy decoder's overshoot),
+    ``start_assumed`` (no time in the stream: taken to begin at 0 s), ``truncated_at_s``,
+    ``undecodable_packets {count, error}``.
+    """
+
+
+def read_audio(
+    path: Path, *, hz: int = 16_000, start_s: float | None = None, end_s: float | None = None
+) -> Audio | None:
+    """Decode a file's sound to mono at ``hz``; ``None`` if it has no audio stream.
+
+    Of several streams the first that decodes is taken. Sound at ``hz`` passes unchanged; other rates go through
+    soxr (HQ), whose linear phase keeps every sample's time. Encoder delay and edit lists are applied as FFmpeg does.
+
+    Raises ``ClipError``: ``missing_file``, ``unreadable``, ``audio_undecodable`` (a stream, but no sample),
+    ``bad_times`` (times that jump by more than an hour).
+    """
+    with _open(path) as container:
+        num_streams = len(container.streams.audio)
+    if not num_streams:
+        return None
+    damage = _Damage()
+    cut = (_exact(start_s), _exact(end_s))
+    for number in range(num_streams):
+        with _open(path) as container:
+            stream = container.streams.audio[number]
+            audio = _read_stream(container, stream, path, damage, hz, cut)
+            if audio is not None:
+                if num_streams > 1:
+                    audio.notes["audio_streams"] = {"count": num_streams, "taken": stream.index}
+                return audio
+    which = "the audio stream" if num_streams == 1 else f"each of {num_streams} audio streams"
+    raise ClipError("audio_undecodable", f"{which} of {path.name} holds no sample that decodes{damage}")
+
+
+def _read_stream(
+    container: InputContainer,
+    stream: AudioStream,
+    path: Path,
+    damage: "_Damage",
+    hz: int,
+    cut: tuple[Fraction | None, Fraction | None],
+) -> Audio | None:
+    notes: dict[str, Any] = {}
+    gaps: list[list[float]] = []
+    overlap = Fraction(0)
+    recording: _Recording | None = None
+    frames: Iterator[AudioFrame] = _decoded(container, stream, damage)
+    for frame in frames:
+        wave, rate = _mono(frame), frame.sample_rate
+        if recording is None:
+            if frame.pts is None:
+                notes["start_assumed"] = True
+            recording = _Recording(hz, _audio_time(frame, stream) or Fraction(0), cut)
+        at = _audio_time(frame, stream)
+        late = Fraction(0) if at is None else at - recording.end
+        if late > MAX_GAP_S:
+            raise ClipError(
+                "bad_times",
+                f"the sound's times jump from {float(recording.end):.3f} s to {float(recording.end + late):.3f} s; "
+                "expected steady times: write the file anew (ffmpeg -i IN -c copy OUT) or cut it with end_s",
+            )
+        if late > MAX_JITTER_S:
+            gaps.append([float(recording.end), float(late)])
+            recording.add_silence(round(late * rate), rate)
+        elif late < -MAX_JITTER_S:
+            num_dropped = min(len(wave), round(-late * rate))
+            overlap += Fraction(num_dropped, rate)
+            wave = wave[num_dropped:]
+        recording.add(wave, rate)
+        if recording.complete:
+            break
+    if recording is None:
+        return None
+    if gaps:
+        notes["audio_gaps"] = gaps
+    if overlap:
+        notes["audio_overlap_s"] = float(overlap)
+    if not recording.complete and (damage.at_end or _lacks_bytes(container, path)):
+        notes["truncated_at_s"] = float(recording.end)
+    damage.note(notes)
+    samples = recording.samples()
+    num_clipped = int(np.count_nonzero(np.abs(samples) > 1))
+    if num_clipped:
+        notes["clipped_samples"] = num_clipped
+        np.clip(samples, -1, 1, out=samples)
+    return Audio(samples, float(recording.first_kept), notes)
+
+
+class _Recording:
+    """Gathers mono sound of any rate as samples at ``hz``, and keeps those inside the cut."""
+
+    def __init__(self, hz: int, start: Fraction, cut: tuple[Fraction | None, Fraction | None]) -> None:
+        self.end = start
+        """Time right after the last sample that was added: where the next one is expected."""
+        cut_start, cut_end = cut
+        # Sample k is at start + k / hz; kept are those with cut_start <= time < cut_end.
+        self._first = 0 if cut_start is None else max(0, math.ceil((cut_start - start) * hz))
+        self._stop = None if cut_end is None else max(0, math.ceil((cut_end - start) * hz))
+        self.first_kept = start + Fraction(self._first, hz)
+        self._hz = hz
+        self._rate: int | None = None
+        self._resampler: soxr.ResampleStream | None = None
+        self._num_made = 0
+        self._kept: list[NDArray[np.float32]] = []
+
+    @property
+    def complete(self) -> bool:
+        """Nothing that may follow lies inside the cut."""
+        return self._stop is not None and self._num_made >= self._stop
+
+    def add(self, wave: NDArray[np.float32], rate: int) -> None:
+        if rate != self._rate:  # the first samples, or a stream that changes its rate
+            self._flush()
+            self._rate = rate
+            self._resampler = None if rate == self._hz else soxr.ResampleStream(rate, self._hz, 1, dtype="float32")
+        self.end += Fraction(len(wave), rate)
+        self._keep(wave if self._resampler is None else self._resampler.resample_chunk(wave))
+
+    def add_silence(self, num_samples: int, rate: int) -> None:
+        for done in range(0, num_samples, rate):  # a second at a time: a long gap needs no long array
+            self.add(np.zeros(min(rate, num_samples - done), dtype=np.float32), rate)
+
+    def samples(self) -> NDArray[np.float32]:
+        """All kept samples [n]; nothing can be added afterwards."""
+        self._flush()
+        return np.concatenate(self._kept) if self._kept else np.zeros(0, dtype=np.float32)
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._keep(self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+            self._resampler = None
+
+    def _keep(self, wave: NDArray[np.float32]) -> None:
+        first = max(0, self._first - self._num_made)
+        stop = len(wave) if self._stop is None else max(0, self._stop - self._num_made)
+        self._num_made += len(wave)
+        if len(wave[first:stop]):
+            self._kept.append(wave[first:stop].copy())
+
+
+def _audio_time(frame: AudioFrame, stream: AudioStream) -> Fraction | None:
+    return None if frame.pts is None else frame.pts * _time_base(stream)
+
+
+def _mono(frame: AudioFrame) -> NDArray[np.float32]:
+    """Mean of the channels [n] on a full scale of 1; 24-bit sound arrives in the high bits of 32."""
+    try:
+        wave = frame.to_ndarray()  # planar [C, n], packed [1, n * C]
+    except ValueError as error:
+        raise ClipError("audio_undecodable", f"samples of format {frame.format.name} are not supported") from error
+    if not frame.format.is_planar:
+        wave = wave.reshape(frame.samples, -1).T
+    scaled: NDArray[np.float64] = wave.astype(np.float64)
+    if wave.dtype == np.uint8:  # the one unsigned format: silence is 128
+        scaled = (scaled - 128) / 128
+    elif wave.dtype.kind == "i":
+        scaled /= 2.0 ** (8 * wave.dtype.itemsize - 1)
+    mean: NDArray[np.float64] = scaled.mean(axis=0)
+    return mean.astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------- container
+
+
+@dataclass
+class _Damage:
+    """What went wrong while a stream was read."""
+
+    num_undecodable: int = 0
+    first_error: str | None = None
+    num_packets: int = 0
+    last_torn: int | None = None
+    """Number of the last packet, of any stream, that is incomplete or did not decode."""
+    demuxer_failed: bool = False
+    in_last_frame: bool = False
+
+    @property
+    def at_end(self) -> bool:
+        torn = self.last_torn is not None and self.num_packets - self.last_torn < TAIL_PACKETS
+        return torn or self.demuxer_failed or self.in_last_frame
+
+    def undecodable(self, error: Exception) -> None:
+        self.num_undecodable += 1
+        self.last_torn = self.num_packets
+        self.first_error = self.first_error or str(error)
+
+    def note(self, notes: dict[str, Any]) -> None:
+        if self.num_undecodable:
+            notes["undecodable_packets"] = {"count": self.num_undecodable, "error": self.first_error}
+
+    def __str__(self) -> str:
+        """Tail of an error message."""
+        if self.first_error is None:
+            return f" ({self.num_packets} packets in the file)"
+        return f" ({self.num_undecodable} packets refused, the first with: {self.first_error})"
+
+
+def _open(path: Path) -> InputContainer:
+    if not path.exists():
+        raise ClipError("missing_file", f"{path} is not there; correct its path in the manifest")
+    try:
+        # ``file:`` keeps a name with a colon from being read as a protocol, and nothing is fetched from a network.
+        # Titles in old encodings are no reason to refuse a movie.
+        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except av.FFmpegError as error:
+        raise ClipError(
+            "unreadable",
+            f"{path.name} does not open as a media file ({error.strerror}); expected a movie or sound file, whole: "
+            "is it the right file, and was it copied to its end?",
+        ) from error
+    if container.format.name in _NO_MEDIA_FORMATS or not (container.streams.video or container.streams.audio):
+        container.close()
+        raise ClipError(
+            "unreadable",
+            f"{path.name} is of format {container.format.name}, without picture or sound of its own; "
+            "expected a movie or sound file",
+        )
+    return container
+
+
+def _packets(container: InputContainer, damage: _Damage) -> "Iterator[Packet[Any] | None]":
+    """Packets of all streams: a file torn inside an audio packet ends early for its video too. ``None`` flushes."""
+    packets = container.demux()
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            damage.demuxer_failed = True
+            damage.first_error = damage.first_error or str(error)
+            yield None
+            return
+        if packet is None:
+            return
+        if packet.size:
+            damage.num_packets += 1
+            if packet.is_corrupt:
+                damage.last_torn = damage.num_packets
+        yield packet
+
+
+def _decoded(container: InputContainer, stream: VideoStream | AudioStream, damage: _Damage) -> Iterator[Any]:
+    """Frames of one stream in presentation order; a packet that does not decode is counted and left behind."""
+    if not _is_known(stream, damage):
+        return
+    for packet in _packets(container, damage):
+        if packet is None or packet.stream.index == stream.index:
+            try:
+                frames = stream.decode(packet)
+            except av.FFmpegError as error:
+                damage.undecodable(error)
+            else:
+                yield from frames
+
+
+def _is_known(stream: VideoStream | AudioStream, damage: _Damage) -> bool:
+    """Whether this FFmpeg has a decoder for the stream; PyAV gives no codec context where it has not."""
+    if stream.codec_context is None:
+        damage.undecodable(ValueError("this FFmpeg has no decoder for its codec"))
+        return False
+    stream.codec_context.thread_count = 1
+    return True
+
+
+def _time_base(stream: VideoStream | AudioStream) -> Fraction:
+    if stream.time_base is None:
+        raise ClipError("bad_times", f"stream {stream.index} states no time base; write the file anew")
+    return stream.time_base
+
+
+def _exact(seconds: float | None) -> Fraction | None:
+    """The number that a person meant: 0.1 is 1/10, and the printed time of a frame at 1/30 s is 1/30."""
+    return None if seconds is None else Fraction(seconds).limit_denominator(NS_PER_S)
+
+
+def _lacks_bytes(container: InputContainer, path: Path) -> bool:
+    """Whether the file ends before its outermost boxes do. FFmpeg reads a torn Matroska file without an error."""
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        if "matroska" in container.format.name:
+            end = _end_of_matroska(file.read(64))
+        elif container.format.name in {"avi", "wav"}:
+            end = _end_of_riff(file.read(8))
+        elif "mp4" in container.format.name:
+            end = 0
+            while end + 8 <= num_bytes:
+                file.seek(end)
+                size = _size_of_box(file.read(16), num_bytes - end)
+                if size < 8:  # no box: whatever follows, it is not missing
+                    return False
+                end += size
+        else:
+            end = 0
+    return end > num_bytes
+
+
+def _end_of_matroska(head: bytes) -> int:
+    """End of the Segment that follows the EBML header (RFC 8794 section 4, RFC 9559 section 5.1); 0: not stated."""
+    end = 0
+    for identity in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        if head[end : end + 4] != identity or end + 4 >= len(head):
+            return 0
+        width = 9 - head[end + 4].bit_length()  # as many leading zero bits as further bytes
+        field_bytes = head[end + 4 : end + 4 + width]
+        value = int.from_bytes(field_bytes, "big") & ((1 << 7 * width) - 1)
+        if len(field_bytes) < width or value == (1 << 7 * width) - 1:  # all ones: unknown, as in a live stream
+            return 0
+        end += 4 + width + value
+    return end
+
+
+def _end_of_riff(head: bytes) -> int:
+    """End of the first RIFF chunk; 0 where the writer could not go back to fill it in (zero or the largest sizes)."""
+    size = int.from_bytes(head[4:8], "little")
+    return 8 + size if head[:4] == b"RIFF" and size < 0x7FFF_0000 else 0
+
+
+def _size_of_box(head: bytes, num_left: int) -> int:
+    """Bytes of an ISO base media box (ISO/IEC 14496-12, 4.2): 0 reaches to the end, 1 has a 64-bit size behind it."""
+    size = int.from_bytes(head[:4], "big")
+    if size == 1:
+        return int.from_bytes(head[8:16], "big")
+    return size or num_left

@@ -1,0 +1,1 @@
+"""Architectures only; where their weights come from is ``weights.py``."""

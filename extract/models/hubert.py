@@ -1,0 +1,164 @@
+"""HuBERT (Hsu et al. 2021, arXiv 2106.07447) as transformers builds it: sizes, names, loading."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extract.errors import WeightsError
+from extract.models import random
+from extract.models.weights import Weights, load_strictly
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from transformers import HubertConfig, HubertModel
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of one HuBERT. All share the convolutions' kernels and strides: 320 samples a step, 400 seen."""
+
+    width: int
+    num_layers: int
+    heads: int
+    mlp_width: int
+    stable_layer_norm: bool
+    """Norms before attention and MLP, one final norm after the last layer, and a layer norm after every convolution;
+    else norms after, no final one, and a group norm after the first convolution only."""
+    conv_width: int = 512
+
+
+ARCHITECTURES = {
+    "xlarge": Architecture(1280, num_layers=48, heads=16, mlp_width=5120, stable_layer_norm=True),
+    "large": Architecture(1024, num_layers=24, heads=16, mlp_width=4096, stable_layer_norm=True),
+    "base": Architecture(768, num_layers=12, heads=12, mlp_width=3072, stable_layer_norm=False),
+    "small": Architecture(64, num_layers=2, heads=4, mlp_width=128, stable_layer_norm=True, conv_width=32),
+}
+"""``small`` is for tests and the demo; nobody published one."""
+
+SHOWN_IN_CONFIG = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "do_stable_layer_norm",
+    "layer_norm_eps",
+    "feat_proj_layer_norm",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_pos_batch_norm",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+)
+"""Fields of ``config.json`` that change values and are the same in all files of one architecture."""
+
+
+def model_config(architecture: str, *, conv_bias: bool) -> "HubertConfig":
+    """transformers' config. Masking, dropout and layer drop are off: left on, training mode masks at random."""
+    from transformers import HubertConfig
+
+    sizes = ARCHITECTURES[architecture]
+    return HubertConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.mlp_width,
+        do_stable_layer_norm=sizes.stable_layer_norm,
+        feat_extract_norm="layer" if sizes.stable_layer_norm else "group",
+        conv_dim=(sizes.conv_width,) * 7,
+        conv_bias=conv_bias,
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+        hidden_dropout=0.0,
+        activation_dropout=0.0,
+        attention_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        layerdrop=0.0,
+    )
+
+
+def build(architecture: str, *, conv_bias: bool) -> "HubertModel":
+    """The network in eval mode on the meta device: names and shapes, no numbers yet."""
+    import torch
+    from transformers import HubertModel
+
+    with torch.device("meta"):
+        model: HubertModel = HubertModel(model_config(architecture, conv_bias=conv_bias))
+    model.train(False)
+    return model
+
+
+def random_weights(architecture: str) -> "dict[str, np.ndarray[Any, Any]]":
+    """Untrained tensors by transformers' names."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in build(architecture, conv_bias=False).state_dict().items()}
+    return dict(random.draw(shapes, seed=f"hubert/{architecture}"))
+
+
+def load(architecture: str, weights: Weights) -> "HubertModel":
+    """The network with its weights, on the CPU, in eval mode.
+
+    Raises:
+        WeightsError: tensors or ``config.json`` are not those of this architecture.
+    """
+    tensors = named_like_transformers(weights.tensors())
+    conv_bias = "feature_extractor.conv_layers.0.conv.bias" in tensors  # fairseq has none, some hub files do
+    model = build(architecture, conv_bias=conv_bias)
+    _check_config(weights, architecture, model.config)
+    load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, weights.spec, assign=True)
+    model.requires_grad_(False)
+    return model
+
+
+def named_like_transformers(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Names without the ``hubert.`` of a model with a head, new names for weight norm, no mask vector (unused here)."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("hubert.")
+        name = name.replace("pos_conv_embed.conv.weight_g", "pos_conv_embed.conv.parametrizations.weight.original0")
+        name = name.replace("pos_conv_embed.conv.weight_v", "pos_conv_embed.conv.parametrizations.weight.original1")
+        renamed[name] = tensor
+    renamed.pop("masked_spec_embed", None)
+    return renamed
+
+
+def _check_config(weights: Weights, architecture: str, expected: "HubertConfig") -> None:
+    """What no tensor's shape shows (heads, norms, strides) must be as ``config.json`` says, where there is one."""
+    found = weights.read_json("config.json")
+    if found is None:
+        return
+    wanted = {name: _plain(getattr(expected, name)) for name in SHOWN_IN_CONFIG}
+    wrong = [
+        f"{name} {found[name]!r}, expected {wanted[name]!r}"
+        for name in SHOWN_IN_CONFIG
+        if name in found and _plain(found[name]) != wanted[name]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"weights {weights.spec!r}: config.json is not of architecture {architecture}: {'; '.join(wrong)}"
+        )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def keep_layers(model: "HubertModel", num_layers: int) -> "nn.Module":
+    """Cut the encoder after ``num_layers`` and take its final norm off. Returns that norm (identity if it has none).
+
+    ``model(...).last_hidden_state`` is then the raw output of the last layer kept, in every version of transformers
+    (which differ in whether their last hidden state is normed), and the layers after it are not computed.
+    """
+    from torch import nn
+
+    encoder: Any = model.encoder
+    encoder.layers = encoder.layers[:num_layers]
+    if not model.config.do_stable_layer_norm:
+        return nn.Identity()  # the encoder's layer_norm stands before its first layer here
+    norm: nn.Module = encoder.layer_norm
+    encoder.layer_norm = nn.Identity()
+    return norm

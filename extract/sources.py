@@ -1,0 +1,123 @@
+"""What a clip's values come from: files by the hash of their bytes, choices of the manifest by their value."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from extract.errors import ClipError
+from extract.graph import Instance, upstream
+from extract.manifest import Clip
+from extract.store import Record
+
+
+def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str, ...]:
+    """Source parts that an instance or its inputs read of this clip, sorted."""
+    parts: set[str] = set()
+    for source in upstream(graph, [name]):
+        for part in graph[source].stage.parts:
+            if part == "sound":  # a sound file of its own, or the video's audio stream
+                parts.add("audio" if clip.audio else "media")
+            elif not part.startswith("choice.") or choice(clip, part) is not None:
+                parts.add(part)
+    return tuple(sorted(parts))
+
+
+def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
+    """A choice that the manifest makes for a clip; None where it makes none."""
+    if part == "choice.face":
+        return clip.face
+    if part == "choice.fps":
+        return clip.fps
+    if part == "choice.span":
+        return [clip.start_s, clip.end_s] if (clip.start_s, clip.end_s) != (None, None) else None
+    raise KeyError(part)
+
+
+def part_files(clip: Clip, part: str) -> tuple[Path, ...]:
+    """The files of a source part."""
+    named = {
+        "media": (clip.video,),
+        "audio": (clip.audio,),
+        "crops": (clip.crops,),
+        "transcript": (clip.transcript,),
+        "labels": (clip.labels.au, clip.labels.expr),
+    }[part]
+    return tuple(path for path in named if path is not None)
+
+
+class Sources:
+    """Hashes of source files, each read once a run; a hash in the store counts while size and time are the same."""
+
+    def __init__(self, *, rehash: bool = False) -> None:
+        self._rehash = rehash
+        self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
+
+    def source(self, clip: Clip, parts: Sequence[str]) -> dict[str, Any]:
+        """Part -> sha256 (of the files' hashes where there are several), or the choice.
+
+        Raises:
+            ClipError: ``missing_file``: a file is not there or cannot be read.
+        """
+        source: dict[str, Any] = {}
+        for part in parts:
+            if part.startswith("choice."):
+                source[part] = choice(clip, part)
+                continue
+            hashes = [self._hash(path) for path in part_files(clip, part)]
+            source[part] = hashes[0] if len(hashes) == 1 else sha256_of(hashes)
+        return source
+
+    def trust(self, clip: Clip, record: Record) -> None:
+        """Believe the record's hashes for files whose size and modification time are as recorded."""
+        if self._rehash:
+            return
+        for part, files in record.provenance.get("files", {}).items():
+            for path, (size, mtime_ns, sha256) in zip(part_files(clip, part), files, strict=False):
+                if _stamp(path) == (size, mtime_ns):
+                    self._seen.setdefault(path, ((size, mtime_ns), sha256))
+
+    def files(self, clip: Clip, parts: Sequence[str]) -> dict[str, list[list[Any]]]:
+        """For the record: size, time and hash of each file as they were read, for ``trust`` in later runs."""
+        return {
+            part: [[*self._seen[path][0], self._seen[path][1]] for path in part_files(clip, part)]
+            for part in parts
+            if not part.startswith("choice.")
+        }
+
+    def check_unchanged(self, clip: Clip, parts: Sequence[str]) -> None:
+        """Raise ClipError ``source_changed`` if a file is not the one that was hashed."""
+        for part in parts:
+            for path in () if part.startswith("choice.") else part_files(clip, part):
+                if _stamp(path) != self._seen[path][0]:
+                    raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._seen:
+            stamp = _stamp(path)
+            try:
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ClipError("missing_file", f"{path}: {error.strerror or error}; is the path right?") from None
+            self._seen[path] = (stamp or (0, 0), sha256)
+        return self._seen[path][1]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def sha256_of(value: object) -> str:
+    """Hash of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def fingerprint(recipe_sha256: str, source: Mapping[str, Any]) -> str:
+    """Identity of one clip's values: the same for all machines and folders."""
+    return sha256_of([recipe_sha256, source])

@@ -1,0 +1,140 @@
+"""What a stage is: declared inputs, outputs and config, and a pure function of them.
+
+A stage opens no file, knows no store, no engine and no batch policy. The runner orders, batches, resumes and writes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from extract.timeline import FRAMES, Clock
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from extract.models.weights import Weights
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's config: frozen, unknown keys refused. Every field is part of the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One array of an instance."""
+
+    name: str
+    clock: Clock
+    dims: tuple[str, ...]
+    """Names of the axes after the first; they become Zarr dimension names."""
+    sizes: tuple[int | None, ...]
+    """Sizes of the axes after the first. ``None`` (transient outputs only): rows differ, and arrive as a list."""
+    dtype: str
+    """NumPy name: ``float16``, ``int8``, ``uint8``, ``bool``, ``str`` ..."""
+    kept: bool = True
+    """Kept in the store by default. A transient output flows through memory; the config's ``keep`` may store it."""
+    compress: bool = False
+    """zstd before the checksum: for arrays that are mostly zeros (features compress 1.3 times at best)."""
+
+
+VALID = Output("valid", FRAMES, (), (), "bool")
+"""Which rows hold values; every stage on the frame clock that can lack a row declares it."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets once per process, before its first batch."""
+
+    device: "torch.device"
+    precision: "torch.dtype"
+    """Number type of the model's arithmetic (float32 on a CPU); already part of the recipe."""
+    weights: "Weights | None"
+    """What the config's ``weights`` names, resolved and hashed; ``None`` for a stage without weights."""
+    cpu_threads: int = 1
+    """Threads that the stage may use itself (dlib's detector: one object per thread)."""
+
+
+class Stage(ABC, Generic[ConfigT]):
+    """One node of the pipeline. Subclass RowsStage, ClipStage or SourceStage."""
+
+    name: ClassVar[str]
+    """A noun for what it makes; file, class and test agree."""
+    version: ClassVar[int]
+    """Raised by hand when the code changes values; part of the recipe."""
+    config_type: ClassVar[type[StageConfig]]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """``slot.array`` each. The slot is the instance of that name unless the config's ``inputs`` names another."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Source parts of the clip read directly: ``media``, ``labels``, ``choice.face`` ..."""
+    device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    batch: ClassVar[int] = 32
+    """Default rows per micro-batch; the config's ``batch`` changes speed only."""
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[Output, ...]:
+        """The arrays it gives; sizes and types may depend on the config."""
+
+    def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
+        """Tensors by name for ``weights: random``, drawn by ``models/random.py``; untrained, for tests and demo."""
+        raise TypeError(f"stage {self.name} has no weights to draw")
+
+    def setup(self, context: Context) -> None:
+        """Load weights. Called once per process, before the first batch."""
+        del context  # a stage without weights needs nothing
+
+
+class SourceStage(Stage[ConfigT]):
+    """Where a clip enters: the runner fills its outputs from ``media.py``."""
+
+
+RowsBatch = Mapping[str, "Tensor | list[Tensor]"]
+"""``slot.array`` -> B rows on the stage's device; a list where rows differ in size."""
+
+
+class RowsStage(Stage[ConfigT]):
+    """One row in, one row out, on the frame clock. Rows whose inputs are invalid never arrive."""
+
+    empty_reason: ClassVar[str | None] = None
+    """What it means when this stage finds every row wanting (detections: ``no_face``)."""
+
+    @abstractmethod
+    def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
+        """Output name -> B rows. A row's values depend on that row alone.
+
+        A stage that declares ``valid`` may return it (bool [B]); rows it marks False are stored as zeros. Returned
+        without, all B rows are valid.
+        """
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What a clip stage gives for one clip."""
+
+    arrays: "Mapping[str, Tensor | list[str]]"
+    """Output name -> rows; every declared output, or none at all with ``empty``. Words are a list of str."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Facts for the record that are no error: JSON values."""
+    empty: str | None = None
+    """A key of errors.EMPTY_REASONS when there is nothing here."""
+
+
+class ClipStage(Stage[ConfigT]):
+    """One clip's whole input in, arrays on any clock out. Its block is the clip."""
+
+    @abstractmethod
+    def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
+        """``inputs``: ``slot.array`` -> Tensor, or a float for a scalar (``wave.start_s``); source parts by name."""

@@ -1,0 +1,415 @@
+"""The feature store: the only module that knows Zarr.
+
+::
+
+    store.zarr/zarr.json                    attributes {format, schema}
+      <clip>/zarr.json                      attributes subject, source_video, split
+      <clip>/<instance>/zarr.json           attributes: the record (state, recipe, source, fingerprint ...)
+      <clip>/<instance>/<array>/zarr.json   attributes: the fingerprint its blocks were made under
+      <clip>/<instance>/<array>/c.7.0       one block = one chunk = one file
+
+A block exists if and only if its file does, so blocks of zeros are written like any other. Records are read and
+written as the JSON files that they are: ``status`` over thousands of them needs no array library.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from extract.errors import CorruptError, StoreError, UnfinishedError
+from extract.files import LocalFiles
+from extract.stage import Output
+
+FORMAT = "au-fusion"
+SCHEMA = 1
+BLOCK_BYTES = 8_000_000
+"""Target size of the widest array's blocks."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 256, 4096
+
+State = Literal["done", "empty", "failed", "partial"]
+FINISHED: tuple[State, ...] = ("done", "empty")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the store says of one instance of one clip: the attributes of its group."""
+
+    state: State
+    recipe: Mapping[str, Any]
+    """Stage, version, config, weights, precision and the recipes of the inputs, as readable JSON."""
+    source: Mapping[str, Any]
+    """Source part -> sha256 of its bytes, or the choice itself."""
+    fingerprint: str
+    """Hash of recipe and source."""
+    rows: int = 0
+    """Rows of its first array; 0 while partial."""
+    reason: str | None = None
+    """A key of errors.REASONS, for ``empty`` and ``failed``."""
+    message: str | None = None
+    attempts: int = 0
+    """Times that work began since a block was last committed; at 2 the clip has crashed its process twice."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What a user should know and no error is: ``truncated_at_s``, padded label rows, filled audio gaps."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Run, time, device, library versions, weights as named, ``untrained``; sizes of the source files."""
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+
+class Rows(NamedTuple):
+    """An array and which of its rows hold values."""
+
+    values: NDArray[Any]
+    valid: NDArray[np.bool_] | None
+    """[T] for instances that can lack rows; None where every row holds values."""
+
+
+class Damage(NamedTuple):
+    """A block whose bytes are not what was written, or that is gone."""
+
+    clip: str
+    instance: str
+    array: str
+    block: int
+    message: str
+
+
+class Store:
+    """``<clip>/<instance>/<array>`` below one folder."""
+
+    def __init__(self, path: Path, files: LocalFiles, writable: bool) -> None:
+        self.path = path
+        self.files = files
+        self.writable = writable
+        self._arrays = _DurableStore(files) if writable else LocalStore(path, read_only=True)
+
+    @classmethod
+    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> "Store":
+        """Open a store; ``a`` makes it where there is nothing, or an empty folder.
+
+        Raises:
+            StoreError: nothing is there (``r``), the folder is not ours, or its schema is another.
+            MachineError: the place cannot be written (``a``).
+        """
+        if "://" in str(path):
+            raise StoreError(f"store {path}: object stores are not read or written by this version; name a folder")
+        path = Path(path)
+        files = LocalFiles(path)
+        root = files.read("zarr.json")
+        if root is None:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise StoreError(f"store {path}: there is something else here (no zarr.json); name another --store")
+            if mode == "r":
+                raise StoreError(f"store {path}: nothing is here; `extract run --store {path}` makes one")
+            files.write("zarr.json", _group_json({"format": FORMAT, "schema": SCHEMA}))
+        else:
+            attributes = _attributes(root, f"store {path}")
+            if attributes.get("format") != FORMAT:
+                raise StoreError(f"store {path}: a Zarr folder, but not one of ours (format {FORMAT!r} expected)")
+            if attributes.get("schema") != SCHEMA:
+                found = attributes.get("schema")
+                raise StoreError(f"store {path}: schema {found}, this program knows {SCHEMA}; use its own version")
+        return cls(path, files, mode == "a")
+
+    # ---- clips and records -------------------------------------------------------------------------------------
+
+    def clips(self) -> list[str]:
+        """Ids of all clips, sorted."""
+        return self.files.folders()
+
+    def instances(self, clip: str) -> list[str]:
+        """Names of the instances that have a record for ``clip``, sorted."""
+        return [name for name in self.files.folders(clip) if self.files.read(f"{clip}/{name}/zarr.json") is not None]
+
+    def attributes(self, clip: str) -> dict[str, Any]:
+        """``subject``, ``source_video`` and ``split`` as the manifest of the last run gave them."""
+        data = self.files.read(f"{clip}/zarr.json")
+        return {} if data is None else _attributes(data, f"clip {clip}")
+
+    def set_attributes(self, clip: str, attributes: Mapping[str, Any]) -> None:
+        """Replace a clip's attributes; nothing is written when they are the same."""
+        if self.attributes(clip) != dict(attributes):
+            self.files.write(f"{clip}/zarr.json", _group_json(attributes))
+
+    def record(self, clip: str, instance: str) -> Record | None:
+        """The record, or None where work never began.
+
+        Raises:
+            CorruptError: the record's file is damaged.
+        """
+        data = self.files.read(f"{clip}/{instance}/zarr.json")
+        if data is None:
+            return None
+        attributes = _attributes(data, f"clip {clip}, instance {instance}")
+        if "state" not in attributes:  # a group that Zarr made on the way to an array
+            return None
+        known = {entry.name for entry in fields(Record)}
+        try:
+            return Record(**{key: value for key, value in attributes.items() if key in known})
+        except TypeError as error:
+            raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({error})") from None
+
+    def write_record(self, clip: str, instance: str, record: Record) -> None:
+        """Replace the record, whole and durably. ``done`` and ``empty`` come last, after every block."""
+        self.files.write(f"{clip}/{instance}/zarr.json", _group_json(asdict(record)))
+
+    def keep_only(self, clip: str, instance: str, fingerprint: str) -> None:
+        """Remove an instance's arrays that were made under another fingerprint. Its record must no longer be done."""
+        for array in self.files.folders(f"{clip}/{instance}"):
+            data = self.files.read(f"{clip}/{instance}/{array}/zarr.json")
+            if data is None or _attributes(data, f"{clip}/{instance}/{array}").get("fingerprint") != fingerprint:
+                self.files.delete(f"{clip}/{instance}/{array}")
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def has(self, clip: str, instance: str, array: str) -> bool:
+        """Whether the array was created."""
+        return self.files.read(f"{clip}/{instance}/{array}/zarr.json") is not None
+
+    def read(self, clip: str, instance: str, array: str) -> Rows:
+        """Values and validity of a finished array.
+
+        Raises:
+            UnfinishedError: its record is absent, ``partial`` or ``failed``; unwritten blocks are never made up.
+            StoreError: a finished instance has no such array (``empty`` without video or sound).
+            CorruptError: a block is damaged or gone.
+        """
+        record = self.record(clip, instance)
+        if record is None or not record.finished:
+            state = "absent" if record is None else record.state
+            why = f" ({record.reason}: {record.message})" if record and record.reason else ""
+            raise UnfinishedError(
+                f"clip {clip}, {instance}/{array}: {state}{why}; `extract run --clip {clip} --stage {instance}` first"
+            )
+        if not self.has(clip, instance, array):
+            why = f"empty ({record.reason})" if record.state == "empty" else f"{record.state} without that array"
+            raise StoreError(f"clip {clip}, {instance}/{array}: nothing to read, {instance} is {why}")
+        values = self._read_whole(clip, instance, array)
+        valid = self._read_whole(clip, instance, "valid") if self.has(clip, instance, "valid") else None
+        return Rows(values, None if valid is None else valid.astype(np.bool_))
+
+    def _read_whole(self, clip: str, instance: str, array: str) -> NDArray[Any]:
+        damage = self._damage_of_array(clip, instance, array, contents=False)
+        if damage:
+            raise CorruptError(_mend(damage[0]))
+        try:
+            return np.asarray(self._open_array(clip, instance, array)[...])
+        except ValueError as error:
+            raise CorruptError(_mend(Damage(clip, instance, array, -1, str(error)))) from None
+
+    def damage(self, clip: str, instance: str) -> list[Damage]:
+        """Every block of a finished instance that is gone or fails its checksum. Reads all its bytes."""
+        record = self.record(clip, instance)
+        if record is None or not record.finished:
+            return []
+        found = []
+        for array in self.files.folders(f"{clip}/{instance}"):
+            found += self._damage_of_array(clip, instance, array, contents=True)
+        return found
+
+    def delete_block(self, damage: Damage) -> None:
+        """Remove a damaged block's file; the next run computes it again."""
+        if damage.block >= 0:
+            opened = self._open_array(damage.clip, damage.instance, damage.array)
+            folder = f"{damage.clip}/{damage.instance}/{damage.array}"
+            self.files.delete(f"{folder}/{_chunk_name(damage.block, opened.ndim)}")
+        else:
+            self.files.delete(f"{damage.clip}/{damage.instance}/{damage.array}")
+
+    def _damage_of_array(self, clip: str, instance: str, array: str, *, contents: bool) -> list[Damage]:
+        try:
+            opened = self._open_array(clip, instance, array)
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            return [Damage(clip, instance, array, -1, f"damaged metadata ({error})")]
+        rows, block_rows = opened.shape[0], opened.chunks[0]
+        present = set(self.files.names(f"{clip}/{instance}/{array}"))
+        found = []
+        for block in range(math.ceil(rows / block_rows)):
+            if _chunk_name(block, opened.ndim) not in present:
+                found.append(Damage(clip, instance, array, block, "its file is gone"))
+            elif contents:
+                try:
+                    opened[block * block_rows : (block + 1) * block_rows]
+                except (ValueError, RuntimeError) as error:
+                    found.append(Damage(clip, instance, array, block, str(error).splitlines()[0]))
+        return found
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def writer(
+        self,
+        clip: str,
+        instance: str,
+        outputs: Sequence[Output],
+        *,
+        fingerprint: str,
+        rows: int,
+        block_rows: int,
+    ) -> "BlockWriter":
+        """Open an instance's arrays for block-wise writing; what is there (``keep_only`` came before) is gone on with.
+
+        Args:
+            outputs: the kept outputs, all on one clock.
+            rows: the rows as far as known; the arrays grow and are cut to the truth by ``finish``.
+            block_rows: grid of new arrays. Arrays that exist keep their own.
+        """
+        existing: dict[str, zarr.Array[Any]] = {}
+        for output in outputs:
+            if self.has(clip, instance, output.name):
+                existing[output.name] = self._open_array(clip, instance, output.name)
+        grids = {opened.chunks[0] for opened in existing.values()}
+        if len(grids) > 1:
+            raise CorruptError(f"clip {clip}, instance {instance}: arrays on different block grids {sorted(grids)}")
+        block_rows = grids.pop() if grids else block_rows
+        for output in outputs:
+            if output.name not in existing:
+                existing[output.name] = self._create_array(clip, instance, output, fingerprint, rows, block_rows)
+        return BlockWriter(self, clip, instance, existing, block_rows)
+
+    def write_whole(self, clip: str, instance: str, arrays: Mapping[Output, NDArray[Any]], *, fingerprint: str) -> None:
+        """Write arrays of one block each: a clip stage's block is the clip."""
+        for output, values in arrays.items():
+            if self.has(clip, instance, output.name):
+                self.files.delete(f"{clip}/{instance}/{output.name}")
+            rows = len(values)
+            opened = self._create_array(clip, instance, output, fingerprint, rows, max(rows, 1))
+            if rows:
+                opened[...] = values
+
+    def _create_array(
+        self, clip: str, instance: str, output: Output, fingerprint: str, rows: int, block_rows: int
+    ) -> "zarr.Array[Any]":
+        if None in output.sizes:
+            raise TypeError(f"{instance}.{output.name}: rows of differing sizes cannot be kept")
+        sizes = cast(tuple[int, ...], output.sizes)
+        compressors = [ZstdCodec(level=3), Crc32cCodec()] if output.compress else [Crc32cCodec()]
+        return zarr.create_array(
+            self._arrays,
+            name=f"{clip}/{instance}/{output.name}",
+            shape=(rows, *sizes),
+            chunks=(block_rows, *(max(size, 1) for size in sizes)),
+            dtype=output.dtype,
+            compressors=compressors,
+            filters=None,
+            fill_value="" if output.dtype == "str" else 0,
+            dimension_names=(_axis_name(output), *output.dims),
+            chunk_key_encoding={"name": "default", "separator": "."},
+            attributes={"fingerprint": fingerprint},
+            config={"write_empty_chunks": True},
+        )
+
+    def _open_array(self, clip: str, instance: str, array: str) -> "zarr.Array[Any]":
+        return zarr.open_array(
+            self._arrays,
+            path=f"{clip}/{instance}/{array}",
+            mode="r+" if self.writable else "r",
+            config={"write_empty_chunks": True},
+        )
+
+
+class BlockWriter:
+    """Commits blocks of one instance's arrays."""
+
+    def __init__(
+        self, store: Store, clip: str, instance: str, arrays: Mapping[str, "zarr.Array[Any]"], block_rows: int
+    ) -> None:
+        self.block_rows = block_rows
+        self._arrays = arrays
+        present = []
+        for name, opened in arrays.items():
+            files = set(store.files.names(f"{clip}/{instance}/{name}"))
+            blocks = {name.split(".")[1] for name in files if name.startswith("c.")}
+            present.append({int(block) for block in blocks if _chunk_name(int(block), opened.ndim) in files})
+        self.blocks: set[int] = set.intersection(*present) if present else set()
+        """Blocks whose file exists in every array."""
+
+    def commit(self, block: int, values: Mapping[str, NDArray[Any]]) -> None:
+        """Write one block of every array, each durable when this returns. Blocks before the last are whole."""
+        start = block * self.block_rows
+        for name, opened in self._arrays.items():
+            rows = values[name]
+            if opened.shape[0] < start + len(rows):
+                opened.resize((start + self.block_rows, *opened.shape[1:]))
+            opened[start : start + len(rows)] = rows
+        self.blocks.add(block)
+
+    def any_valid(self) -> bool:
+        """Whether any row holds values; True for arrays without ``valid``. Reads the store."""
+        valid = self._arrays.get("valid")
+        return valid is None or bool(np.asarray(valid[...]).any())
+
+    def finish(self, rows: int) -> None:
+        """Set the number of rows (metadata only). Call before the record."""
+        for opened in self._arrays.values():
+            if opened.shape[0] != rows:
+                opened.resize((rows, *opened.shape[1:]))
+
+
+def default_block_rows(outputs: Sequence[Output]) -> int:
+    """Rows per block: the power of two from 256 to 4096 that brings the widest array nearest to 8 MB."""
+    widest = max(np.dtype(o.dtype).itemsize * math.prod(cast(tuple[int, ...], o.sizes)) for o in outputs)
+    rows = 1 << round(math.log2(max(BLOCK_BYTES / widest, 1)))
+    return min(max(rows, SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+class _DurableStore(LocalStore):
+    """Zarr's local store with our writes: its own rename without fsync leaves empty files after a power cut."""
+
+    def __init__(self, files: LocalFiles) -> None:
+        super().__init__(files.root)
+        self._files = files
+
+    def with_read_only(self, read_only: bool = False) -> "LocalStore":  # type: ignore[override]
+        return LocalStore(self.root, read_only=True) if read_only else self
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._files.write(key, value.to_bytes())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        self._files.create(key, value.to_bytes())
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        self._files.write(key, value.to_bytes())
+
+
+def _chunk_name(block: int, ndim: int) -> str:
+    return ".".join(["c", str(block), *["0"] * (ndim - 1)])
+
+
+def _axis_name(output: Output) -> str:
+    clock = output.clock
+    return getattr(clock, "axis", None) or {"FrameClock": "frame", "Regular": "step"}[type(clock).__name__]
+
+
+def _group_json(attributes: Mapping[str, Any]) -> bytes:
+    node = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return (json.dumps(node, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _attributes(data: bytes, whose: str) -> dict[str, Any]:
+    try:
+        node = json.loads(data)
+        attributes = node.get("attributes", {})
+    except (ValueError, AttributeError):
+        raise CorruptError(f"{whose}: zarr.json is damaged") from None
+    if not isinstance(attributes, dict):
+        raise CorruptError(f"{whose}: zarr.json is damaged")
+    return attributes
+
+
+def _mend(damage: Damage) -> str:
+    where = f"clip {damage.clip}, {damage.instance}/{damage.array}"
+    block = f", block {damage.block}" if damage.block >= 0 else ""
+    return f"{where}{block}: {damage.message}; `extract verify --repair` computes damaged blocks again"

@@ -1,0 +1,82 @@
+"""Clocks and windows: all time arithmetic of the project.
+
+Times are seconds on the clip's presentation clock. Comparisons are made on whole nanoseconds (int64, 292 years), so
+that "centre in [t - 2, t + 2)" is decided exactly: every clock here (25 or 29.97 fps, 90 kHz, 16 kHz, 20 ms steps)
+that can meet a window's edge meets it on a whole nanosecond, where a sum of float64 would miss it by one part in 1e16.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class FrameClock:
+    """One row per video frame; row t happens at ``frames/pts_s[t]``."""
+
+
+@dataclass(frozen=True)
+class Regular:
+    """Steps every ``hop_s`` seconds, each seeing ``window_s`` seconds; step 0 begins at the stream's own start.
+
+    ::
+
+        start_s      hop_s
+        |<-------------->|
+        [==== window_s ====)          step 0, centre start_s + window_s / 2
+                         [==== window_s ====)   step 1
+    """
+
+    hop_s: Fraction
+    window_s: Fraction
+
+    def num_steps(self, duration_s: Fraction) -> int:
+        """Number of whole windows in a recording; 0 if it is shorter than one window."""
+        return max(0, (duration_s - self.window_s) // self.hop_s + 1)
+
+    def centres_s(self, num_steps: int, start_s: float) -> NDArray[np.float64]:
+        """Middle of each step on the clip's clock, [S] seconds."""
+        first, hop = float(self.window_s / 2), self.hop_s
+        # One division per step: adding up hops would drift.
+        return start_s + first + np.arange(num_steps) * hop.numerator / hop.denominator
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows without a regular time: words, tokens."""
+
+    axis: str
+
+
+Clock = FrameClock | Regular | Table
+FRAMES = FrameClock()
+
+
+def nanoseconds(seconds: ArrayLike) -> NDArray[np.int64]:
+    """Seconds to the nearest whole nanosecond."""
+    return np.rint(np.asarray(seconds, dtype=np.float64) * NS_PER_S).astype(np.int64)
+
+
+def centred_windows(centre_s: ArrayLike, at_s: ArrayLike, before_s: float, after_s: float) -> NDArray[np.int64]:
+    """Steps whose centre lies in [t - before_s, t + after_s), for every t of ``at_s``: [T, 2] half-open step ranges.
+
+    ``centre_s`` [S] must increase. A window is cut at the ends of the recording; it never wraps and is never padded.
+    An empty range (start == stop) means that the recording says nothing about that time. (The paper's public code
+    let the start go negative in the first two seconds, where Python's slicing wraps: tests/test_usc_defects.py.)
+    """
+    centres, at = nanoseconds(centre_s), nanoseconds(at_s)
+    if centres.size and (np.diff(centres) <= 0).any():
+        raise ValueError("centre_s must increase")
+    start = np.searchsorted(centres, at - nanoseconds(before_s), side="left")
+    stop = np.searchsorted(centres, at + nanoseconds(after_s), side="left")
+    return np.stack([start, stop], axis=-1).astype(np.int64)
+
+
+def neighbours(num_frames: int, before: int, after: int) -> NDArray[np.int64]:
+    """Rows t - before .. t + after of every frame t, cut at the clip's ends: [T, 2] half-open row ranges."""
+    t = np.arange(num_frames, dtype=np.int64)
+    return np.stack([np.maximum(t - before, 0), np.minimum(t + after + 1, num_frames)], axis=-1)

@@ -1,0 +1,1 @@
+"""From stored features to action unit probabilities per frame."""

@@ -1,0 +1,156 @@
+"""The command ``fusion``: arguments and printing only. What is heavy is imported when a command runs."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from extract.errors import AuFusionError
+
+if TYPE_CHECKING:
+    from fusion.evaluation import Evaluation
+
+app = typer.Typer(
+    help="Fit and evaluate action unit models on stored features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Features = Annotated[Path, typer.Option("--features", help="The feature store.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")]
+SkipFailed = Annotated[bool, typer.Option("--skip-failed", help="Leave out clips with failed or unfinished features.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say where time goes.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+
+
+@app.callback()
+def _program() -> None:
+    """Makes typer keep subcommands, whatever their number."""
+
+
+@app.command()
+def fit(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on. [default: runs/TIME]"),
+    ] = None,
+    features: Features = Path("store.zarr"),
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Built-in config or YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as training.lr=1e-4. Repeatable.")
+    ] = None,
+    device: Device = "auto",
+    skip_failed: SkipFailed = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
+) -> None:
+    """Fit the fusion network on split train, stopping early by split val. Run it again to go on after a stop."""
+    with _errors_as_exit_codes("run the same command to continue, with `-o` and the run's folder if you gave none"):
+        _log_to_stderr(quiet=quiet, verbose=verbose)
+        from fusion import training
+        from fusion.config import load_fusion_config
+
+        # A run that goes on has its own config; only what was asked for here must agree with it.
+        asked = config is not None or bool(overrides) or output is None or not (output / "config.yaml").is_file()
+        wanted = load_fusion_config(config, overrides or []) if asked else None
+        found = training.fit(features, output, wanted, device=device, skip_failed=skip_failed)
+        if as_json:
+            _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
+        else:
+            typer.echo("\n\n".join(render(evaluation) for evaluation in found))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. [default: newest under runs/]")] = None,
+    features: Features = Path("store.zarr"),
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    device: Device = "auto",
+    skip_failed: SkipFailed = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
+) -> None:
+    """Both F1 definitions per action unit, beside predictors that never look at a face."""
+    with _errors_as_exit_codes("nothing was changed"):
+        _log_to_stderr(quiet=quiet, verbose=verbose)
+        from fusion import evaluation
+
+        found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            typer.echo(render(found))
+
+
+def render(evaluation: "Evaluation") -> str:
+    """The table: percentages, one column per AU. A dash stands for an AU without a single annotation."""
+    from fusion.evaluation import NAMES, named
+
+    scores = evaluation.scores
+    lines = [
+        f"run {evaluation.run} (epoch {evaluation.epoch}), features {evaluation.features}, split {evaluation.split}: "
+        f"{evaluation.frames} annotated frames of {evaluation.clips} clips",
+        _row("", [*NAMES, "mean"]),
+    ]
+    titles = {"zeros": "all zero", "ones": "all one", "majority": "majority", "prior": "random at prior"}
+    for title, metric, values in (("F1", "f1", scores.f1), ("F1_our", "f1_our", scores.f1_our)):
+        lines.append(_row(title, _percent(named(values))))
+        lines += [_row(f"  {titles[name]}", _percent(named(found[metric]))) for name, found in scores.baselines.items()]
+    lines += [
+        _row("annotated", [str(count) for count in scores.annotated]),
+        _row("positive", [str(count) for count in scores.positive]),
+    ]
+    lacking = [f"{name} {count}" for name, count in evaluation.missing.items() if count]
+    if lacking:
+        lines.append(f"counted without a modality: {', '.join(lacking)} frames")
+    lines += [f"left out: clip {clip}: {reason}" for clip, reason in evaluation.left_out.items()]
+    if evaluation.untrained:
+        lines.append(f"untrained: {', '.join(evaluation.untrained)} (random weights: the numbers prove nothing)")
+    return "\n".join(lines)
+
+
+def _row(title: str, cells: list[str]) -> str:
+    return f"{title:<17}" + "".join(f"{cell:>6}" for cell in cells)
+
+
+def _percent(values: "dict[str, float | None]") -> list[str]:
+    return ["-" if value is None else f"{100 * value:.1f}" for value in values.values()]
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _log_to_stderr(*, quiet: bool, verbose: bool) -> None:
+    logger = logging.getLogger("fusion")
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+
+
+@contextmanager
+def _errors_as_exit_codes(after_interrupt: str) -> Iterator[None]:
+    """One clear line instead of a traceback for every error that is ours; 130 after Ctrl-C."""
+    try:
+        yield
+    except AuFusionError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {after_interrupt}", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,188 @@
+"""A run: the folder that one ``fusion fit`` leaves, and what makes it whole again.
+
+::
+
+    runs/NAME/config.yaml      the section ``fusion:`` as it was used; ``-c runs/NAME/config.yaml`` repeats it
+              checkpoint.pt    where training stands: to continue after an interruption
+              model.pt         the best epoch's network with its features' recipes: to evaluate and predict
+              log.jsonl        one line per epoch
+              metrics.json     the result; written last, so a run that has it is finished
+
+Every file is replaced by rename: a crash leaves the one before.
+"""
+
+import io
+import itertools
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from extract.config import validated
+from extract.errors import CorruptError, StoreError, UsageError
+from extract.files import LocalFiles
+from fusion.config import FusionConfig
+from fusion.model import FusionModel
+
+RUNS = Path("runs")
+CONFIG, CHECKPOINT, MODEL, LOG, METRICS = "config.yaml", "checkpoint.pt", "model.pt", "log.jsonl", "metrics.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """What ``model.pt`` holds: a network and what it must be fed."""
+
+    model: FusionModel
+    config: FusionConfig
+    sizes: Mapping[str, int]
+    """Modality -> features per row."""
+    recipes: Mapping[str, Mapping[str, Any]]
+    """Instance -> recipe of the features that it was fitted on."""
+    clips: Mapping[str, tuple[str, ...]]
+    """Split (``train``, ``val``) -> the clips that fitting saw."""
+    epoch: int
+    """Epochs of training that it has behind it."""
+
+
+class Run:
+    """One folder under ``runs/``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._files = LocalFiles(self.path)
+
+    @classmethod
+    def new(cls, root: Path = RUNS) -> "Run":
+        """A run named by the time, for a fit that was given no name."""
+        name = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        return cls(next(root / free for free in names if not (root / free).exists()))
+
+    @classmethod
+    def newest(cls, root: Path = RUNS) -> "Run":
+        """The run below ``root`` whose model was written last.
+
+        Raises:
+            UsageError: there is none.
+        """
+        models = sorted(root.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime_ns)
+        if not models:
+            raise UsageError(f"no fitted model below {root}/; make one with `fusion fit`, or name it with --run")
+        return cls(models[-1].parent)
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / METRICS).is_file()
+
+    @property
+    def started(self) -> bool:
+        return (self.path / CONFIG).is_file()
+
+    def check_ours(self) -> None:
+        """Refuse a folder that holds something else.
+
+        Raises:
+            UsageError: the path is a file, or a folder with content that is no run.
+        """
+        if self.path.exists() and not self.started and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UsageError(f"{self.path}: holds something else (no {CONFIG}); name another folder with -o")
+
+    # ---- config and plain files --------------------------------------------------------------------------------
+
+    def begin(self, config: FusionConfig) -> None:
+        """Make the folder, with its config.
+
+        Raises:
+            UsageError: another process made it first.
+        """
+        text = yaml.safe_dump({"fusion": config.model_dump(mode="json")}, sort_keys=False)
+        if not self._files.create(CONFIG, text.encode()):
+            raise UsageError(f"run {self.path} was begun by another process at this moment; name another with -o")
+
+    def config(self) -> FusionConfig:
+        """The config that the run began with.
+
+        Raises:
+            ConfigError: it was edited into something else.
+        """
+        whole = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        return validated(FusionConfig, whole["fusion"], f"{self.path / CONFIG}")
+
+    def save_log(self, history: list[dict[str, Any]]) -> None:
+        """One line per epoch. Written whole: a resumed run must not repeat the lines of an epoch it repeats."""
+        self._files.write(LOG, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        self._files.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
+
+    def metrics(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+        return found
+
+    # ---- tensors -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        self._save(CHECKPOINT, state)
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """What ``save_checkpoint`` was given, tensors on the CPU; None before the first epoch is over."""
+        return self._load(CHECKPOINT) if (self.path / CHECKPOINT).is_file() else None
+
+    def save_model(self, fitted: FittedModel) -> None:
+        self._save(
+            MODEL,
+            {
+                "config": fitted.config.model_dump_json(),
+                "sizes": dict(fitted.sizes),
+                "recipes": json.dumps(fitted.recipes),
+                "clips": {split: list(clips) for split, clips in fitted.clips.items()},
+                "epoch": fitted.epoch,
+                "model": fitted.model.state_dict(),
+            },
+        )
+
+    def model(self) -> FittedModel:
+        """The best network so far, in eval mode, on the CPU.
+
+        Raises:
+            UsageError: no epoch is over yet, or this is no run.
+            CorruptError: the file is damaged.
+            StoreError: another version of this program wrote it.
+        """
+        if not (self.path / MODEL).is_file():
+            raise UsageError(f"run {self.path}: no {MODEL} in it; `fusion fit -o {self.path}` makes it")
+        state = self._load(MODEL)
+        config = FusionConfig.model_validate_json(state["config"])
+        model = FusionModel(state["sizes"], config)
+        model.load_state_dict(state["model"])
+        return FittedModel(
+            model=model.eval(),
+            config=config,
+            sizes=state["sizes"],
+            recipes=json.loads(state["recipes"]),
+            clips={split: tuple(clips) for split, clips in state["clips"].items()},
+            epoch=state["epoch"],
+        )
+
+    def _save(self, name: str, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save({"schema": SCHEMA, **state}, buffer)
+        self._files.write(name, buffer.getbuffer())
+
+    def _load(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise CorruptError(f"{path}: damaged ({reason}); remove the folder and fit again") from error
+        if state.get("schema") != SCHEMA:
+            raise StoreError(f"{path}: schema {state.get('schema')}, this program knows {SCHEMA}")
+        return state

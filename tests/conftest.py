@@ -1,0 +1,23 @@
+"""Where tests find real media and golden values."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def media_dir() -> Path:
+    """Real clips that stand for what users bring; they lie beside the repository, not in it."""
+    folder = ROOT.parent / "shared" / "media"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/media beside the repository: tests on real clips left out")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Values computed by the original programs; $GOLDEN names a folder made with other seeds."""
+    return Path(os.environ.get("GOLDEN", ROOT / "tests" / "golden"))

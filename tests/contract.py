@@ -1,0 +1,234 @@
+"""Promises that every stage keeps. A stage's test inherits them and adds its own oracle.
+
+Subclass RowsContract or ClipContract in a class named ``Test...`` and say how to make the stage and its inputs; the
+tests are inherited. The methods take no fixtures, so that tests/test_contract_catches.py can run them on stages that
+are wrong on purpose.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extract.errors import EMPTY_REASONS
+from extract.models import weights
+from extract.registry import STAGES
+from extract.stage import ClipResult, ClipStage, Context, Output, RowsStage, Stage
+from extract.timeline import FrameClock, Regular
+
+CPU = torch.device("cpu")
+
+
+def context(stage: Stage[Any], *, cpu_threads: int = 1) -> Context:
+    """What the runner gives on a CPU; ``weights`` of the config must be ``random``, a path, or in a package."""
+    spec = getattr(stage.config, "weights", None)
+    resolved = None if spec is None else weights.resolve(spec, stage, cache=Path("no-such-cache"), offline=True)
+    return Context(CPU, torch.float32, resolved, cpu_threads)
+
+
+def assert_declared(output: Output, values: Tensor, num_rows: int) -> None:
+    assert tuple(values.shape) == (num_rows, *output.sizes), f"{output.name}: {tuple(values.shape)}"
+    assert values.dtype == getattr(torch, output.dtype), f"{output.name}: {values.dtype}, declared {output.dtype}"
+    assert values.isfinite().all(), f"{output.name} is not finite"
+
+
+def assert_near(found: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -> None:
+    """Within ``relative`` of the largest value, in float32; whole numbers and coarser types within one last place."""
+    if found.is_floating_point():
+        relative = max(relative, torch.finfo(found.dtype).eps)
+        room = relative * float(expected.abs().max())
+    else:
+        room = float(found.dtype == torch.uint8)
+    off = (found.double() - expected.double()).abs().max() if found.numel() else torch.zeros(())
+    assert float(off) <= room, f"{what}: {float(off)} apart, at most {room}"
+
+
+def assert_same(found: Any, expected: Any, what: str) -> None:
+    """Equal to the bit, through mappings and lists."""
+    if isinstance(expected, Mapping):
+        assert set(found) == set(expected), what
+        for key in expected:
+            assert_same(found[key], expected[key], f"{what}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), what
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert_same(a, b, f"{what}[{i}]")
+    elif isinstance(expected, Tensor):
+        assert found.dtype == expected.dtype, what
+        assert torch.equal(found, expected), f"{what} differs"
+    else:
+        assert found == expected, what
+
+
+Row = Mapping[str, Tensor]
+
+
+class StageContract:
+    def stage(self) -> Stage[Any]:
+        """A new stage, not set up."""
+        raise NotImplementedError
+
+    def ready(self) -> Any:
+        stage = self.stage()
+        stage.setup(context(stage))
+        return stage
+
+    def test_is_registered_under_its_name(self):
+        assert STAGES[self.stage().name] is type(self.stage())
+
+    def test_declares_an_oracle_free_identity(self):
+        stage = self.stage()
+        names = [output.name for output in stage.outputs]
+        assert len(set(names)) == len(names)
+        assert isinstance(stage.config, stage.config_type)
+        assert stage.version >= 1
+        for output in stage.outputs:
+            assert len(output.dims) == len(output.sizes), output.name
+            assert not (output.kept and None in output.sizes), f"{output.name}: kept arrays have fixed sizes"
+
+
+class RowsContract(StageContract):
+    """Promises of a rows stage. ``row(seed)`` gives one row's inputs; different seeds, different rows."""
+
+    ragged: frozenset[str] = frozenset({"frames.image"})
+    """Inputs that arrive as a list."""
+    precision_across_sizes = 1e-5
+
+    def row(self, seed: int) -> Row:
+        raise NotImplementedError
+
+    def batch(self, *seeds: int) -> dict[str, Any]:
+        rows = [self.row(seed) for seed in seeds]
+        return {
+            name: [row[name] for row in rows] if name in self.ragged else torch.stack([row[name] for row in rows])
+            for name in rows[0]
+        }
+
+    def test_writes_what_it_declares(self):
+        stage: RowsStage[Any] = self.ready()
+        found = stage.compute(self.batch(1, 2, 3))
+        declared = {output.name: output for output in stage.outputs}
+        assert found.keys() | {"valid"} == declared.keys() | {"valid"}
+        assert "valid" in declared or "valid" not in found
+        for name, values in found.items():
+            assert isinstance(values, Tensor)
+            assert_declared(declared[name], values, 3)
+
+    def test_a_row_does_not_depend_on_its_companions(self):
+        """Bitwise at the same place of an equally large batch, whatever else is in it."""
+        stage: RowsStage[Any] = self.ready()
+        one, other = stage.compute(self.batch(1, 2, 3, 4)), stage.compute(self.batch(5, 6, 3, 7))
+        for name in one:
+            assert_same(one[name][2], other[name][2], name)
+
+    def test_a_row_does_not_depend_on_the_size_of_its_batch(self):
+        """And stands where its input stood."""
+        stage: RowsStage[Any] = self.ready()
+        together = stage.compute(self.batch(4, 1, 3, 2, 1))
+        for i, seed in enumerate((4, 1, 3, 2, 1)):
+            alone = stage.compute(self.batch(seed))
+            for name in together:
+                assert_near(together[name][i], alone[name][0], f"{name}, row {i}", self.precision_across_sizes)
+
+    def test_rows_differ(self):
+        """Else nothing above could fail."""
+        stage: RowsStage[Any] = self.ready()
+        found = stage.compute(self.batch(1, 2))
+        assert any(not torch.equal(values[0], values[1]) for values in found.values())
+
+    def test_leaves_its_inputs_alone(self):
+        stage: RowsStage[Any] = self.ready()
+        batch = self.batch(1, 2)
+        before = copy.deepcopy(batch)
+        stage.compute(batch)
+        assert_same(batch, before, "input")
+
+    def test_gives_the_same_values_twice(self):
+        stage: RowsStage[Any] = self.ready()
+        first = copy.deepcopy(stage.compute(self.batch(1, 2)))
+        stage.compute(self.batch(3, 4))
+        assert_same(stage.compute(self.batch(1, 2)), first, "output")
+        assert_same(self.ready().compute(self.batch(1, 2)), first, "output of a new stage")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipInputs:
+    """One clip for a clip stage."""
+
+    inputs: Mapping[str, Any]
+    num_frames: int | None = None
+    """Rows expected on the frame clock."""
+    duration_s: Fraction | None = None
+    """Of the recording, for regular clocks."""
+    start_s: float = 0.0
+    """Of the recording."""
+
+
+class ClipContract(StageContract):
+    """Promises of a clip stage. ``clips()`` gives clips of several lengths, unsorted, the last one ``empty`` or not."""
+
+    def clips(self) -> list[ClipInputs]:
+        raise NotImplementedError
+
+    def test_writes_what_it_declares(self):
+        stage: ClipStage[Any] = self.ready()
+        declared = {output.name: output for output in stage.outputs}
+        for clip in self.clips():
+            found = stage.compute(clip.inputs)
+            assert found.empty is None or found.empty in EMPTY_REASONS
+            if found.empty is not None and not found.arrays:
+                continue
+            assert found.arrays.keys() == declared.keys()
+            for name, values in found.arrays.items():
+                assert isinstance(values, Tensor)
+                assert_declared(declared[name], values, self._num_rows(declared[name], clip))
+
+    def test_steps_stand_on_their_clock(self):
+        """``centre_s`` of a regular clock is that clock's own: increasing, from the recording's start."""
+        stage: ClipStage[Any] = self.ready()
+        for clip in self.clips():
+            found = stage.compute(clip.inputs).arrays
+            for output in stage.outputs:
+                if isinstance(output.clock, Regular) and output.name == "centre_s" and "centre_s" in found:
+                    clock, count = output.clock, len(found["centre_s"])
+                    expected = [clip.start_s + float(clock.window_s / 2 + k * clock.hop_s) for k in range(count)]
+                    assert_near(found["centre_s"], torch.tensor(expected, dtype=torch.float64), "centre_s", 1e-12)
+
+    def test_a_clip_does_not_depend_on_the_clips_before_it(self):
+        stage: ClipStage[Any] = self.ready()
+        clips = self.clips()
+        in_turn = [self._snapshot(stage.compute(clip.inputs)) for clip in clips]
+        for clip, before in zip(reversed(clips), reversed(in_turn), strict=True):
+            assert_same(self._snapshot(stage.compute(clip.inputs)), before, "output")
+            assert_same(self._snapshot(self.ready().compute(clip.inputs)), before, "output of a new stage")
+
+    def test_clips_differ(self):
+        """Else nothing above could fail."""
+        stage: ClipStage[Any] = self.ready()
+        found = [self._snapshot(stage.compute(clip.inputs)) for clip in self.clips()]
+        assert len({repr(result) for result in found}) > 1
+
+    def test_leaves_its_inputs_alone(self):
+        stage: ClipStage[Any] = self.ready()
+        for clip in self.clips():
+            before = copy.deepcopy(clip.inputs)
+            stage.compute(clip.inputs)
+            assert_same(clip.inputs, before, "input")
+
+    @staticmethod
+    def _snapshot(result: ClipResult) -> dict[str, Any]:
+        return {"arrays": copy.deepcopy(dict(result.arrays)), "notes": dict(result.notes), "empty": result.empty}
+
+    @staticmethod
+    def _num_rows(output: Output, clip: ClipInputs) -> int:
+        if isinstance(output.clock, FrameClock):
+            assert clip.num_frames is not None
+            return clip.num_frames
+        assert isinstance(output.clock, Regular), f"{output.name}: count its rows in the stage's own test"
+        assert clip.duration_s is not None
+        return output.clock.num_steps(clip.duration_s)
