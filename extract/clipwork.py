@@ -259,8 +259,8 @@ class ClipWork:
                 wave = self._read_wave()
                 if wave is None:
                     return None
-                samples = torch.from_numpy(wave.samples)
-                inputs[declared] = wave.start_s if array == "start_s" else samples.to(device)
+                inputs[declared] = torch.from_numpy(wave.samples).to(device)
+                inputs[f"{declared.partition('.')[0]}.start_s"] = wave.start_s
                 continue
             values = self._read(source, array).values
             is_text = values.dtype.kind in "OTU"

@@ -9,9 +9,6 @@ from extract.errors import ConfigError, UsageError
 from extract.registry import STAGES
 from extract.stage import ClipStage, Output, Stage
 
-SCALARS = {("wave", "start_s")}
-"""Inputs that are a number and no array."""
-
 
 @dataclass(frozen=True)
 class Instance:
@@ -59,7 +56,7 @@ def build_graph(config: ExtractConfig) -> dict[str, Instance]:
         for wanted in instance.stage.inputs:
             source, array = instance.source_of(wanted)
             given = [output.name for output in graph[source].stage.outputs]
-            if array not in given and (graph[source].stage.name, array) not in SCALARS:
+            if array not in given:
                 raise ConfigError(f"instance {name} needs {source}.{array}; {source} gives {', '.join(given)}")
         graph[name] = instance
 

@@ -25,7 +25,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from extract.errors import MachineError, ManifestError, UsageError
+from extract.errors import ManifestError, UsageError
+from extract.files import LocalFiles
 
 ID_MAX_CHARS = 120
 _ID = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{ID_MAX_CHARS - 1}}}")
@@ -171,10 +172,12 @@ def write_manifest(path: Path, clips: Iterable[Clip], comment: str = "") -> None
 
     Raises:
         ManifestError: no clips, or two of one id.
-        UsageError: the file cannot be written there, or a file's name is no text.
-        MachineError: the disk gave up.
+        UsageError: ``path`` is a folder, or a recording's name is no text.
+        MachineError: the disk is full, read-only or gone.
     """
     clips = tuple(clips)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file with `-o FILE`")
     if not clips:
         raise ManifestError(f"{path}: no clips to write; a manifest holds at least one")
     seen: dict[str, str] = {}
@@ -187,9 +190,10 @@ def write_manifest(path: Path, clips: Iterable[Clip], comment: str = "") -> None
     header = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     try:
         body = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-        _replace(path, (header + body).encode())
+        content = (header + body).encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{path}: a file's name is no UTF-8 text ({error.object!r}); rename that file") from error
+    LocalFiles(path.parent).write(path.name, content)
 
 
 def absolute(path: str | Path, base: Path) -> Path:
@@ -465,21 +469,3 @@ def _written_path(path: Path, folder: Path) -> str:
     if shared == path.anchor or ".." in path.parts:
         return str(path)
     return os.path.relpath(path, folder)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        message = f"{path}: cannot write the manifest ({error.strerror})"
-        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
-            raise UsageError(f"{message}; name another file with `-o FILE`") from error
-        raise MachineError(message) from error

@@ -217,10 +217,12 @@ def open_video(
         return None
     # A lone stream is taken for its first frame; among several a still picture gives way to the movie behind it.
     enough = 1 if len(numbers) == 1 else 2
-    damage = _Damage()
+    refused: _Damage | None = None
     best: _ProbedStream | None = None
     for number in numbers:
+        damage = _Damage()
         stream = _probe(path, number, enough, damage)
+        refused = refused or damage
         if stream is not None and (best is None or stream.num_frames > best.num_frames):
             best = stream
         if best is not None and best.num_frames == enough:
@@ -266,24 +268,25 @@ def repair_times(times: Sequence[Fraction | None], rate: Fraction | None) -> lis
 
 
 def _longest_increasing(times: Sequence[Fraction | None]) -> list[tuple[int, Fraction]]:
-    """The longest strictly increasing subsequence, as (index, time): patience sorting, O(n log n)."""
-    tails: list[Fraction] = []  # smallest last time of an increasing run of each length
-    at: list[int] = []  # its index
-    before: list[int | None] = []  # index before each one in the best run that ends with it
-    for i, time in enumerate(times):
-        place = bisect_left(tails, time) if time is not None else 0
-        before.append(at[place - 1] if place else None)
-        if time is not None:
-            tails[place : place + 1] = [time]
-            at[place : place + 1] = [i]
-    run: list[tuple[int, Fraction]] = []
-    i_or_none = at[-1] if at else None
-    while i_or_none is not None:
-        time = times[i_or_none]
-        if time is not None:
-            run.append((i_or_none, time))
-        i_or_none = before[i_or_none]
-    return run[::-1]
+    """The longest strictly increasing subsequence as (index, time), by patience sorting, O(n log n).
+
+    It is built from the end, so that of two equally long ones the earlier frames keep their times.
+    """
+    known = [(index, time) for index, time in enumerate(times) if time is not None]
+    heads: list[Fraction] = []  # the negated latest beginning of an increasing run of each length
+    at: list[int] = []  # its place in known
+    following: list[int | None] = [None] * len(known)  # the next place in the best run that begins at each
+    for k in reversed(range(len(known))):
+        length = bisect_left(heads, -known[k][1])
+        following[k] = at[length - 1] if length else None
+        heads[length : length + 1] = [-known[k][1]]
+        at[length : length + 1] = [k]
+    run = []
+    place = at[-1] if at else None
+    while place is not None:
+        run.append(known[place])
+        place = following[place]
+    return run
 
 
 @dataclass(frozen=True)
@@ -413,9 +416,10 @@ def read_audio(
         num_streams = len(container.streams.audio)
     if not num_streams:
         return None
-    damage = _Damage()
     cut = (_exact(start_s), _exact(end_s))
+    refused: _Damage | None = None
     for number in range(num_streams):
+        damage = _Damage()
         with _open(path) as container:
             stream = container.streams.audio[number]
             audio = _read_stream(container, stream, path, damage, hz, cut)
@@ -423,8 +427,9 @@ def read_audio(
                 if num_streams > 1:
                     audio.notes["audio_streams"] = {"count": num_streams, "taken": stream.index}
                 return audio
+        refused = refused or damage
     which = "the audio stream" if num_streams == 1 else f"each of {num_streams} audio streams"
-    raise ClipError("audio_undecodable", f"{which} of {path.name} holds no sample that decodes{damage}")
+    raise ClipError("audio_undecodable", f"{which} of {path.name} holds no sample that decodes{refused}")
 
 
 def _read_stream(
@@ -585,9 +590,9 @@ class _Damage:
 
     def __str__(self) -> str:
         """Tail of an error message."""
-        if self.first_error is None:
-            return f" ({self.num_packets} packets in the file)"
-        return f" ({self.num_undecodable} packets refused, the first with: {self.first_error})"
+        if self.num_undecodable:
+            return f" ({self.num_undecodable} packets refused, the first with: {self.first_error})"
+        return f" ({self.first_error or f'{self.num_packets} packets in the file'})"
 
 
 def _open(path: Path) -> InputContainer:
@@ -650,7 +655,7 @@ def _decoded(container: InputContainer, stream: VideoStream | AudioStream, damag
 def _is_known(stream: VideoStream | AudioStream, damage: _Damage) -> bool:
     """Whether this FFmpeg has a decoder for the stream; PyAV gives no codec context where it has not."""
     if stream.codec_context is None:
-        damage.undecodable(ValueError("this FFmpeg has no decoder for its codec"))
+        damage.first_error = "this FFmpeg has no decoder for its codec"
         return False
     stream.codec_context.thread_count = 1
     return True

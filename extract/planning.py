@@ -31,7 +31,13 @@ class Prepared:
 
 
 def prepare(
-    graph: Mapping[str, Instance], names: Sequence[str], store: Store | None, clips: Sequence[Clip], device_kind: str
+    graph: Mapping[str, Instance],
+    names: Sequence[str],
+    store: Store | None,
+    clips: Sequence[Clip],
+    device_kind: str,
+    *,
+    offline: bool = False,
 ) -> dict[str, Prepared]:
     """Resolve weights and precision of ``names`` (feeding ones first) and make their recipes.
 
@@ -49,7 +55,9 @@ def prepare(
         weights, weights_sha256 = None, None
         if "weights" in type(instance.stage.config).model_fields:
             try:
-                weights = weights_table.resolve(instance.stage.config.weights, instance.stage)
+                weights = weights_table.resolve(
+                    instance.stage.config.weights, instance.stage, offline=offline, instance=name
+                )
                 weights_sha256 = weights.sha256
             except WeightsError as error:
                 weights_sha256 = _finished_with(store, instance, clips, precision, prepared)

@@ -15,7 +15,7 @@ from extract import lease
 from extract.clipwork import ClipWork, Outcome
 from extract.config import ExtractConfig, load_extract_config
 from extract.engines.local import LocalEngine, pick_device
-from extract.errors import StoreError, UsageError
+from extract.errors import UsageError
 from extract.graph import build_graph, select, upstream
 from extract.lease import LeaseLostError
 from extract.manifest import Clip, load_manifest
@@ -25,8 +25,22 @@ from extract.store import Store
 
 log = logging.getLogger(__name__)
 
-QUIET_NOTES = frozenset({"rotation_deg"})
-"""Notes that need no warning: everything is as it should be."""
+WARNINGS = {
+    "truncated_at_s": "the file is cut off; what decodes ends at {} s",
+    "declared_frames": "the header declares {} frames, {rows} decode",
+    "video_streams": "several video streams: {}",
+    "audio_streams": "several audio streams: {}",
+    "corrupt_frames": "frames decoded with errors: {}",
+    "undecodable_packets": "packets that do not decode: {}",
+    "repaired_pts": "presentation times repaired: {}",
+    "start_assumed": "no presentation time on the sound; it is taken to begin at 0 s",
+    "audio_gaps": "gaps in the sound filled with silence ([start_s, duration_s]): {}",
+    "audio_overlap_s": "{} s of overlapping sound left out",
+    "clipped_samples": "{} samples beyond full scale were clipped",
+    "au_rows": "{} rows of AU labels for {rows} frames, within label_slack",
+    "expr_rows": "{} rows of expression labels for {rows} frames, within label_slack",
+}
+"""Notes of a record that a run tells of; the others are facts that need no eye."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class Options:
     device: str = "auto"
     overwrite: bool = False
     retry: bool = False
+    offline: bool = False
 
 
 def run(
@@ -118,30 +133,44 @@ def run(
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
     clips = choose(load_manifest(Path(manifest)), options)
     device = pick_device(options.device)
-    plan, opened, sources = make_plan(loaded, clips, Path(store), options, device.type)
-    stale = plan.stale()
-    if stale and opened and not options.overwrite:
-        refuse_stale(plan, opened)
+    made, opened, sources = make_plan(loaded, clips, store, options, device.type)
     report = Report(run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
-    if stale and opened:
-        also = stale_downstream(plan, opened)
+    if opened and made.stale():
+        if not options.overwrite:
+            refuse_stale(made, opened)
+        also = stale_downstream(made, opened)
         if also:
             report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
-    report.untrained = sorted(n for n, p in plan.prepared.items() if p.weights and p.weights.untrained)
-    opened = Store.open(store, "a")
+    report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     engine = LocalEngine(device, loaded.run.cpu_threads)
-    _work(plan, opened, engine, sources, loaded, options, report, progress or Progress())
+    _work(made, Store.open(store, "a"), engine, sources, loaded, options, report, progress or Progress())
     return report
 
 
+def plan(
+    manifest: str | Path = "data_manifest.yaml",
+    store: str | Path = "store.zarr",
+    config: str | ExtractConfig | None = None,
+    *,
+    set: Sequence[str] = (),
+    options: Options | None = None,
+) -> tuple[Plan, Store | None]:
+    """What ``run`` would do, and the store if there is one; nothing is written."""
+    options = options or Options()
+    loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
+    clips = choose(load_manifest(Path(manifest)), options)
+    made, opened, _ = make_plan(loaded, clips, store, options, pick_device(options.device).type)
+    return made, opened
+
+
 def make_plan(
-    config: ExtractConfig, clips: Sequence[Clip], store: Path, options: Options, device_kind: str
+    config: ExtractConfig, clips: Sequence[Clip], store: str | Path, options: Options, device_kind: str
 ) -> tuple[Plan, Store | None, Sources]:
     """What a run would do; nothing is written."""
     graph = build_graph(config)
     names = upstream(graph, select(graph, options.stages))
     opened = Store.open(store) if _is_something(store) else None
-    prepared = prepare(graph, names, opened, clips, device_kind)
+    prepared = prepare(graph, names, opened, clips, device_kind, offline=options.offline)
     plan = Plan(graph, prepared, list(clips))
     sources = Sources()
     for clip in clips:
@@ -149,10 +178,9 @@ def make_plan(
     return plan, opened, sources
 
 
-def _is_something(store: Path) -> bool:
-    if "://" in str(store):
-        raise StoreError(f"store {store}: object stores are not read or written by this version; name a folder")
-    return store.is_file() or (store.is_dir() and any(store.iterdir()))
+def _is_something(store: str | Path) -> bool:
+    path = Path(store)
+    return "://" in str(store) or path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
@@ -249,12 +277,12 @@ def _standing(plan: Plan, clip: str) -> dict[str, Outcome]:
 
 
 def _warnings(clip: str, outcomes: Mapping[str, Outcome]) -> list[str]:
-    lines = []
-    for name, outcome in outcomes.items():
-        for note, value in (outcome.notes or {}).items():
-            if note not in QUIET_NOTES:
-                lines.append(f"clip {clip}, {name}: {note}: {value}")
-    return lines
+    return [
+        f"clip {clip}, {name}: {WARNINGS[note].format(value, rows=outcome.rows)}"
+        for name, outcome in outcomes.items()
+        for note, value in (outcome.notes or {}).items()
+        if note in WARNINGS
+    ]
 
 
 def versions() -> dict[str, str]:

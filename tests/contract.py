@@ -81,7 +81,7 @@ class StageContract:
     def test_is_registered_under_its_name(self):
         assert STAGES[self.stage().name] is type(self.stage())
 
-    def test_declares_an_oracle_free_identity(self):
+    def test_declarations_are_consistent(self):
         stage = self.stage()
         names = [output.name for output in stage.outputs]
         assert len(set(names)) == len(names)
@@ -170,7 +170,7 @@ class ClipInputs:
 
 
 class ClipContract(StageContract):
-    """Promises of a clip stage. ``clips()`` gives clips of several lengths, unsorted, the last one ``empty`` or not."""
+    """Promises of a clip stage. ``clips()`` gives clips of several lengths, unsorted, empty ones too."""
 
     def clips(self) -> list[ClipInputs]:
         raise NotImplementedError

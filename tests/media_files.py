@@ -43,16 +43,15 @@ def write_clip(
     hz: int = 16_000,
     sound_start_s: Fraction | float = 0,
     sound_codec: str = "pcm_s16le",
-    mux_options: dict[str, str] | None = None,
+    index_first: bool = True,
 ) -> Path:
     """Write ``images`` (at ``pts_s``, else regularly at ``rate``) and ``sound`` (float [n] or [C, n] in [-1, 1]).
 
-    Without ``codec`` pixels are kept exactly. ``.mov`` keeps times to 1/90,000 s, ``.mkv`` to 1 ms.
+    Without ``codec`` pixels are kept exactly. ``.mov`` keeps times to 1/90,000 s, ``.mkv`` to 1 ms, ``.avi``
+    knows regular ones only. A truncated ``.mov`` or ``.mp4`` can be read if its index stands first.
     """
-    # Without faststart the index of a .mov comes last, and a truncated file would hold none.
-    mux_options = {"movflags": "faststart", "video_track_timescale": "90000"} | (mux_options or {})
-    mux_options = mux_options if path.suffix in {".mov", ".mp4"} else {}
-    with av.open(path, "w", options=mux_options) as container:
+    mux_options = {"video_track_timescale": "90000"} | ({"movflags": "faststart"} if index_first else {})
+    with av.open(path, "w", options=mux_options if path.suffix in {".mov", ".mp4"} else {}) as container:
         video = encode_pictures(container, images, rate, pts_s, codec, pix_fmt, options) if images else []
         audio = [] if sound is None else encode_sound(container, sound, hz, sound_start_s, sound_codec)
         mux(container, video, audio)
@@ -82,8 +81,8 @@ def encode_pictures(
     stream = container.add_stream(codec, rate=rate, options=options or {})
     stream.height, stream.width = images[0].shape[:2]
     stream.pix_fmt = pix_fmt or "yuv420p"
-    # Codecs of the MPEG-1 to 4 age know only regular clocks.
-    stream.codec_context.time_base = Fraction(1, rate) if codec.startswith("mpeg") else TICK
+    regular_only = codec.startswith("mpeg") or container.format.name == "avi"
+    stream.codec_context.time_base = Fraction(1, rate) if regular_only else TICK
     packets = []
     for image, time in zip(images, times, strict=True):
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -100,7 +99,10 @@ def encode_sound(
     codec: str = "pcm_s16le",
     gaps_s: dict[int, float] | None = None,
 ) -> list[Any]:
-    """Add an audio stream to ``container``: its packets, for ``mux``. ``gaps_s`` shifts all that follows sample k by that many seconds (below 0: back)."""
+    """Add an audio stream to ``container``: its packets, for ``mux``.
+
+    ``gaps_s`` shifts all that follows sample k (a multiple of 1024) by that many seconds; below 0: back.
+    """
     channels = np.atleast_2d(sound)  # [C, n]
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
     stream = container.add_stream(codec, rate=hz, layout=layout)
@@ -145,7 +147,7 @@ def payloads(path: Path, stream_index: int) -> Iterator[tuple[int, bytes]]:
 
 
 def overwrite_packets(
-    path: Path, stream_index: int, spoil: Callable[[int], bool] = lambda number: True, byte: int = 0xA5
+    path: Path, stream_index: int, spoil: Callable[[int], bool] = lambda _: True, byte: int = 0xA5
 ) -> Path:
     """Replace the content of the packets ``spoil(number)`` by one repeated byte; headers and times stay."""
     data = bytearray(path.read_bytes())

@@ -15,7 +15,7 @@ from extract.manifest import is_legal_id, load_manifest, write_manifest
 @pytest.fixture
 def make(tmp_path):
     """Scan a folder of empty files (or of the given contents); nothing is opened but tables."""
-    root = tmp_path / "root"
+    root = tmp_path / "videos"
     root.mkdir()
 
     def make(*names: str, **contents: str) -> FolderScan:
@@ -30,9 +30,9 @@ def make(tmp_path):
 
 
 def ids(scan: FolderScan) -> dict[str, str]:
-    """File -> id, files relative to the folder `root`."""
+    """File -> id, files relative to the folder `videos`."""
     paths = {clip.id: clip.video or clip.audio for clip in scan.clips}
-    return {str(path).split("/root/", 1)[1]: clip_id for clip_id, path in paths.items() if path is not None}
+    return {str(path).split("/videos/", 1)[1]: clip_id for clip_id, path in paths.items() if path is not None}
 
 
 # -- what is taken ----------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_the_shared_media(media_dir):
         *("librispeech_6313-76958-0021", "no_face", "one_face", "two_video_streams"),
     ]
     assert [clip.id for clip in scan.clips if clip.video is None] == ["jfk", "librispeech_6313-76958-0021"]
-    assert all((clip.video or clip.audio).is_file() for clip in scan.clips)
+    assert all(path.is_file() for clip in scan.clips if (path := clip.video or clip.audio) is not None)
     assert scan.left_out[".jpg"] == 1, "the picture beside the video of the same name"
     assert set(scan.left_out) == {".jpg", ".md", ".npy"}
     assert scan.notes == ()
@@ -53,7 +53,7 @@ def test_the_shared_media(media_dir):
 
 def test_by_suffix_in_any_case_and_at_any_depth(make, tmp_path):
     scan = make("a.MP4", "b.Wav", "x/y/c.mkv", "d.jpg", "e.JPG", "f.tar.gz", "README", "x/g.srt")
-    root = tmp_path / "root"
+    root = tmp_path / "videos"
     assert [(clip.id, clip.video, clip.audio) for clip in scan.clips] == [
         ("a", root / "a.MP4", None),
         ("b", None, root / "b.Wav"),
@@ -79,7 +79,7 @@ def test_hidden_files_and_stores_are_not_looked_at(make):
 def test_linked_folders_once_and_without_going_round(make, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/b.mp4").touch()
-    root = tmp_path / "root"
+    root = tmp_path / "videos"
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "again").symlink_to(tmp_path / "elsewhere")
     (root / "round").symlink_to(root)
@@ -87,12 +87,12 @@ def test_linked_folders_once_and_without_going_round(make, tmp_path):
 
 
 def test_a_file_that_is_not_there_behind_its_link_is_that_clips_failure(make, tmp_path):
-    (tmp_path / "root/a.mp4").symlink_to(tmp_path / "gone.mp4")
+    (tmp_path / "videos/a.mp4").symlink_to(tmp_path / "gone.mp4")
     assert [clip.id for clip in make().clips] == ["a"]
 
 
 def test_a_name_that_is_not_utf8_is_counted(make, tmp_path):
-    name = os.fsencode(tmp_path / "root") + b"/b\xff.mp4"
+    name = os.fsencode(tmp_path / "videos") + b"/b\xff.mp4"
     try:
         Path(os.fsdecode(name)).touch()
     except OSError:
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_listed_is_counted(make, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     assert make("a.mp4", "x/b.mp4").left_out == {"(folder that cannot be listed)": 1}
     with pytest.raises(UsageError, match=r"/x: cannot list the folder \(Permission denied\)"):
-        scan_folder(tmp_path / "root/x")
+        scan_folder(tmp_path / "videos/x")
 
 
 @pytest.mark.parametrize(("name", "found"), [("none", "is not there"), ("file", "is a file")])
@@ -122,7 +122,7 @@ def test_no_folder(tmp_path, name, found):
 
 
 def test_nothing_to_take(make):
-    with pytest.raises(UsageError, match=r"root: no video or sound file in this folder$"):
+    with pytest.raises(UsageError, match=r"videos: no video or sound file in this folder$"):
         make()
     with pytest.raises(UsageError, match=r"no video or sound file in this folder \(left out: 2 \.jpg, 1 \.txt\)$"):
         make("a.txt", "b.jpg", "c.jpg")
@@ -132,7 +132,7 @@ def test_nothing_to_take(make):
 
 
 def test_transcript_and_labels_beside_a_video(make, tmp_path):
-    root = tmp_path / "root"
+    root = tmp_path / "videos"
     scan = make("a.mp4", "a.SRT", "b.mp4", "b.vtt", "c.mp4", "x/d.mp4", "d.srt", a__csv="AU1\n0\n")
     a, b, c, d = scan.clips
     assert (a.transcript, a.labels.au, a.labels.expr) == (root / "a.SRT", root / "a.csv", None)
@@ -144,7 +144,7 @@ def test_transcript_and_labels_beside_a_video(make, tmp_path):
 @pytest.mark.parametrize("header", ["word,start_s,end_s", "\ufeffword,start_s,end_s\r", "Word, start_s, end_s"])
 def test_a_table_of_words_is_a_transcript(make, tmp_path, header):
     scan = make("a.mp4", a__csv=f"{header}\nhello,0.1,0.4\n")
-    assert scan.clips[0].transcript == tmp_path / "root/a.csv"
+    assert scan.clips[0].transcript == tmp_path / "videos/a.csv"
     assert scan.clips[0].labels.au is None
     assert scan.left_out == {}
 
@@ -152,20 +152,20 @@ def test_a_table_of_words_is_a_transcript(make, tmp_path, header):
 @pytest.mark.parametrize("header", ["AU1,AU2", "word,start_s", "word,start_s,end_s,speaker", "", "\xff"])
 def test_another_table_is_labels(make, tmp_path, header):
     scan = make("a.mp4", a__csv=f"{header}\n")
-    assert scan.clips[0].labels.au == tmp_path / "root/a.csv"
+    assert scan.clips[0].labels.au == tmp_path / "videos/a.csv"
     assert scan.clips[0].transcript is None
 
 
 def test_subtitles_go_before_a_table_of_words(make, tmp_path):
     scan = make("a.mp4", "a.srt", "a.vtt", a__csv="word,start_s,end_s\n")
-    assert scan.clips[0].transcript == tmp_path / "root/a.srt"
+    assert scan.clips[0].transcript == tmp_path / "videos/a.srt"
     assert scan.clips[0].labels.au is None
     assert scan.left_out == {".csv": 1, ".vtt": 1}
 
 
 def test_a_sound_file_takes_words_but_no_labels(make, tmp_path):
     scan = make("a.wav", "a.srt", a__csv="AU1\n0\n")
-    assert scan.clips[0].transcript == tmp_path / "root/a.srt"
+    assert scan.clips[0].transcript == tmp_path / "videos/a.srt"
     assert scan.clips[0].labels.au is None
     assert scan.left_out == {".csv": 1}
 
@@ -195,8 +195,8 @@ def test_two_videos_of_one_stem(make):
 
 
 def test_names_that_differ_only_in_case(make, tmp_path):
-    (tmp_path / "root/A.mp4").touch()
-    if (tmp_path / "root/a.mp4").exists():
+    (tmp_path / "videos/A.mp4").touch()
+    if (tmp_path / "videos/a.mp4").exists():
         pytest.skip("this file system takes capital and small letters for one")
     found = ids(make("a.mp4", "a.MP4"))
     assert found["A.mp4"] == "A"
@@ -308,6 +308,6 @@ def test_a_folder_named_from_beside(make, tmp_path, monkeypatch):
     make("a.mp4")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    write_manifest(Path("m.yaml"), scan_folder(Path("../root")).clips)
-    assert "video: ../root/a.mp4\n" in Path("m.yaml").read_text()
-    assert load_manifest(Path("m.yaml"))[0].video == tmp_path / "root/a.mp4"
+    write_manifest(Path("m.yaml"), scan_folder(Path("../videos")).clips)
+    assert "video: ../videos/a.mp4\n" in Path("m.yaml").read_text()
+    assert load_manifest(Path("m.yaml"))[0].video == tmp_path / "videos/a.mp4"

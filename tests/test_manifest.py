@@ -119,7 +119,9 @@ def test_paths_are_relative_to_the_manifest_and_not_to_the_shell(tmp_path, monke
 
 
 def test_files_named_need_not_exist(write):
-    assert not load_manifest(write(GOOD))[0].video.exists()
+    (clip,) = load_manifest(write(GOOD))
+    assert clip.video is not None
+    assert not clip.video.exists()
 
 
 def test_byte_order_mark_and_windows_lines(tmp_path):
@@ -318,9 +320,9 @@ def test_a_clip_made_in_code_obeys_the_same_rules():
     with pytest.raises(ValidationError, match="crops have no times"):
         Clip(id="a", crops=Path("a"))
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        Clip(id="a", video=Path("a"), speed=2)
+        Clip.model_validate({"id": "a", "video": "a", "speed": 2})
     with pytest.raises(ValidationError, match="frozen"):
-        Clip(id="a", video=Path("a")).id = "b"  # type: ignore[misc]
+        Clip(id="a", video=Path("a")).id = "b"
 
 
 def test_is_legal_id():
@@ -446,7 +448,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MachineError, match=r"cannot write the manifest \(No space left on device\)"):
+    with pytest.raises(MachineError, match=r"cannot write .*m\.yaml.*No space left on device"):
         write_manifest(path, [Clip(id="b", video=tmp_path / "b.mp4")])
     assert path.read_text() == GOOD
     assert [file.name for file in tmp_path.iterdir()] == ["m.yaml"]
@@ -460,9 +462,9 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["m.yaml"]
 
 
-def test_nowhere_to_write(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot write the manifest .*name another file with `-o FILE`"):
-        write_manifest(tmp_path / "none/m.yaml", [Clip(id="a", video=tmp_path / "a.mp4")])
+def test_a_folder_in_place_of_the_file(tmp_path):
+    with pytest.raises(UsageError, match="is a folder; name a file with `-o FILE`"):
+        write_manifest(tmp_path, [Clip(id="a", video=tmp_path / "a.mp4")])
 
 
 def test_nothing_to_write(tmp_path):

@@ -23,7 +23,7 @@ of ArcFace (Deng et al. 2019) as insightface's ``face_align.py`` has it."""
 MIN_SPREAD_PX2 = 1.0
 """Least summed squared distance of the five points from their mean: below it they are one point, with no direction."""
 MIN_SCALE = 1e-3
-"""Least enlargement of the fit: a face of a hundred thousand pixels is none, nor is one seen mirrored."""
+"""Least enlargement of the fit: a face a hundred thousand pixels wide is none."""
 
 
 class CropConfig(StageConfig):
@@ -50,7 +50,7 @@ class Crop(RowsStage[CropConfig]):
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``frames.image``: B tensors, uint8 RGB [H, W, 3]; ``faces.landmarks`` [B, 68, 2] in pixels of the frame.
 
-        Rows whose five points coincide (or are mirrored) fix no similarity: they come back not valid.
+        Rows whose five points coincide fix no similarity: they come back not valid.
         """
         import torch
 

@@ -1,0 +1,287 @@
+"""``extract``: arguments and printing only. Heavy imports wait until a command needs them."""
+
+import functools
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+
+from extract.errors import AuFusionError, CorruptError, UsageError
+
+P = ParamSpec("P")
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="From raw videos to per-frame multimodal features in one resumable Zarr store.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+manifest_app = typer.Typer(help="Make a manifest of a folder or data set.", no_args_is_help=True)
+weights_app = typer.Typer(help="Model weights: what the table names, what is here.", no_args_is_help=True)
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(weights_app, name="weights")
+
+Manifest = Annotated[Path, typer.Option("--manifest", help="Clips to work on.")]
+StorePath = Annotated[str, typer.Option("--store", help="Feature store.")]
+Config = Annotated[
+    str | None, typer.Option("-c", "--config", help="Built-in config or YAML file.", metavar="NAME|PATH")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting, as in swin.batch=8.", metavar="A.B=C")
+]
+Stages = Annotated[
+    list[str] | None, typer.Option("--stage", help="Instances (or all of a stage), and what feeds them.")
+]
+Clips = Annotated[list[str] | None, typer.Option("--clip", help="Only these clips.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N clips.", min=1)]
+Shard = Annotated[str | None, typer.Option("--shard", help="The k-th of n parts of the clips.", metavar="K/N")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute stale instances again.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try clips again that crashed the process twice.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use no network (this version never does).")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no warnings.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Whole messages and tracebacks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+def reported(command: Callable[P, int]) -> Callable[P, None]:
+    """End with the exit code that the command returns or that its error carries; print errors as plain lines."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)  # a cluster's polite end is an interruption, not a crash
+        try:
+            code = command(*args, **kwargs)
+        except AuFusionError as error:
+            print(f"extract: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("extract: interrupted; run the same command to continue", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(code)
+
+    return wrapped
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@app.command()
+@reported
+def run(
+    manifest: Manifest = Path("data_manifest.yaml"),
+    store: StorePath = "store.zarr",
+    config: Config = None,
+    set_: Set = None,
+    stage: Stages = None,
+    clip: Clips = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    retry: Retry = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> int:
+    """Compute what the store lacks: resumes, skips what is done, tries failed clips again."""
+    from extract import console, runner
+
+    _log(quiet, verbose)
+    options = runner.Options(stage or (), clip or (), limit, shard, device, overwrite, retry, offline)
+    if dry_run:
+        return _plan(manifest, store, config, set_, options, as_json=as_json)
+    with console.progress(quiet or as_json) as progress:
+        report = runner.run(manifest, store, config, set=set_ or (), options=options, progress=progress)
+    if as_json:
+        print(json.dumps(console.report_json(report), indent=1))
+    else:
+        console.show_report(report, store, quiet=quiet, verbose=verbose)
+    return report.exit_code
+
+
+@app.command()
+@reported
+def plan(
+    manifest: Manifest = Path("data_manifest.yaml"),
+    store: StorePath = "store.zarr",
+    config: Config = None,
+    set_: Set = None,
+    stage: Stages = None,
+    clip: Clips = None,
+    limit: Limit = None,
+    shard: Shard = None,
+    device: Device = "auto",
+    retry: Retry = False,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> int:
+    """Say what a run would do (run --dry-run); exit 2 where it would refuse."""
+    from extract import runner
+
+    options = runner.Options(stage or (), clip or (), limit, shard, device, False, retry, offline)
+    return _plan(manifest, store, config, set_, options, as_json=as_json)
+
+
+def _plan(
+    manifest: Path,
+    store: str,
+    config: str | None,
+    overrides: list[str] | None,
+    options: Any,  # noqa: ANN401 - runner.Options, whose module is imported late
+    *,
+    as_json: bool,
+) -> int:
+    from extract import console, runner
+    from extract.planning import refuse_stale
+
+    made, opened = runner.plan(manifest, store, config, set=overrides or (), options=options)
+    if as_json:
+        print(json.dumps(console.plan_json(made), indent=1))
+    else:
+        console.show_plan(made)
+    if opened and not options.overwrite:
+        refuse_stale(made, opened)
+    return 0
+
+
+@app.command()
+@reported
+def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
+    """Say how far every instance of the store is."""
+    from extract import console
+    from extract.store import Store
+
+    console.show_status(Store.open(store), as_json=as_json)
+    return 0
+
+
+@app.command()
+@reported
+def failed(store: StorePath = "store.zarr", verbose: Verbose = False, as_json: AsJson = False) -> int:
+    """List what failed and why."""
+    from extract import console
+    from extract.store import Store
+
+    console.show_failed(Store.open(store), as_json=as_json, verbose=verbose)
+    return 0
+
+
+@app.command()
+@reported
+def verify(
+    manifest: Manifest = Path("data_manifest.yaml"),
+    store: StorePath = "store.zarr",
+    config: Config = None,
+    set_: Set = None,
+    clip: Clips = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compute damaged blocks again (needs the manifest).")
+    ] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="Also hash every source file again.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Check every stored block against its checksum; exit 4 if any is damaged."""
+    from extract import console, verification
+    from extract.store import Store
+
+    _log(quiet, verbose)
+    checked = verification.check(Store.open(store), clip or ())
+    console.show_damage(checked)
+    if sources:
+        verification.check_sources(manifest, store, config, set_ or (), clip or ())
+        print("sources: every file has the bytes that the store was made from")
+    if not checked.damage:
+        return 0
+    if not repair:
+        raise CorruptError(f"{len(checked.damage)} damaged; `extract verify --repair` computes them again")
+    with console.progress(quiet) as progress:
+        report = verification.repair(checked, manifest, store, config, set_ or (), device, progress)
+    console.show_report(report, store, quiet=quiet, verbose=verbose)
+    left = verification.check(Store.open(store), clip or ()).damage
+    if left:
+        raise CorruptError(f"{len(left)} still damaged, first: {left[0]}")
+    print(f"repaired: {len(checked.damage)}")
+    return report.exit_code
+
+
+@manifest_app.command("folder")
+@reported
+def manifest_folder(
+    root: Annotated[Path, typer.Argument(help="Folder of videos and sound files, with what lies below it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Manifest to write.")],
+) -> int:
+    """Take videos and sound files by suffix; NAME.srt|vtt|csv beside a video are its words and labels."""
+    from extract.datasets.folder import scan_folder
+    from extract.manifest import write_manifest
+
+    scan = scan_folder(root)
+    write_manifest(out, scan.clips, f"Made of a folder by `extract manifest folder`: {len(scan.clips)} clips.")
+    videos = sum(clip.video is not None for clip in scan.clips)
+    print(f"{out}: {len(scan.clips)} clips ({videos} videos, {len(scan.clips) - videos} sound files)")
+    words = sum(clip.transcript is not None for clip in scan.clips)
+    labels = sum(clip.labels.au is not None for clip in scan.clips)
+    if words or labels:
+        print(f"with a transcript: {words}; with labels: {labels}")
+    if scan.left_out:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in scan.left_out.items())
+        print(f"left out: {told}")
+    for note in scan.notes:
+        print(f"note: {note}")
+    return 0
+
+
+@weights_app.command("list")
+@reported
+def weights_list(as_json: AsJson = False) -> int:
+    """Every row of the table and whether its files are here (no file is read)."""
+    from extract import console
+    from extract.models import weights
+
+    console.show_weights(weights.list_rows(weights.cache_folder()), as_json=as_json)
+    return 0
+
+
+@weights_app.command("verify")
+@reported
+def weights_verify(as_json: AsJson = False) -> int:
+    """Hash the files that are here; exit 3 if one is not what the table names."""
+    from extract import console
+    from extract.errors import WeightsError
+    from extract.models import weights
+
+    rows = weights.verify(weights.cache_folder())
+    console.show_weights(rows, as_json=as_json)
+    wrong = [row.row.key for row in rows if row.state == "wrong"]
+    if wrong:
+        raise WeightsError(f"not the bytes that the table names: {', '.join(wrong)}")
+    return 0
+
+
+def _log(quiet: bool, verbose: bool) -> None:
+    if quiet and verbose:
+        raise UsageError("-q and -v exclude each other")
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("extract").setLevel(level)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

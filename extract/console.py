@@ -1,0 +1,273 @@
+"""What the commands print: tables on standard output, progress on standard error."""
+
+import contextlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from extract.models.weights import Located
+from extract.planning import Plan
+from extract.runner import Failure, Progress, Report
+from extract.store import Store
+from extract.verification import Checked
+
+PLAIN_LINE_EVERY_S = 30.0
+STATES = ("done", "empty", "partial", "failed")
+SHOWN = 20
+"""Lines of a list before it is cut (`-v` and `--json` show all)."""
+
+
+# ---- progress -------------------------------------------------------------------------------------------------------
+
+
+class _Shown(Progress):
+    """Counts, and hands a line to whoever shows it."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.total = self.through = self.frames = self.failed = 0
+
+    def start(self, clips: int) -> None:
+        self.started, self.total = time.monotonic(), clips
+
+    def rows(self, count: int) -> None:
+        self.frames += count
+
+    def clip(self, clip: str, failed: int) -> None:
+        del clip
+        self.through, self.failed = self.through + 1, failed
+
+    def line(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        left = (self.total - self.through) * seconds / self.through if self.through else None
+        eta = "unknown" if left is None else time.strftime("%H:%M:%S", time.gmtime(left))
+        rate = f"{self.frames / seconds:.1f} rows/s"
+        return f"clips {self.through}/{self.total}, {rate}, ETA {eta}, {self.failed} failed"
+
+
+class _PlainProgress(_Shown):
+    """A line every half minute: for log files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed = time.monotonic()
+
+    def rows(self, count: int) -> None:
+        super().rows(count)
+        if time.monotonic() - self._printed >= PLAIN_LINE_EVERY_S:
+            self._printed = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+
+class _BarProgress(_Shown):
+    """A bar on a terminal."""
+
+    def __init__(self, bar: Bar) -> None:
+        super().__init__()
+        self._bar = bar
+        self._task = bar.add_task("extract", total=None, info="")
+
+    def start(self, clips: int) -> None:
+        super().start(clips)
+        self._bar.update(self._task, total=clips)
+
+    def rows(self, count: int) -> None:
+        super().rows(count)
+        self._bar.update(self._task, info=self._info())
+
+    def clip(self, clip: str, failed: int) -> None:
+        super().clip(clip, failed)
+        self._bar.update(self._task, completed=self.through, info=self._info())
+
+    def _info(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return f"{self.frames / seconds:.1f} rows/s, {self.failed} failed"
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """A bar on a terminal, else a plain line now and then; nothing when quiet."""
+    if quiet:
+        yield Progress()
+    elif sys.stderr.isatty():
+        columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bar(*columns, TextColumn("{task.fields[info]}"), console=Console(stderr=True), transient=True) as bar:
+            yield _BarProgress(bar)
+    else:
+        yield _PlainProgress()
+
+
+# ---- run and plan ---------------------------------------------------------------------------------------------------
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The report as JSON values."""
+    return {
+        "run": report.run,
+        "exit_code": report.exit_code,
+        "seconds": round(report.seconds, 3),
+        "computed": report.computed,
+        "instances": {name: dict(counts) for name, counts in report.counts.items()},
+        "failures": [vars(failure) for failure in report.failures],
+        "busy": report.busy,
+        "warnings": report.warnings,
+        "untrained": report.untrained,
+    }
+
+
+def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> None:
+    """Counts per instance, then what a user must know: warnings, failures, busy clips, the next command."""
+    if not quiet:
+        _print_counts(report.counts)
+        _print_list("warning", report.warnings, sys.stderr, verbose=verbose)
+        if report.untrained:
+            print(f"untrained (random weights): {', '.join(report.untrained)}")
+    _print_list("failed", [_failure_line(f, verbose=verbose) for f in report.failures], sys.stderr, verbose=verbose)
+    _print_list("busy, left to its own run", report.busy, sys.stderr, verbose=verbose)
+    if report.failures:
+        print(f"run the same command to try again; `extract failed --store {store} -v` tells more", file=sys.stderr)
+    if report.busy:
+        print("run the same command once the other run is through", file=sys.stderr)
+    if not quiet:
+        print(f"{report.computed} computed in {report.seconds:.1f} s -> {store}")
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Clip -> instance -> what it needs."""
+    return {
+        clip: {name: {"need": task.need, "changes": list(task.changes)} for name, task in tasks.items()}
+        for clip, tasks in plan.tasks.items()
+    }
+
+
+def show_plan(plan: Plan) -> None:
+    """Per instance, how many clips are finished and how many would be computed, and why."""
+    needs: dict[str, Counter[str]] = {name: Counter() for name in plan.prepared}
+    for tasks in plan.tasks.values():
+        for name, task in tasks.items():
+            needs[name]["not checked" if task.unchecked else task.need] += 1
+    print(f"{len(plan.clips)} clips")
+    for name, counts in needs.items():
+        told = ", ".join(f"{count} {need}" for need, count in sorted(counts.items()))
+        feeds = ", ".join(plan.graph[name].feeds.values())
+        print(f"  {name:<12} {told}" + (f"   <- {feeds}" if feeds else ""))
+
+
+# ---- the store ------------------------------------------------------------------------------------------------------
+
+
+def show_status(store: Store, *, as_json: bool) -> None:
+    """States, rows and recipes per instance."""
+    counts: dict[str, Counter[str]] = {}
+    rows: Counter[str] = Counter()
+    recipes: dict[str, set[str]] = {}
+    untrained: set[str] = set()
+    clips = store.clips()
+    for clip in clips:
+        for name in store.instances(clip):
+            record = store.record(clip, name)
+            if record is None:
+                continue
+            counts.setdefault(name, Counter())[record.state] += 1
+            rows[name] += record.rows
+            recipes.setdefault(name, set()).add(json.dumps(record.recipe, sort_keys=True))
+            if record.provenance.get("untrained"):
+                untrained.add(name)
+    if as_json:
+        told = {
+            name: {**states, "rows": rows[name], "recipes": len(recipes[name]), "untrained": name in untrained}
+            for name, states in sorted(counts.items())
+        }
+        print(json.dumps({"store": str(store.path), "clips": len(clips), "instances": told}, indent=1))
+        return
+    print(f"{store.path}: {len(clips)} clips")
+    remarks = {
+        name: ", ".join(
+            [f"{rows[name]} rows"]
+            + (["untrained"] if name in untrained else [])
+            + ([f"{len(recipes[name])} recipes"] if len(recipes[name]) > 1 else [])
+        )
+        for name in counts
+    }
+    _print_counts(counts, remarks)
+
+
+def show_failed(store: Store, *, as_json: bool, verbose: bool) -> None:
+    """Every failed record with its reason."""
+    found = []
+    for clip in store.clips():
+        for name in store.instances(clip):
+            record = store.record(clip, name)
+            if record and record.state == "failed":
+                found.append(Failure(clip, name, record.reason or "", record.message or ""))
+    if as_json:
+        print(json.dumps([vars(failure) for failure in found], indent=1))
+        return
+    if not found:
+        print("nothing failed")
+        return
+    for failure in found:
+        print(_failure_line(failure, verbose=verbose))
+    print(f"{len(found)} failed; `extract run` tries them again (crashed ones with --retry)")
+
+
+def show_damage(checked: Checked) -> None:
+    """What ``verify`` found."""
+    for damage in checked.damage:
+        block = "metadata" if damage.block < 0 else f"block {damage.block}"
+        print(f"clip {damage.clip}, {damage.instance}/{damage.array or 'record'}, {block}: {damage.message}")
+    print(f"{checked.instances} finished instances of {checked.clips} clips read, {len(checked.damage)} damaged")
+
+
+def show_weights(rows: Sequence[Located], *, as_json: bool) -> None:
+    """The weights table."""
+    if as_json:
+        told = [
+            {"key": r.row.key, "stage": r.row.stage, "state": r.state, "sha256": r.sha256, "path": str(r.path),
+             "expected": r.row.sha256, "licence": r.row.licence, "source": r.row.source}
+            for r in rows
+        ]  # fmt: skip
+        print(json.dumps(told, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("key", "stage", "state", "licence", "source"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row.row.key, row.row.stage, row.state, row.row.licence, row.row.source)
+    Console().print(table)
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def _print_counts(counts: Mapping[str, Counter[str]], remarks: Mapping[str, str] | None = None) -> None:
+    if not counts:
+        return
+    states = [state for state in STATES if any(c[state] for c in counts.values())]
+    print(f"  {'instance':<14}" + "".join(f"{state:>8}" for state in states))
+    for name, states_of in counts.items():
+        numbers = "".join(f"{states_of[state] or '.':>8}" for state in states)
+        print(f"  {name:<14}{numbers}" + (f"   {remarks[name]}" if remarks else ""))
+
+
+def _print_list(what: str, lines: Sequence[str], file: Any, *, verbose: bool) -> None:  # noqa: ANN401 - a text stream
+    shown = lines if verbose else lines[:SHOWN]
+    for line in shown:
+        print(f"{what}: {line}", file=file)
+    if len(lines) > len(shown):
+        print(f"{what}: and {len(lines) - len(shown)} more (-v shows all)", file=file)
+
+
+def _failure_line(failure: Failure, *, verbose: bool) -> str:
+    lines = failure.message.splitlines() or [""]
+    # Of a traceback the last line is the error itself.
+    message = failure.message if verbose else lines[-1] if failure.reason == "unexpected" else lines[0]
+    return f"clip {failure.clip}, stage {failure.instance}: {failure.reason}: {message}"

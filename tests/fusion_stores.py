@@ -1,0 +1,89 @@
+"""Small feature stores for the tests of ``fusion``, written through the real store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.stage import Output
+from extract.store import Record, Store
+from extract.timeline import FRAMES, Table
+
+Array = NDArray[Any]
+STEPS = Table("step")
+
+
+def add_clip(store: Store, clip: str, *, split: str | None = "train", **attributes: str) -> None:
+    """A clip and its attributes; it is its own source video and subject unless told."""
+    store.set_attributes(clip, {"subject": clip, "source_video": clip, "split": split} | attributes)
+
+
+def add_instance(
+    store: Store,
+    clip: str,
+    instance: str,
+    arrays: Mapping[str, Array],
+    *,
+    state: Any = "done",
+    recipe: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> None:
+    """An instance with its record."""
+    fingerprint = fields.pop("fingerprint", f"{instance}-{clip}")
+    outputs = {
+        Output(
+            name,
+            STEPS if instance == "hubert" else FRAMES,
+            tuple(f"axis{axis}" for axis in range(1, values.ndim)),
+            values.shape[1:],
+            str(values.dtype),
+        ): values
+        for name, values in arrays.items()
+    }
+    store.write_whole(clip, instance, outputs, fingerprint=fingerprint)
+    rows = len(next(iter(arrays.values()))) if arrays else 0
+    record = Record(
+        state=state,
+        recipe=recipe or {"stage": instance, "version": 1, "config": {}},
+        source={},
+        fingerprint=fingerprint,
+        rows=rows,
+        **fields,
+    )
+    store.write_record(clip, instance, record)
+
+
+def planted_store(
+    path: Path,
+    clips: Mapping[str, str] = {"a": "train", "b": "train", "c": "train", "d": "train"},  # noqa: B006
+    *,
+    num_frames: int = 75,
+    swin_size: int = 64,
+    hubert_size: int = 32,
+    seed: int = 0,
+) -> Store:
+    """Clips of 25 fps with ``swin/feature`` (float16) and ``hubert/feature``; labels are a function of Swin alone.
+
+    AU k is active in the frames in which its own direction of feature space is above a quantile, so that the AUs
+    have priors from 0.05 to 0.6, as in Aff-Wild2.
+    """
+    store = Store.open(path, "a")
+    random = np.random.default_rng(seed)
+    directions = random.standard_normal((swin_size, 12))
+    scores, swins = [], []
+    for _ in clips:
+        swin = (3 + 0.5 * random.standard_normal((num_frames, swin_size))).astype(np.float16)
+        swins.append(swin)
+        scores.append(swin.astype(np.float64) @ directions)
+    thresholds = [np.quantile(np.concatenate(scores)[:, k], q) for k, q in enumerate(np.linspace(0.4, 0.95, 12))]
+    for (clip, split), swin, score in zip(clips.items(), swins, scores, strict=True):
+        add_clip(store, clip, split=split)
+        steps = 2 * num_frames - 1
+        add_instance(store, clip, "frames", {"pts_s": np.arange(num_frames) / 25})
+        add_instance(store, clip, "labels", {"au": (score > thresholds).astype(np.int8)})
+        add_instance(store, clip, "swin", {"feature": swin, "valid": np.ones(num_frames, dtype=np.bool_)})
+        hubert = random.standard_normal((steps, hubert_size)).astype(np.float16)
+        add_instance(store, clip, "hubert", {"feature": hubert, "centre_s": (320 * np.arange(steps) + 200) / 16000})
+    return store

@@ -1,0 +1,157 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from extract.stages.crop import TEMPLATE, Crop, CropConfig, fit_similarity, five_points, sample
+from tests.contract import RowsContract
+
+TEMPLATE_T = torch.tensor(TEMPLATE, dtype=torch.float64)
+
+
+def landmarks(five):
+    """68 landmarks whose five points are ``five`` [5, 2]; the rest lies at the nose."""
+    marks = torch.as_tensor(five)[2].expand(68, 2).clone()
+    marks[36:42], marks[42:48], marks[48], marks[54] = five[0], five[1], five[3], five[4]
+    # Eyes count by their mean alone.
+    marks[36] += 3
+    marks[37] -= 3
+    return marks
+
+
+def placed(scale, turn_rad, shift, dtype=torch.float32):
+    """Where the template's points are in a frame whose crop is enlarged by ``scale``, turned and shifted."""
+    c, s = scale * math.cos(turn_rad), scale * math.sin(turn_rad)
+    turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    return landmarks((TEMPLATE_T @ turn.mT + torch.tensor(shift, dtype=torch.float64)).to(dtype)), turn
+
+
+def run(image, marks):
+    batch = {"frames.image": [torch.from_numpy(image)], "faces.landmarks": marks[None].float()}
+    return {name: values[0] for name, values in Crop(CropConfig()).compute(batch).items()}
+
+
+def picture(seed, height=300, width=400):
+    """Smooth colours with a little noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    return (np.asarray(coarse).astype(int) + rng.integers(-3, 4, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+class TestCrop(RowsContract):
+    def stage(self):
+        return Crop(CropConfig())
+
+    def row(self, seed):
+        marks, _ = placed(0.8 + 0.1 * seed, 0.1 * seed, (90 + 5 * seed, 40))
+        height = 240 + 10 * seed  # rows may differ in size
+        return {"frames.image": torch.from_numpy(picture(seed, height)), "faces.landmarks": marks}
+
+
+@pytest.mark.parametrize(
+    ("scale", "turn_rad", "shift"),
+    [(1, 0, (100.25, 50.5)), (1.7, 0.3, (120, 30.3)), (0.6, -0.5, (60, 120)), (2.2, 3, (330, 260))],
+)
+def test_equals_pillow_inside_the_frame(scale, turn_rad, shift):
+    """Oracle: Pillow's affine transform, whose pixel centres lie at halves."""
+    image = picture(1)
+    marks, turn = placed(scale, turn_rad, shift)
+    half = np.array([0.5, 0.5])
+    matrix = turn.numpy()
+    offset = np.array(shift) - matrix @ half + half
+    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    # One float channel at a time: with whole numbers Pillow truncates.
+    channels = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(3)]
+    expected = np.dstack([channel.transform((112, 112), Image.AFFINE, data, Image.BILINEAR) for channel in channels])
+    x, y = np.meshgrid(np.arange(112), np.arange(112))
+    at = np.stack([x, y], axis=-1) @ matrix.T + shift
+    inside = (at >= 0).all(axis=-1) & (at <= [399, 299]).all(axis=-1)
+    assert inside.mean() > 0.5
+    found = run(image, marks)["image"].numpy()
+    assert np.abs(found - expected)[inside].max() <= 0.501
+
+
+def test_a_sub_pixel_shift_of_a_ramp_is_exact():
+    """Bilinear interpolation of a linear picture is that linear function: 2 x + y / 4 at (j + 10.25, i + 20)."""
+    y, x = np.mgrid[:160, :125]
+    image = np.repeat((2 * x + 4 * (y // 4 == 0))[:, :, None], 3, axis=2).astype(np.uint8)
+    marks, _ = placed(1, 0, (10.25, 20))
+    found = run(image, marks)["image"][:, :, 0]
+    expected = (2 * (torch.arange(112) + 10.25)).round().expand(112, 112)
+    assert torch.equal(found.float(), expected)
+
+
+def test_an_aligned_frame_is_its_own_crop():
+    image = picture(2, 112, 112)
+    found = run(image, landmarks(TEMPLATE_T.float()))
+    assert np.abs(found["image"].numpy().astype(int) - image).max() <= 1
+    assert torch.allclose(five_points(found["point"][None])[0] * 112, TEMPLATE_T.float(), atol=1e-4)
+
+
+def test_points_are_crop_coordinates_over_112():
+    marks, turn = placed(1.3, 0.4, (50, 60))
+    found = run(picture(3), marks)
+    back = found["point"].double() * 112 @ turn.mT + torch.tensor([50.0, 60.0])
+    assert (back - marks).abs().max() < 1e-3
+
+
+def test_outside_the_frame_is_black():
+    white = np.full((300, 400, 3), 255, np.uint8)
+    marks, _ = placed(1, 0, (-20.5, 200))
+    found = run(white, marks)["image"][:, :, 0].float()
+    assert (found[:, :20] == 0).all()
+    assert (found[:100, 20] == 128).all()  # half a pixel beyond the first centre: 127.5
+    assert (found[:100, 21:] == 255).all()
+    assert (found[100:] == 0).all()  # row 100 is frame row 300, one below the last
+
+
+def test_far_outside_is_black_and_no_error():
+    colours = sample(torch.full((4, 5, 3), 255, dtype=torch.uint8), torch.tensor([[1e12, -1e12], [4.0, 3.0]]).double())
+    assert colours[:, 0].tolist() == [0, 255]
+
+
+def umeyama(source, target):
+    """Umeyama 1991, equations 39 to 43, by singular value decomposition; his S makes it a rotation."""
+    p, q = source - source.mean(0), target - target.mean(0)
+    u, d, vt = np.linalg.svd(q.T @ p / len(p))
+    sign = np.array([1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    rotation = u @ np.diag(sign) @ vt
+    scale = (d * sign).sum() / p.var(axis=0).sum()
+    return scale * rotation, target.mean(0) - scale * rotation @ source.mean(0)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_fit_is_umeyamas(mirrored):
+    rng = np.random.default_rng(5)
+    source = 60 * rng.standard_normal((20, 5, 2)) + np.array(TEMPLATE) * ([-2, 2] if mirrored else [2, 2])
+    turn, shift, valid = fit_similarity(torch.from_numpy(source), TEMPLATE_T)
+    assert valid.all()
+    for i in range(20):
+        expected_turn, expected_shift = umeyama(source[i], np.array(TEMPLATE))
+        np.testing.assert_allclose(turn[i], expected_turn, atol=1e-12)
+        np.testing.assert_allclose(shift[i], expected_shift, atol=1e-9)
+        assert np.linalg.det(turn[i]) > 0
+
+
+def test_points_that_coincide_are_not_valid():
+    good, _ = placed(1, 0, (100, 60))
+    image = torch.from_numpy(picture(4))
+    one_point = torch.full((68, 2), 77.0)
+    batch = {"frames.image": [image] * 3, "faces.landmarks": torch.stack([one_point, good, torch.zeros(68, 2)])}
+    found = Crop(CropConfig()).compute(batch)
+    assert found["valid"].tolist() == [False, True, False]
+    assert not found["image"][[0, 2]].any()
+    assert not found["point"][[0, 2]].any()
+    assert found["image"][1].any()
+
+
+def test_a_face_of_astronomical_size_is_not_valid():
+    marks, _ = placed(2000, 0, (0, 0), torch.float64)
+    assert not run(picture(5), marks)["valid"]
+
+
+def test_five_points_of_the_68():
+    marks = torch.arange(136.0).reshape(1, 68, 2)  # point i is (2 i, 2 i + 1)
+    assert five_points(marks)[0, :, 0].tolist() == [77, 89, 60, 96, 108]

@@ -1,0 +1,304 @@
+import itertools
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import HubertConfig as TransformersConfig
+from transformers import HubertModel, Wav2Vec2FeatureExtractor
+
+from extract.errors import WeightsError
+from extract.media import read_audio
+from extract.models import hubert, random, weights
+from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig, normalised
+from tests.contract import ClipContract, ClipInputs, context
+
+SMALL = {"weights": "random", "architecture": "small", "dtype": "float32"}
+# Group norm after the first convolution only, norms after attention and MLP, no final norm: base, but fast.
+LIKE_BASE = hubert.Architecture(48, num_layers=3, heads=4, mlp_width=96, stable_layer_norm=False, conv_width=32)
+
+
+def ready(**config):
+    stage = Hubert(HubertConfig(**(SMALL | config)))
+    stage.setup(context(stage))
+    return stage
+
+
+def speech(num_samples, seed=0):
+    """Noise that swells, off centre as cheap microphones are."""
+    t = np.arange(num_samples) / 16_000
+    noise = random.normal("wave", str(seed), num_samples)
+    return torch.from_numpy((0.03 + 0.1 * noise * (0.6 + 0.4 * np.sin(5 * t + seed))).astype(np.float32))
+
+
+def run(stage, samples, start_s=0.0):
+    return stage.compute({"wave.samples": samples, "wave.start_s": start_s})
+
+
+def clip(num_samples, seed=0, start_s=0.0):
+    return ClipInputs(
+        {"wave.samples": speech(num_samples, seed), "wave.start_s": start_s},
+        duration_s=Fraction(num_samples, 16_000),
+        start_s=start_s,
+    )
+
+
+class TestHubert(ClipContract):
+    def stage(self):
+        return Hubert(HubertConfig(**SMALL))
+
+    def clips(self):
+        return [clip(16_000), clip(20_801, 1, 2.43), clip(399), clip(16_000, 2, -0.02), clip(400), clip(0)]
+
+
+class TestFloat16Layer(TestHubert):
+    def stage(self):
+        return Hubert(HubertConfig(**SMALL | {"layer": 1, "dtype": "float16", "normalise": False}))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "steps"), [(16_000, 49), (32_000, 99), (400, 1), (719, 1), (720, 2), (40_000, 124)]
+)
+def test_published_step_counts(num_samples, steps):
+    """fairseq's counts: one second has 49 steps."""
+    found = run(ready(), speech(num_samples)).arrays
+    assert len(found["feature"]) == len(found["centre_s"]) == steps
+
+
+def test_the_clock_counts_as_seven_convolutions_do():
+    """floor((n - k) / s) + 1, layer by layer, for every length up to two seconds."""
+    n = np.arange(400, 32_001)
+    expected = n
+    for kernel, stride in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True):
+        expected = (expected - kernel) // stride + 1
+    assert [HUBERT_STEPS.num_steps(Fraction(int(samples), 16_000)) for samples in n] == expected.tolist()
+
+
+def test_centres_are_the_middle_of_what_a_step_sees():
+    """A click moves the steps around it most; step k sees samples 320 k to 320 k + 400."""
+    found = run(ready(), speech(16_000), start_s=1.5).arrays
+    assert found["centre_s"][0] == 1.5 + 200 / 16_000
+    assert found["centre_s"][48] == pytest.approx(1.5 + (48 * 320 + 200) / 16_000, abs=1e-12)
+    stage = ready(layer=0, normalise=False)  # before attention mixes all steps
+    stage._model.encoder.pos_conv_embed = torch.nn.Module()
+    stage._model.encoder.pos_conv_embed.forward = lambda hidden: 0 * hidden
+    quiet = 0.01 * speech(16_000)
+    click = quiet.clone()
+    click[320 * 20 + 200] += 0.5
+    moved = (run(stage, click).arrays["feature"] - run(stage, quiet).arrays["feature"]).norm(dim=1)
+    assert moved.nonzero().flatten().tolist() == [20]
+
+
+def transformers_model(architecture):
+    """Oracle: transformers' own model with its default masking and dropout, in eval mode, and our drawn weights."""
+    sizes = hubert.ARCHITECTURES[architecture]
+    config = TransformersConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.mlp_width,
+        do_stable_layer_norm=sizes.stable_layer_norm,
+        feat_extract_norm="layer" if sizes.stable_layer_norm else "group",
+        conv_dim=(sizes.conv_width,) * 7,
+    )
+    model = HubertModel(config).eval()
+    drawn = {name: torch.from_numpy(values) for name, values in hubert.random_weights(architecture).items()}
+    assert model.load_state_dict(drawn, strict=False) == (["masked_spec_embed"], [])
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["small", "base"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_every_layer_is_transformers_own(monkeypatch, architecture, normalise):
+    monkeypatch.setitem(hubert.ARCHITECTURES, "base", LIKE_BASE)
+    extractor = Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=16_000, do_normalize=normalise)
+    samples = speech(12_345)
+    values = extractor(samples.numpy(), sampling_rate=16_000, return_tensors="pt").input_values
+    model = transformers_model(architecture)
+    with torch.inference_mode():
+        expected = model(values, output_hidden_states=True)
+    layers = hubert.ARCHITECTURES[architecture].num_layers
+    assert len(expected.hidden_states) == layers + 1
+    for layer in range(layers + 1):
+        found = run(ready(architecture=architecture, layer=layer, normalise=normalise), samples).arrays["feature"]
+        reference = expected.hidden_states[layer][0]
+        assert (found - reference).norm() / reference.norm() < 1e-5, layer
+    last = run(ready(architecture=architecture, normalise=normalise), samples).arrays["feature"]
+    reference = expected.last_hidden_state[0]
+    assert (last - reference).norm() / reference.norm() < 1e-5
+    is_normed = (reference - expected.hidden_states[layers][0]).norm() / reference.norm() > 0.1
+    assert is_normed == (architecture == "small")  # the final norm exists, and only there
+
+
+def test_normalisation_is_of_the_whole_recording():
+    """Closed form; a second half that is louder changes the first."""
+    samples = speech(8_000)
+    x = samples.double()
+    expected = (x - x.mean()) / torch.sqrt(((x - x.mean()) ** 2).mean() + 1e-7)
+    assert torch.allclose(normalised(samples).double(), expected, atol=1e-6)
+    assert normalised(torch.zeros(500)).tolist() == [0] * 500
+    louder = torch.cat([samples[:4_000], 5 * samples[4_000:]])
+    assert not torch.allclose(normalised(louder)[:4_000], normalised(samples)[:4_000], atol=0.1)
+
+
+def test_normalisation_makes_loudness_irrelevant():
+    samples = speech(8_000)
+    one, two = (run(ready(), gain * samples).arrays["feature"] for gain in (1, 0.25))
+    assert (one - two).norm() / one.norm() < 1e-3
+    raw = [run(ready(normalise=False), gain * samples).arrays["feature"] for gain in (1, 0.25)]
+    assert (raw[0] - raw[1]).norm() / raw[0].norm() > 1e-2
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 399])
+def test_shorter_than_a_step_is_empty(num_samples):
+    result = run(ready(), speech(num_samples))
+    assert (result.empty, dict(result.arrays), result.notes) == ("too_short", {}, {"samples": num_samples})
+
+
+@pytest.mark.parametrize(("architecture", "width"), [("xlarge", 1280), ("large", 1024), ("base", 768), ("small", 64)])
+def test_width_is_known_without_weights(architecture, width):
+    feature, centre_s = Hubert(HubertConfig(architecture=architecture)).outputs
+    assert (feature.sizes, feature.dtype) == ((width,), "float16")
+    assert (centre_s.sizes, centre_s.dtype) == ((), "float64")
+
+
+def test_xlarge_has_the_published_number_of_parameters():
+    """962,493,824 without biases in the convolutions (specs of the paper's checkpoint); on the meta device."""
+    model = hubert.build("xlarge", conv_bias=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 962_493_824
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layer": 49}, "layer is 49, but architecture xlarge has layers 0 to 48"),
+        ({"layer": -1}, "layer is -1"),
+        ({"layer": "first"}, "layer"),
+        ({"architecture": "huge"}, "architecture"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(wrong, message):
+    with pytest.raises(ValidationError, match=message):
+        HubertConfig(**wrong)
+
+
+def save(folder, tensors=None, **config):
+    """A folder as the hub has it, from transformers' own writer; ``config`` overrides its config.json."""
+    model = transformers_model("small")
+    model.save_pretrained(folder)
+    if tensors is not None:
+        (folder / "model.safetensors").unlink()
+        torch.save(tensors, folder / "pytorch_model.bin")
+    if config:
+        found = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(found | config))
+    return str(folder)
+
+
+def old_names(tensors):
+    """As transformers wrote a model with a head before torch's parametrizations."""
+    weight_norm = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, old in weight_norm.items():
+            name = name.replace(new, old)
+        renamed[f"hubert.{name}"] = tensor
+    return renamed
+
+
+def test_hub_folders_load(tmp_path):
+    """New and old names, prefix or none, mask vector or none, .safetensors and .bin: one and the same net."""
+    expected = run(ready(), speech(4_000)).arrays["feature"]
+    drawn = {name: torch.from_numpy(values) for name, values in hubert.random_weights("small").items()}
+    folders = [
+        save(tmp_path / "new"),
+        save(tmp_path / "old", old_names(drawn | {"masked_spec_embed": torch.zeros(64)})),
+        save(tmp_path / "half", {name: tensor.double() for name, tensor in drawn.items()}),
+    ]
+    for folder in folders:
+        assert torch.equal(run(ready(weights=folder), speech(4_000)).arrays["feature"], expected), folder
+
+
+def test_biases_in_the_convolutions_count(tmp_path):
+    drawn = {name: torch.from_numpy(values) for name, values in hubert.random_weights("small").items()}
+    zero = {f"feature_extractor.conv_layers.{i}.conv.bias": torch.zeros(32) for i in range(7)}
+    expected = run(ready(), speech(4_000)).arrays["feature"]
+    same = run(ready(weights=save(tmp_path / "zero", drawn | zero, conv_bias=True)), speech(4_000)).arrays["feature"]
+    assert (same - expected).norm() / expected.norm() < 1e-5
+    one = {name: tensor + 1 for name, tensor in zero.items()}
+    other = run(ready(weights=save(tmp_path / "one", drawn | one, conv_bias=True)), speech(4_000)).arrays["feature"]
+    assert (other - expected).norm() / expected.norm() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_attention_heads": 2}, "config.json is not of architecture small: num_attention_heads 2, expected 4"),
+        ({"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, "conv_stride"),
+        ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new', expected 'gelu'"),
+    ],
+)
+def test_a_config_that_no_shape_shows_is_refused(tmp_path, config, message):
+    with pytest.raises(WeightsError, match=message):
+        ready(weights=save(tmp_path / "w", **config))
+
+
+def test_tensors_that_do_not_fit_are_refused(tmp_path):
+    drawn = {name: torch.from_numpy(values) for name, values in hubert.random_weights("small").items()}
+    folder = save(tmp_path / "head", drawn | {"lm_head.weight": torch.zeros(2)})
+    with pytest.raises(WeightsError, match=r"1 unexpected \(lm_head.weight\)"):
+        ready(weights=folder)
+    del drawn["encoder.layer_norm.bias"]
+    with pytest.raises(WeightsError, match=r"1 missing \(encoder.layer_norm.bias\)"):
+        ready(weights=save(tmp_path / "less", drawn))
+
+
+def test_a_config_that_is_no_json_is_refused(tmp_path):
+    folder = save(tmp_path / "w")
+    (tmp_path / "w" / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"cannot read .*config\.json"):
+        ready(weights=folder)
+    (tmp_path / "w" / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match="expected a JSON object"):
+        ready(weights=folder)
+
+
+def test_training_mode_would_change_nothing():
+    """Masking, dropout and layer drop are off in the config, not only by eval mode."""
+    stage = ready()
+    expected = run(stage, speech(8_000)).arrays["feature"]
+    stage._model.train()
+    assert torch.equal(run(stage, speech(8_000)).arrays["feature"], expected)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("key", "architecture", "layer", "normalise", "golden"),
+    [
+        ("hubert-base-ls960", "base", 9, False, "hubert_base_L9.npy"),
+        ("hubert-xlarge-ll60k", "xlarge", 30, True, "hubert_xlarge_L30.npy"),
+    ],
+)
+def test_published_weights_give_fairseqs_features(media_dir, key, architecture, layer, normalise, golden):
+    """Oracle: features of one LibriSpeech recording by the original program."""
+    missing = {entry.row.key: entry.missing for entry in weights.list_rows(weights.cache_folder())}[key]
+    if missing:
+        pytest.skip(f"weights {key} are not in {weights.cache_folder()}")
+    config = HubertConfig(weights=key, architecture=architecture, layer=layer, normalise=normalise, dtype="float32")
+    stage = Hubert(config)
+    stage.setup(context(stage))
+    audio = read_audio(media_dir / "librispeech_6313-76958-0021.flac")
+    found = run(stage, torch.from_numpy(audio.samples), audio.start_s).arrays["feature"].numpy()
+    expected = np.load(media_dir / golden)
+    assert found.shape == expected.shape
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-3
+
+
+def test_lengths_do_not_leak_into_each_other():
+    """One stage, clips of rising and falling length: each as if alone."""
+    stage = ready()
+    for num_samples in itertools.chain((400, 4_000, 16_000), (4_000, 400)):
+        alone = run(ready(), speech(num_samples)).arrays["feature"]
+        assert torch.equal(run(stage, speech(num_samples)).arrays["feature"], alone)

@@ -1,0 +1,277 @@
+"""Who may import whom, who may print, and what no file of the repository says.
+
+Imports are read from the syntax tree, so those inside functions and under ``TYPE_CHECKING`` count as well. Each check
+is a function from a tree of files to findings; it is run on the repository, where it must find nothing, and on a small
+bad example, where it must find what is wrong: a check that finds nothing anywhere would be no check.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+FUSION_MAY_IMPORT = {"store", "timeline", "splits", "errors", "au", "config", "files"}
+"""Rooms of ``extract`` that ``fusion`` uses. ``files`` holds no features: it makes a run's files durable."""
+
+MAY_IMPORT_RUNNER = "fusion/prediction.py"
+
+ONE_USER = {
+    "zarr": {"extract/store.py"},
+    "av": {"extract/media.py"},
+    "yaml": {"extract/manifest.py", "extract/config.py", "fusion/config.py", "fusion/runs.py"},
+}
+"""Packages that stay behind one door (yaml: one door for each file format of ours)."""
+
+PRINTS = {"cli.py", "console.py"}
+"""What a command is made of: its arguments, and what it shows. Everything else returns values or raises."""
+
+Tree = dict[str, str]
+"""Path from the root -> text of a Python file."""
+
+
+def packages() -> Tree:
+    files = [path for package in ("extract", "fusion") for path in (ROOT / package).rglob("*.py")]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
+
+
+def imports(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that a module imports; ``from a import b`` gives ``a.b``."""
+    package = path.split("/")[:-1]
+    for node in ast.walk(ast.parse(text, path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node) in {"import_module", "__import__"}:
+            name = node.args[0] if node.args else None
+            yield node.lineno, name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else "?"
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+# -- the checks -------------------------------------------------------------------------------------------------------
+
+
+def extract_imports_fusion(tree: Tree) -> list[str]:
+    return [
+        f"{path}:{line} imports {name}"
+        for path, text in tree.items()
+        if path.startswith("extract/")
+        for line, name in imports(path, text)
+        if inside(name, "fusion")
+    ]
+
+
+def au_imports_ours(tree: Tree) -> list[str]:
+    return [
+        f"{path}:{line} imports {name}"
+        for path, text in tree.items()
+        if path.startswith("extract/au/")
+        for line, name in imports(path, text)
+        if (inside(name, "extract") or inside(name, "fusion")) and not inside(name, "extract.au")
+    ]
+
+
+def fusion_imports_more_than_it_may(tree: Tree) -> list[str]:
+    found = []
+    for path, text in tree.items():
+        if not path.startswith("fusion/"):
+            continue
+        allowed = FUSION_MAY_IMPORT | ({"runner"} if path == MAY_IMPORT_RUNNER else set())
+        for line, name in imports(path, text):
+            # `import extract` and `from extract import x` as well: the package's face reaches the runner.
+            if inside(name, "extract") and name.split(".")[1:2] not in [[room] for room in allowed]:
+                found.append(f"{path}:{line} imports {name}")
+    return found
+
+
+def imports_past_the_door(tree: Tree) -> list[str]:
+    return [
+        f"{path}:{line} imports {name}"
+        for path, text in tree.items()
+        for line, name in imports(path, text)
+        if name.split(".")[0] in ONE_USER and path not in ONE_USER[name.split(".")[0]]
+    ]
+
+
+def imports_by_computed_name(tree: Tree) -> list[str]:
+    """An import that the other checks cannot see."""
+    return [f"{path}:{line}" for path, text in tree.items() for line, name in imports(path, text) if name == "?"]
+
+
+def modules_called_utils(tree: Tree) -> list[str]:
+    return [
+        path for path in tree if {"utils", "util", "helpers"} & {part.removesuffix(".py") for part in path.split("/")}
+    ]
+
+
+def modules_that_shadow(tree: Tree) -> list[str]:
+    """Modules named like something that their package offers: ``extract/run.py`` would replace ``extract.run``."""
+    found = []
+    for path, text in tree.items():
+        if not path.endswith("/__init__.py"):
+            continue
+        folder = path.removesuffix("__init__.py")
+        below = [inner.removeprefix(folder).split("/")[0] for inner in tree if inner.startswith(folder)]
+        modules = {name.removesuffix(".py") for name in below}
+        found += [f"{folder}{name}" for name in sorted(offered(text, folder.strip("/").replace("/", ".")) & modules)]
+    return found
+
+
+def offered(text: str, package: str) -> set[str]:
+    """Names that a package binds itself: functions, classes, imports from its modules, lazy names, ``__all__``."""
+    names: set[str] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and node.module != package:  # `from extract import au` is the module
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            # `__all__ = ["run"]`, or a table {"run": "extract.runner"} from which __getattr__ imports lazily.
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else getattr(node.value, "elts", [])
+            names |= {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+    return names
+
+
+def prints_outside_cli(tree: Tree) -> list[str]:
+    return [
+        f"{path}:{node.lineno}"
+        for path, text in tree.items()
+        if path.split("/")[-1] not in PRINTS
+        for node in ast.walk(ast.parse(text, path))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+
+
+OK: Tree = {
+    "extract/__init__.py": "",
+    "extract/au/__init__.py": "",
+    "extract/au/losses.py": "import torch\nfrom extract.au import AUS\nfrom . import metrics",
+    "extract/store.py": "import zarr\nfrom zarr.storage import LocalStore",
+    "extract/media.py": "import av.container",
+    "extract/cli.py": "def main():\n    print('x')",
+    "extract/avatar.py": "import fusions, available, zarrish\nprinted = print_ = 1\nprint_(2)",
+    "fusion/__init__.py": "from fusion.training import fit",
+    "fusion/data.py": "from extract.store import Store\nfrom extract.au.metrics import f1\nimport extract.errors",
+    "fusion/prediction.py": "def predict():\n    from extract.runner import run",
+}
+
+BAD: list[tuple[Callable[[Tree], list[str]], str, str, str]] = [
+    (extract_imports_fusion, "extract/x.py", "import fusion", ":1 imports fusion"),
+    (extract_imports_fusion, "extract/x.py", "def f():\n    from fusion.data import t", ":2 imports fusion.data.t"),
+    (extract_imports_fusion, "extract/x.py", "if TYPE_CHECKING:\n    import fusion.cli as d", ":2 imports fusion.cli"),
+    (extract_imports_fusion, "extract/a/x.py", "import_module('fusion.cli')", ":1 imports fusion.cli"),
+    (au_imports_ours, "extract/au/x.py", "from extract.errors import E", ":1 imports extract.errors.E"),
+    (au_imports_ours, "extract/au/x.py", "from extract import errors", ":1 imports extract.errors"),
+    (au_imports_ours, "extract/au/x.py", "from ..errors import E", ":1 imports extract.errors.E"),
+    (au_imports_ours, "extract/au/x.py", "from .. import errors", ":1 imports extract.errors"),
+    (fusion_imports_more_than_it_may, "fusion/x.py", "from extract.runner import r", ":1 imports extract.runner.r"),
+    (fusion_imports_more_than_it_may, "fusion/x.py", "import extract", ":1 imports extract"),
+    (fusion_imports_more_than_it_may, "fusion/x.py", "from extract import run", ":1 imports extract.run"),
+    (fusion_imports_more_than_it_may, "fusion/prediction.py", "import extract.media", ":1 imports extract.media"),
+    (imports_past_the_door, "extract/x.py", "import zarr.codecs as c", ":1 imports zarr.codecs"),
+    (imports_past_the_door, "fusion/x.py", "def f():\n    import av", ":2 imports av"),
+    (imports_past_the_door, "extract/store.py", "from yaml import dump", ":1 imports yaml.dump"),
+    (imports_by_computed_name, "extract/x.py", "importlib.import_module(name)", ":1"),
+    (modules_called_utils, "extract/stages/utils.py", "", ""),
+    (modules_called_utils, "fusion/utils/x.py", "", ""),
+    (prints_outside_cli, "extract/x.py", "def f():\n    print('x')", ":2"),
+]
+"""Check, path and text of a bad module, and what the finding says behind the path."""
+
+CHECKS = [*dict.fromkeys(row[0] for row in BAD), modules_that_shadow]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_packages(check):
+    tree = packages()
+    assert {"extract/store.py", "extract/au/__init__.py", "fusion/__init__.py"} <= set(tree)
+    assert check(tree) == []
+
+
+@pytest.mark.parametrize(("check", "path", "text", "finding"), BAD)
+def test_the_check_itself(check, path, text, finding):
+    assert check(OK) == []
+    assert check(OK | {path: text}) == [path + finding]
+
+
+def test_a_module_of_its_own_shadows_nothing():
+    init = "from extract import run\ndef start():\n    from extract.x import run"
+    assert modules_that_shadow({"extract/__init__.py": init, "extract/run.py": ""}) == []
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        "def run(): ...",
+        "from extract.runner import run",
+        "from extract.runner import start as run",
+        '__all__ = ["run"]',
+        '_LAZY = {"run": "extract.runner"}',
+    ],
+)
+def test_every_way_to_offer_a_function_counts(init):
+    assert modules_that_shadow(OK) == []
+    tree = {"extract/__init__.py": init, "extract/runner.py": "", "extract/run.py": ""}
+    assert modules_that_shadow(tree) == ["extract/run"]
+    del tree["extract/run.py"]
+    assert modules_that_shadow(tree) == []
+
+
+# -- what no file says ------------------------------------------------------------------------------------------------
+
+# In pieces, so that this file does not find itself.
+HOSTS = [
+    ".".join(parts) for parts in (("pypi", "org"), ("files", "pythonhosted"), ("registry", "npmjs"), ("deb", "debian"))
+]
+FOLDERS = ["work", "farm", "root", "home", "Users", "tmp"]
+MACHINE = re.compile("|".join([*map(re.escape, HOSTS), rf"(?<![A-Za-z0-9_.~])/(?:{'|'.join(FOLDERS)})/"]))
+
+
+def of_one_machine(text: str) -> list[str]:
+    """Registry hosts and absolute paths of somebody's machine in a text."""
+    return MACHINE.findall(text)
+
+
+def tracked_files() -> list[Path]:
+    """What is in the repository; a user's own manifest beside it may well hold absolute paths."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("no git, or no repository here: which files are tracked cannot be told")
+    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_file_names_a_registry_or_a_machine():
+    files = tracked_files()
+    assert ROOT / "pyproject.toml" in files
+    texts = {path: path.read_bytes().decode("utf-8", errors="replace") for path in files if path.suffix != ".npz"}
+    assert {str(path): found for path, text in texts.items() if (found := of_one_machine(text))} == {}
+
+
+@pytest.mark.parametrize(
+    "text", [f"https://{host}/simple" for host in HOSTS] + [f"x = '/{name}/a'" for name in FOLDERS]
+)
+def test_the_search_itself(text):
+    assert of_one_machine(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["../work/a", "frame/work/b", "roots/home", "~/work/x", "homework/", "/opt/a", "a/root/b"]
+)
+def test_what_the_search_leaves_alone(text):
+    assert not of_one_machine(text)
