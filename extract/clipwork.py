@@ -172,9 +172,13 @@ class ClipWork:
     def _outcome_of_rows(self, node: Node, rows: int) -> Outcome:
         if node.writer is None or node.writer.any_valid():
             return Outcome("done", rows=rows)
-        feeds = [self.outcomes.get(source) for source in node.prepared.instance.feeds.values()]
+        return Outcome("empty", self._why_no_rows(node.prepared.instance), rows=rows)
+
+    def _why_no_rows(self, instance: Instance) -> str:
+        """The reason of an input that is empty, else the stage's own."""
+        feeds = [self.outcomes.get(source) for source in instance.feeds.values()]
         inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
-        return Outcome("empty", inherited or getattr(node.stage, "empty_reason", None) or "no_rows", rows=rows)
+        return inherited or getattr(instance.stage, "empty_reason", None) or "no_rows"
 
     def _node(self, name: str, order: Sequence[str], wanted: bool, expected_rows: int) -> Node:
         prepared = self.plan.prepared[name]
@@ -291,7 +295,11 @@ class ClipWork:
         self.lease.check()
         self.store.write_whole(self.clip.id, name, stored, fingerprint=self._begun[name].fingerprint)
         rows = len(next(iter(stored.values())))
-        return Outcome("empty" if result.empty else "done", result.empty, rows=rows, notes=result.notes)
+        valid = next((values for output, values in stored.items() if output.name == "valid"), None)
+        reason = result.empty
+        if reason is None and valid is not None and not valid.any():
+            reason = self._why_no_rows(prepared.instance)
+        return Outcome("empty" if reason else "done", reason, rows=rows, notes=result.notes)
 
     def _check_rows(self, name: str, clock: object, array: str, rows: int, inputs: Mapping[str, Any]) -> None:
         if isinstance(clock, FrameClock):

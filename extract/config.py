@@ -106,6 +106,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             near = difflib.get_close_matches(str(finding["loc"][-1]), list(model.model_fields), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(model.model_fields)}"
             lines.append(f"  {path}: unknown key{hint}")
+        elif not path:  # a finding about the model as a whole
+            lines.append(f"  {finding['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"  {path}: {finding['msg']}, found {finding['input']!r}")
     return "\n".join(lines)

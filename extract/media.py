@@ -23,6 +23,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame as DecodedFrame
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -43,6 +44,9 @@ TAIL_PACKETS = 4
 
 # They read other files than the one that was hashed, or draw text: FFmpeg opens them, nobody means them by a clip.
 _NO_MEDIA_FORMATS = {"adf", "bin", "concat", "dash", "hls", "idf", "tty", "xbin"}
+
+# A title in an old encoding is no reason to refuse a movie; PyAV 19 dropped the argument and never refuses.
+_ANY_TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
 
@@ -192,7 +196,7 @@ class Video:
             stream = container.streams.video[self._number]
             time_base = _time_base(stream)
             pts: list[int | None] = [frame.pts for frame in _decoded(container, stream, _Damage())]
-            times = repair_times([None if p is None else p * time_base for p in pts], stream.average_rate)
+            times = repair_times([None if p is None else p * time_base for p in pts], _fraction(stream.average_rate))
         num_absent = sum(p is None for p in pts)
         num_changed = sum(p is None or p * time_base != time for p, time in zip(pts, times, strict=True))
         if num_changed:
@@ -303,7 +307,12 @@ class _Turn:
 
         Angles between quarter turns, which no camera writes, go to the nearest one.
         """
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            side_data: Any = frame.side_data
+            data = side_data.get(SideDataType.DISPLAYMATRIX)
+        except ValueError:  # PyAV 18 lists no side data at all if one is new to it (a photograph's EXIF)
+            clockwise = round(-frame.rotation / 90) % 4
+            return cls(transpose=clockwise % 2 == 1, flip_x=clockwise in {1, 2}, flip_y=clockwise in {2, 3})
         if data is None:
             return cls()
         a, b, _, c, d = np.frombuffer(data, dtype=np.int32, count=5).tolist()  # ISO/IEC 14496-12, 6.2.2
@@ -600,8 +609,7 @@ def _open(path: Path) -> InputContainer:
         raise ClipError("missing_file", f"{path} is not there; correct its path in the manifest")
     try:
         # ``file:`` keeps a name with a colon from being read as a protocol, and nothing is fetched from a network.
-        # Titles in old encodings are no reason to refuse a movie.
-        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container: InputContainer = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_ANY_TITLES)
     except av.FFmpegError as error:
         raise ClipError(
             "unreadable",
@@ -662,9 +670,15 @@ def _is_known(stream: VideoStream | AudioStream, damage: _Damage) -> bool:
 
 
 def _time_base(stream: VideoStream | AudioStream) -> Fraction:
-    if stream.time_base is None:
+    base = _fraction(stream.time_base)
+    if base is None:
         raise ClipError("bad_times", f"stream {stream.index} states no time base; write the file anew")
-    return stream.time_base
+    return base
+
+
+def _fraction(ratio: Fraction | None) -> Fraction | None:
+    """PyAV before 19 gives a Fraction or None, since then a type of its own that is false where nothing is stated."""
+    return Fraction(ratio.numerator, ratio.denominator) if ratio else None
 
 
 def _exact(seconds: float | None) -> Fraction | None:

@@ -153,6 +153,8 @@ class FramePass:
         self._video = video
         self._num_frames = num_frames
         self._engine = engine
+        # Blocks smaller than a group (a setting for tests) are committed as soon as larger ones.
+        self._group_rows = min([GROUP_ROWS, *(node.writer.block_rows for node in nodes if node.writer)])
         self._check, self._progressed, self._committed = check, progressed, committed
 
     def run(self) -> int:
@@ -179,17 +181,17 @@ class FramePass:
     def _groups(self) -> Iterator[Group]:
         pixels = self._rows_that_need_pixels()
         if self._video is None or (self._num_frames is not None and not pixels):
-            for start in range(0, self._num_frames or 0, GROUP_ROWS):
-                rows = np.arange(start, min(start + GROUP_ROWS, self._num_frames or 0))
+            for start in range(0, self._num_frames or 0, self._group_rows):
+                rows = np.arange(start, min(start + self._group_rows, self._num_frames or 0))
                 yield Group(rows, np.empty(0), [], self._needs(rows))
             return
         needs: dict[str, NDArray[np.bool_]] = {}
 
         def wanted(index: int) -> bool:
             nonlocal needs
-            if index % GROUP_ROWS == 0:
+            if index % self._group_rows == 0:
                 needs = self._needs(np.arange(index, self._end_of_group(index)))
-            return bool(needs["pixels"][index % GROUP_ROWS])
+            return bool(needs["pixels"][index % self._group_rows])
 
         pts_s: list[float] = []
         images: list[Tensor | None] = []
@@ -199,9 +201,9 @@ class FramePass:
                 raise ClipError("source_changed", f"more than the {self._num_frames} frames recorded decode now")
             pts_s.append(frame.pts_s)
             images.append(None if frame.image is None else torch.from_numpy(frame.image))
-            if len(pts_s) == GROUP_ROWS:
+            if len(pts_s) == self._group_rows:
                 yield self._group(start, pts_s, images, needs)
-                start, pts_s, images = start + GROUP_ROWS, [], []
+                start, pts_s, images = start + self._group_rows, [], []
         if pts_s:
             yield self._group(start, pts_s, images, needs)
         if self._num_frames is not None and start + len(pts_s) < self._num_frames:
@@ -217,7 +219,7 @@ class FramePass:
         return Group(np.arange(start, start + n), np.asarray(pts_s), images, cut)
 
     def _end_of_group(self, start: int) -> int:
-        stop = start + GROUP_ROWS
+        stop = start + self._group_rows
         return stop if self._num_frames is None else min(stop, max(self._num_frames, start + 1))
 
     def _rows_that_need_pixels(self) -> bool:

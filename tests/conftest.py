@@ -21,3 +21,14 @@ def media_dir() -> Path:
 def golden_dir() -> Path:
     """Values computed by the original programs; $GOLDEN names a folder made with other seeds."""
     return Path(os.environ.get("GOLDEN", ROOT / "tests" / "golden"))
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry with the toy stages in it."""
+    from extract.registry import STAGES
+    from tests import toy_stages
+
+    for stage in toy_stages.TOYS:
+        monkeypatch.setitem(STAGES, stage.name, stage)
+    toy_stages.computed.clear()

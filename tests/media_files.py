@@ -61,7 +61,7 @@ def write_clip(
 def mux(container: OutputContainer, *streams: Sequence[Any]) -> None:
     """Write the packets of all streams, interleaved. A stream added after the first packet would miss the header."""
     container.start_encoding()
-    packets = sorted((packet for packets in streams for packet in packets), key=lambda p: p.dts * p.time_base)
+    packets = sorted((packet for packets in streams for packet in packets), key=lambda p: p.dts * float(p.time_base))
     container.mux(packets)
 
 
@@ -82,11 +82,11 @@ def encode_pictures(
     stream.height, stream.width = images[0].shape[:2]
     stream.pix_fmt = pix_fmt or "yuv420p"
     regular_only = codec.startswith("mpeg") or container.format.name == "avi"
-    stream.codec_context.time_base = Fraction(1, rate) if regular_only else TICK
+    tick = stream.codec_context.time_base = Fraction(1, rate) if regular_only else TICK
     packets = []
     for image, time in zip(images, times, strict=True):
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame.pts, frame.time_base = round(time / stream.codec_context.time_base), stream.codec_context.time_base
+        frame.pts, frame.time_base = round(time / tick), tick
         packets += stream.encode(frame)
     return packets + stream.encode(None)
 

@@ -289,18 +289,27 @@ def test_any_folder_gives_a_manifest_that_loads(make, tmp_path, seed):
     assert load_manifest(path) == scan.clips
 
 
-def test_the_order_of_the_directory_does_not_matter(make, monkeypatch):
-    names = ["a.mp4", "a.avi", "a b.mp4", "a+b.mp4", "x/a.mp4", "y/a.mp4", "視.mp4"]
+def test_the_order_of_the_directory_does_not_matter(make, tmp_path, monkeypatch):
+    root = tmp_path / "videos"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.mp4").touch()
+    for link in ("first", "second", "third"):
+        (root / link).symlink_to(tmp_path / "elsewhere")
+    names = ["a.mp4", "a.avi", "a b.mp4", "a+b.mp4", "x/a.mp4", "y/a.mp4", "視.mp4", "a.srt", "a.SRT"]
     scan = make(*names)
+    assert [str((clip.video or root).relative_to(root)) for clip in scan.clips] == [
+        *("a b.mp4", "a+b.mp4", "a.avi", "a.mp4", "first/b.mp4", "x/a.mp4", "y/a.mp4", "視.mp4"),
+    ], "clips stand in the order of their paths"
     walk = os.walk
 
     def backwards(*arguments, **options):
-        for root, folders, files in walk(*arguments, **options):
-            folders.reverse()
-            yield root, folders, files[::-1]
+        for path, folders, files in walk(*arguments, **options):
+            folders.sort(reverse=True)
+            yield path, folders, sorted(files, reverse=True)
 
     monkeypatch.setattr(os, "walk", backwards)
-    assert scan_folder(scan.clips[0].video.parent) == scan
+    assert scan_folder(root) == scan
+    assert {clip.transcript for clip in scan.clips if clip.source_video == "a"} == {root / "a.srt"}, "not a.SRT"
 
 
 def test_a_folder_named_from_beside(make, tmp_path, monkeypatch):

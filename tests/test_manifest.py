@@ -383,6 +383,7 @@ def test_what_is_written_reads_back_equal(tmp_path):
     path = tmp_path / "m.yaml"
     write_manifest(path, clips)
     assert load_manifest(path) == clips
+    assert "video: é視.mp4\n" in path.read_text(encoding="utf-8"), "readable, not escaped"
 
 
 def test_what_is_written_is_what_a_person_would_write(tmp_path):

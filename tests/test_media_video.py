@@ -1,5 +1,6 @@
 """Frames of clips muxed here: times, pictures, turns, streams, memory."""
 
+import struct
 import tracemalloc
 from fractions import Fraction
 
@@ -215,6 +216,26 @@ def test_pictures_are_turned_upright(tmp_path, matrix, clockwise, mirrored):
     assert video.rotation_deg == clockwise
     notes = {"rotation_deg": clockwise} if clockwise else {}
     assert video.notes == (notes | {"mirrored": True} if mirrored else notes)
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    with av.open(tmp_path / "plain.jpg", "w", format="image2") as container:
+        mux(container, encode_pictures(container, [sloped()], codec="mjpeg", pix_fmt="yuvj420p"))
+    plain = (tmp_path / "plain.jpg").read_bytes()
+    # One entry in one directory (Exif 2.3, 4.6.4): orientation 0x0112, SHORT, 6: turn clockwise by 90 degrees.
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    turned_file = tmp_path / "turned.jpg"
+    turned_file.write_bytes(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:])
+    with open_video(turned_file) as video:
+        (frame,) = video.frames()
+    assert video.rotation_deg == 90
+    assert video.size == (64, 48)
+    assert np.array_equal(frame.image, np.rot90(decode(tmp_path / "plain.jpg")[0].image, k=-1))
+
+
+def sloped():
+    """Brighter to the right and below, unlike under every turn; survives JPEG."""
+    return np.repeat((np.arange(48)[:, None] + 3 * np.arange(64)[None])[..., None], 3, axis=2).astype(np.uint8)
 
 
 def test_the_size_may_change_midway(tmp_path):

@@ -122,4 +122,5 @@ def _count(hits: NDArray[np.bool_]) -> Floats:
 
 def _others(values: NDArray[np.generic], allowed: tuple[int, ...]) -> list[object]:
     """Up to five of the values that are not allowed, for a message."""
-    return list(np.unique(values[~np.isin(values, allowed)])[:5])
+    found: list[object] = np.unique(values[~np.isin(values, allowed)])[:5].tolist()
+    return found

@@ -221,9 +221,7 @@ def resolve(
     path = Path(spec).expanduser()
     if not path.exists():
         known = ", ".join(key for key, row in TABLE.items() if row.stage == stage.name)
-        raise WeightsError(
-            f"weights {spec!r} are no key ({known or 'none'} for this stage) and no such path"
-        )
+        raise WeightsError(f"weights {spec!r} are no key ({known or 'none'} for this stage) and no such path")
     if path.is_dir():
         tensor_file(path)
     return Weights(spec, path_sha256(path, of_file), "unknown (local)", "unknown (local)", path=path)
@@ -344,7 +342,6 @@ def _few(names: Sequence[str], most: int = 5) -> str:
 
 
 def _read_tensors(path: Path) -> "dict[str, Tensor]":
-    import safetensors
     import safetensors.torch
     import torch
 
@@ -359,7 +356,7 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
             f"{path} cannot be read as plain tensors, and what may hold code is never executed: {reason}; "
             "save its state dict as .safetensors with the program that made it"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file can make either reader raise anything
         raise WeightsError(f"{path} is no weights file, or a damaged one: {error}; get it anew") from error
     for wrapper in ("model", "state_dict"):  # training checkpoints keep the optimiser beside the tensors
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):

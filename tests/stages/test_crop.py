@@ -74,13 +74,14 @@ def test_equals_pillow_inside_the_frame(scale, turn_rad, shift):
 
 
 def test_a_sub_pixel_shift_of_a_ramp_is_exact():
-    """Bilinear interpolation of a linear picture is that linear function: 2 x + y / 4 at (j + 10.25, i + 20)."""
-    y, x = np.mgrid[:160, :125]
-    image = np.repeat((2 * x + 4 * (y // 4 == 0))[:, :, None], 3, axis=2).astype(np.uint8)
-    marks, _ = placed(1, 0, (10.25, 20))
-    found = run(image, marks)["image"][:, :, 0]
-    expected = (2 * (torch.arange(112) + 10.25)).round().expand(112, 112)
-    assert torch.equal(found.float(), expected)
+    """Bilinear interpolation of a linear picture is that linear function: red 2 x, green 2 y, between pixels."""
+    y, x = np.mgrid[:125, :125]
+    image = np.dstack([2 * x, 2 * y, 0 * x]).astype(np.uint8)
+    marks, _ = placed(1, 0, (10.375, 6.625))
+    found = run(image, marks)["image"].float()
+    across, down = (2 * (torch.arange(112) + shift) for shift in (10.375, 6.625))
+    assert torch.equal(found[:, :, 0], across.round().expand(112, 112))  # odd numbers, which no pixel has
+    assert torch.equal(found[:, :, 1], down.round()[:, None].expand(112, 112))
 
 
 def test_an_aligned_frame_is_its_own_crop():
@@ -99,10 +100,10 @@ def test_points_are_crop_coordinates_over_112():
 
 def test_outside_the_frame_is_black():
     white = np.full((300, 400, 3), 255, np.uint8)
-    marks, _ = placed(1, 0, (-20.5, 200))
+    marks, _ = placed(1, 0, (-20.25, 200))
     found = run(white, marks)["image"][:, :, 0].float()
     assert (found[:, :20] == 0).all()
-    assert (found[:100, 20] == 128).all()  # half a pixel beyond the first centre: 127.5
+    assert (found[:100, 20] == 191).all()  # a quarter of a pixel before the first centre: 0.75 * 255
     assert (found[:100, 21:] == 255).all()
     assert (found[100:] == 0).all()  # row 100 is frame row 300, one below the last
 

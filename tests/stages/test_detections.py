@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,14 @@ from extract.stages.detections import Detections, DetectionsConfig, reduced
 from tests.contract import RowsContract, context
 
 MODELS = Path(importlib.util.find_spec("face_recognition_models").submodule_search_locations[0]) / "models"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """Reading the landmark file takes a second; it is the same for every stage here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlib, "shape_predictor", functools.cache(dlib.shape_predictor))
+        yield
 
 
 def ready(cpu_threads=1, **config):

@@ -143,12 +143,12 @@ def test_normalisation_is_of_the_whole_recording():
     assert not torch.allclose(normalised(louder)[:4_000], normalised(samples)[:4_000], atol=0.1)
 
 
-def test_normalisation_makes_loudness_irrelevant():
+def test_normalisation_makes_loudness_and_offset_irrelevant():
     samples = speech(8_000)
-    one, two = (run(ready(), gain * samples).arrays["feature"] for gain in (1, 0.25))
+    one, two = (run(ready(), wave).arrays["feature"] for wave in (samples, samples / 4 + 0.3))
     assert (one - two).norm() / one.norm() < 1e-3
-    raw = [run(ready(normalise=False), gain * samples).arrays["feature"] for gain in (1, 0.25)]
-    assert (raw[0] - raw[1]).norm() / raw[0].norm() > 1e-2
+    raw = [run(ready(normalise=False), wave).arrays["feature"] for wave in (samples, samples / 4 + 0.3)]
+    assert (raw[0] - raw[1]).norm() / raw[0].norm() > 0.1
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 399])
@@ -165,9 +165,9 @@ def test_width_is_known_without_weights(architecture, width):
 
 
 def test_xlarge_has_the_published_number_of_parameters():
-    """962,493,824 without biases in the convolutions (specs of the paper's checkpoint); on the meta device."""
+    """962,493,824 without biases in the convolutions; the mask vector among them is not built here."""
     model = hubert.build("xlarge", conv_bias=False)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 962_493_824
+    assert sum(parameter.numel() for parameter in model.parameters()) == 962_493_824 - 1280
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_biases_in_the_convolutions_count(tmp_path):
     expected = run(ready(), speech(4_000)).arrays["feature"]
     same = run(ready(weights=save(tmp_path / "zero", drawn | zero, conv_bias=True)), speech(4_000)).arrays["feature"]
     assert (same - expected).norm() / expected.norm() < 1e-5
-    one = {name: tensor + 1 for name, tensor in zero.items()}
-    other = run(ready(weights=save(tmp_path / "one", drawn | one, conv_bias=True)), speech(4_000)).arrays["feature"]
+    some = {name: torch.from_numpy(random.normal("bias", name, 32)).float() for name in zero}
+    other = run(ready(weights=save(tmp_path / "some", drawn | some, conv_bias=True)), speech(4_000)).arrays["feature"]
     assert (other - expected).norm() / expected.norm() > 1e-2
 
 

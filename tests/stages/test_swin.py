@@ -10,6 +10,7 @@ from extract.errors import ClipError, WeightsError
 from extract.models import random, swin
 from extract.models.precision import stored_as
 from extract.models.weights import resolve
+from extract.stage import Context
 from extract.stages.swin import Swin, SwinConfig, prepare
 from tests.contract import RowsContract, context
 
@@ -73,7 +74,7 @@ def test_tiny_is_timms(tiny_weights):
     found = {}
     for output in ("pooled", "tokens"):
         stage = Swin(SwinConfig(weights="random", output=output, dtype="float32"))
-        stage.setup(context(stage))
+        stage.setup(Context(torch.device("cpu"), torch.float32, tiny_weights))
         found |= stage.compute({"crop.image": images})
     assert found["feature"].shape == (2, 768)
     assert found["token"].shape == (2, 49, 768)

@@ -1,0 +1,96 @@
+import pytest
+
+from extract.config import ExtractConfig, load_extract_config, load_section
+from extract.errors import ConfigError, UsageError
+from extract.graph import build_graph, downstream, select, upstream
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+
+def graph(**instances):
+    return build_graph(ExtractConfig(instances=instances))
+
+
+def test_what_feeds_an_instance_exists_without_being_listed():
+    made = graph(swin={"weights": "random"})
+    assert list(made) == ["frames", "detections", "faces", "crop", "swin"]
+
+
+def test_one_stage_may_stand_under_several_names():
+    made = graph(a={"stage": "colour"}, b={"stage": "colour", "gain": 2.0}, contrast={"inputs": {"colour": "b"}})
+    assert made["contrast"].feeds == {"colour": "b"}
+    assert select(made, ["colour"]) == ("a", "b")
+    assert select(made, ["b"]) == ("b",)
+    assert upstream(made, ["contrast"]) == ("frames", "b", "contrast")
+    assert downstream(made, ["b"]) == ("contrast",)
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        ({"sobel": {}}, r"instance sobel: no stage 'sobel'; stages are .*frames.*says `stage:`"),
+        ({"colour": {"gian": 2.0}}, r"instance colour \(stage colour\):\n  gian: unknown key; did you mean 'gain'"),
+        ({"colour": {"gain": "much"}}, r"gain: .*found 'much'"),
+        ({"colour": {"inputs": {"image": "frames"}}}, "no input slot 'image'; slots are frames"),
+        ({"contrast": {"inputs": {"colour": "frames"}}}, r"contrast needs frames.corner; frames gives pts_s, image"),
+        ({"colour": {"keep": ["median"]}}, "cannot keep 'median'; can keep: corner"),
+        ({"frames": {"keep": ["image"]}}, "cannot keep 'image'; can keep: nothing more"),
+        ({"a": {"stage": "contrast", "inputs": {"colour": "a"}}}, "in a loop: a <- a"),
+        ({"a": {"stage": "contrast", "inputs": {"colour": "nowhere"}}}, r"nowhere \(needed by a\): no stage"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_refused_by_name(instances, message):
+    with pytest.raises(ConfigError, match=message):
+        graph(**instances)
+
+
+def test_a_stage_that_is_not_in_the_config_is_refused():
+    with pytest.raises(
+        UsageError, match="--stage ghfeat: no such instance or stage in the config; it has frames, colour"
+    ):
+        select(graph(colour={}), ["ghfeat"])
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_name_a_section_an_instance_or_a_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("extract: {instances: {colour: {gain: 1.0}}}\nfusion: {seed: 1}\n")
+    overrides = ["colour.gain=2.5", "extract.instances.colour.dtype=float16", "run.block_rows=16", "fusion.seed=3"]
+    config = load_extract_config(str(path), overrides)
+    assert config.instances["colour"].stage_fields == {"gain": 2.5, "dtype": "float16"}
+    assert config.run.block_rows == 16
+    assert load_section(str(path), "fusion", overrides[3:]) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("extrakt: {}", [], "unknown top-level key 'extrakt'; expected extract or fusion"),
+        ("[1, 2]", [], "expected the sections extract and fusion, found"),
+        ("extract: [", [], "not YAML"),
+        ("extract: 3", [], "section extract must be a mapping, found 3"),
+        ("extract: {instance: {}}", [], "instance: unknown key; did you mean 'instances'"),
+        ("extract: {run: {block_rows: 100}}", [], "100 is not a power of two"),
+        ("extract: {instances: {a: {block_rows: 100}}}", [], "100 is not a power of two"),
+        ("", ["colour.gain"], r"--set colour.gain: expected a.b=c"),
+        ("", ["=1"], r"--set =1: expected a.b=c"),
+        ("extract: {run: 3}", ["run.block_rows=2"], r"extract.run is 3, not a section"),
+        ("", ["colour.gain=["], "the value is not YAML"),
+    ],
+)
+def test_a_bad_config_is_told_by_key(tmp_path, text, overrides, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_extract_config(str(path), overrides)
+
+
+def test_a_config_that_is_not_there_is_told_with_the_built_in_ones():
+    with pytest.raises(ConfigError, match=r"config nowhere\.yaml: No such file.*built-in configs are default"):
+        load_extract_config("nowhere.yaml")
+
+
+def test_the_default_config_is_a_graph():
+    assert {"swin", "hubert", "labels"} <= build_graph(load_extract_config(None)).keys()
