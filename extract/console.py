@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -130,7 +131,7 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
         _print_list("warning", report.warnings, sys.stderr, verbose=verbose)
         if report.untrained:
             print(f"untrained (random weights): {', '.join(report.untrained)}")
-    _print_list("failed", [_failure_line(f, verbose=verbose) for f in report.failures], sys.stderr, verbose=verbose)
+    _print_list("failed", _failure_lines(report.failures, verbose=verbose), sys.stderr, verbose=verbose)
     _print_list("busy, left to its own run", report.busy, sys.stderr, verbose=verbose)
     if report.failures:
         print(f"run the same command to try again; `extract failed --store {store} -v` tells more", file=sys.stderr)
@@ -214,8 +215,8 @@ def show_failed(store: Store, *, as_json: bool, verbose: bool) -> None:
     if not found:
         print("nothing failed")
         return
-    for failure in found:
-        print(_failure_line(failure, verbose=verbose))
+    for line in _failure_lines(found, verbose=verbose):
+        print(line)
     print(f"{len(found)} failed; `extract run` tries them again (crashed ones with --retry)")
 
 
@@ -264,6 +265,29 @@ def _print_list(what: str, lines: Sequence[str], file: Any, *, verbose: bool) ->
         print(f"{what}: {line}", file=file)
     if len(lines) > len(shown):
         print(f"{what}: and {len(lines) - len(shown)} more (-v shows all)", file=file)
+
+
+def _failure_lines(failures: Sequence[Failure], *, verbose: bool) -> list[str]:
+    """One line for each cause; what failed only because of it is named behind."""
+    causes = {(f.clip, f.instance): f for f in failures if _origin(f) is None}
+    so_also: dict[tuple[str, str], list[str]] = {cause: [] for cause in causes}
+    for failure in failures:
+        origin = (failure.clip, _origin(failure) or "")
+        if origin in so_also:
+            so_also[origin].append(failure.instance)
+        else:  # its cause keeps no record: a transient instance
+            causes.setdefault((failure.clip, failure.instance), failure)
+    lines = []
+    for cause, failure in causes.items():
+        behind = f" (so also {', '.join(so_also[cause])})" if so_also.get(cause) else ""
+        lines.append(_failure_line(failure, verbose=verbose) + behind)
+    return lines
+
+
+def _origin(failure: Failure) -> str | None:
+    """The instance that a failure came from, where its message says so."""
+    found = re.match(r"from (\S+): ", failure.message)
+    return found.group(1) if found else None
 
 
 def _failure_line(failure: Failure, *, verbose: bool) -> str:

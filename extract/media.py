@@ -588,10 +588,10 @@ class _Damage:
         torn = self.last_torn is not None and self.num_packets - self.last_torn < TAIL_PACKETS
         return torn or self.demuxer_failed or self.in_last_frame
 
-    def undecodable(self, error: Exception) -> None:
+    def undecodable(self, error: av.FFmpegError) -> None:
         self.num_undecodable += 1
         self.last_torn = self.num_packets
-        self.first_error = self.first_error or str(error)
+        self.first_error = self.first_error or error.strerror
 
     def note(self, notes: dict[str, Any]) -> None:
         if self.num_undecodable:
@@ -608,8 +608,8 @@ def _open(path: Path) -> InputContainer:
     if not path.exists():
         raise ClipError("missing_file", f"{path} is not there; correct its path in the manifest")
     try:
-        # ``file:`` keeps a name with a colon from being read as a protocol, and nothing is fetched from a network.
-        container: InputContainer = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_ANY_TITLES)
+        # ``file:`` keeps a name with a colon from being read as a protocol; from a file FFmpeg follows no network link.
+        container: InputContainer = av.open(f"file:{path}", **_ANY_TITLES)
     except av.FFmpegError as error:
         raise ClipError(
             "unreadable",
@@ -634,7 +634,7 @@ def _packets(container: InputContainer, damage: _Damage) -> "Iterator[Packet[Any
             packet = next(packets, None)
         except av.FFmpegError as error:
             damage.demuxer_failed = True
-            damage.first_error = damage.first_error or str(error)
+            damage.first_error = damage.first_error or error.strerror
             yield None
             return
         if packet is None:
@@ -687,8 +687,13 @@ def _exact(seconds: float | None) -> Fraction | None:
 
 
 def _lacks_bytes(container: InputContainer, path: Path) -> bool:
-    """Whether the file ends before its outermost boxes do. FFmpeg reads a torn Matroska file without an error."""
+    """Whether the file ends before its outermost boxes do. FFmpeg reads a torn Matroska file without an error.
+
+    MPEG program streams and FLV state no size: there only a torn last packet or frame tells.
+    """
     num_bytes = path.stat().st_size
+    if container.format.name == "mpegts":  # ISO/IEC 13818-1: packets of 188 bytes; of 192 or 204 with stamp or parity
+        return all(num_bytes % size for size in (188, 192, 204))
     with path.open("rb") as file:
         if "matroska" in container.format.name:
             end = _end_of_matroska(file.read(64))

@@ -53,8 +53,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit the fusion network on split train, stopping early by split val. Run it again to go on after a stop."""
-    with _errors_as_exit_codes("run the same command to continue, with `-o` and the run's folder if you gave none"):
-        _log_to_stderr(quiet=quiet, verbose=verbose)
+    after_interrupt = "run the same command to continue, with `-o` and the run's folder if you gave none"
+    with _log_to_stderr(quiet=quiet, verbose=verbose), _errors_as_exit_codes(after_interrupt):
         from fusion import training
         from fusion.config import load_fusion_config
 
@@ -80,8 +80,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Both F1 definitions per action unit, beside predictors that never look at a face."""
-    with _errors_as_exit_codes("nothing was changed"):
-        _log_to_stderr(quiet=quiet, verbose=verbose)
+    with _log_to_stderr(quiet=quiet, verbose=verbose), _errors_as_exit_codes("nothing was changed"):
         from fusion import evaluation
 
         found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
@@ -130,12 +129,17 @@ def _print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=1))
 
 
-def _log_to_stderr(*, quiet: bool, verbose: bool) -> None:
+@contextmanager
+def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
     logger = logging.getLogger("fusion")
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

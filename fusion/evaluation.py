@@ -160,6 +160,7 @@ def evaluate(
     fitted = where.model()
     store = Store.open(features)
     selection = select_clips(store, split, fitted.config.instances, skip_failed=skip_failed)
+    require_clips(store, selection)
     sources = feature_sources(store, selection.clips, fitted.config.instances)
     check_features(fitted, sources, f"run {where.path}")
     if split != "train":
@@ -218,7 +219,6 @@ def annotated_samples(store: Store, selection: Selection, fitted: FittedModel) -
         UsageError: there is none.
         StaleError: rows of another size than the run was fitted on.
     """
-    require_clips(store, selection)
     samples = load_samples(store, selection.clips, fitted.config)
     if not len(samples):
         raise UsageError(f"split {selection.split}: not one annotated frame in {len(selection.clips)} clips")

@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -178,11 +179,21 @@ class Run:
 
     def _load(self, name: str) -> dict[str, Any]:
         path = self.path / name
+        data = path.read_bytes()
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            _check_sums(data)
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise CorruptError(f"{path}: damaged ({reason}); remove the folder and fit again") from error
         if state.get("schema") != SCHEMA:
             raise StoreError(f"{path}: schema {state.get('schema')}, this program knows {SCHEMA}")
         return state
+
+
+def _check_sums(data: bytes) -> None:
+    """Compare the checksums that torch.save writes: torch.load reads past them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"bad checksum of {damaged}")

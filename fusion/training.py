@@ -244,7 +244,11 @@ def _load(store: Store, name: str, config: FusionConfig, *, skip_failed: bool) -
         require_clips(store, selection)
     elif not selection.clips:
         return None
+    began = time.monotonic()
     samples = load_samples(store, selection.clips, config)
+    megabytes = sum(table.nbytes for table in samples.tables.values()) / 1e6
+    seconds = time.monotonic() - began
+    logger.debug("split %s: %d clips, %.0f MB, read in %.1f s", name, len(selection.clips), megabytes, seconds)
     return Split(name, samples, absent) if len(samples) or name == "train" else None
 
 

@@ -33,7 +33,9 @@ def context(stage: Stage[Any], *, cpu_threads: int = 1) -> Context:
 
 def assert_declared(output: Output, values: Tensor, num_rows: int) -> None:
     assert tuple(values.shape) == (num_rows, *output.sizes), f"{output.name}: {tuple(values.shape)}"
-    assert values.dtype == getattr(torch, output.dtype), f"{output.name}: {values.dtype}, declared {output.dtype}"
+    # Models compute wider than the store keeps: float32 may stand for float16, which the runner narrows it to.
+    allowed = {getattr(torch, output.dtype)} | ({torch.float32} if output.dtype == "float16" else set())
+    assert values.dtype in allowed, f"{output.name}: {values.dtype}, declared {output.dtype}"
     assert values.isfinite().all(), f"{output.name} is not finite"
 
 
@@ -191,13 +193,14 @@ class ClipContract(StageContract):
     def test_steps_stand_on_their_clock(self):
         """``centre_s`` of a regular clock is that clock's own: increasing, from the recording's start."""
         stage: ClipStage[Any] = self.ready()
+        clocks = [output.clock for output in stage.outputs if output.name == "centre_s"]
         for clip in self.clips():
-            found = stage.compute(clip.inputs).arrays
-            for output in stage.outputs:
-                if isinstance(output.clock, Regular) and output.name == "centre_s" and "centre_s" in found:
-                    clock, count = output.clock, len(found["centre_s"])
-                    expected = [clip.start_s + float(clock.window_s / 2 + k * clock.hop_s) for k in range(count)]
-                    assert_near(found["centre_s"], torch.tensor(expected, dtype=torch.float64), "centre_s", 1e-12)
+            centres = stage.compute(clip.inputs).arrays.get("centre_s")
+            for clock in clocks if centres is not None else ():
+                assert isinstance(clock, Regular)
+                assert isinstance(centres, Tensor)
+                exact = [clip.start_s + float(clock.window_s / 2 + k * clock.hop_s) for k in range(len(centres))]
+                assert_near(centres, torch.tensor(exact, dtype=torch.float64), "centre_s", 1e-12)
 
     def test_a_clip_does_not_depend_on_the_clips_before_it(self):
         stage: ClipStage[Any] = self.ready()

@@ -1,5 +1,6 @@
 """Small feature stores for the tests of ``fusion``, written through the real store."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def add_instance(
     recipe: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> None:
-    """An instance with its record."""
+    """An instance with its record, in place of what was there."""
+    remove_instance(store, clip, instance)
     fingerprint = fields.pop("fingerprint", f"{instance}-{clip}")
     outputs = {
         Output(
@@ -55,9 +57,14 @@ def add_instance(
     store.write_record(clip, instance, record)
 
 
+def remove_instance(store: Store, clip: str, instance: str) -> None:
+    """As if it had never been computed."""
+    shutil.rmtree(store.path / clip / instance, ignore_errors=True)
+
+
 def planted_store(
     path: Path,
-    clips: Mapping[str, str] = {"a": "train", "b": "train", "c": "train", "d": "train"},  # noqa: B006
+    clips: Mapping[str, str] = {"a": "train", "b": "train", "c": "train", "d": "train"},
     *,
     num_frames: int = 75,
     swin_size: int = 64,

@@ -1,6 +1,7 @@
 """Bad files: one clear line each, and what can still be read is read."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,17 +66,16 @@ def test_a_folder_is_unreadable(tmp_path, read):
         read(tmp_path)
 
 
-def test_a_name_may_look_like_an_address(tmp_path):
-    path = write_clip(tmp_path / "talk.mov", pictures(2), sound=tone(0.5)).rename(tmp_path / "http: 100%d, é.mov")
+def test_a_name_may_look_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_clip(Path("talk.mov"), pictures(2), sound=tone(0.5)).rename("http: 100%d, é.mov")
     assert len(list(open_video(path).frames())) == 2
     assert len(read_audio(path).samples) == 8_000
 
 
 def test_titles_in_old_encodings_do_not_matter(tmp_path):
     path = write_clip(tmp_path / "clip.mkv", pictures(2))
-    data = path.read_bytes()
-    place = data.index(b"Lavf")  # the name of the muxer stands in for any tag
-    path.write_bytes(data[:place] + b"\xe9\xe8\xff" + data[place + 3 :])
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"\xe9\xe8\xfff"))  # the muxer's name stands in for any tag
     assert len(list(open_video(path).frames())) == 2
 
 
@@ -118,6 +118,7 @@ def test_a_video_stream_without_packets(tmp_path):
         ("clip.mkv", "libx264"),
         ("clip.mpg", "mpeg1video"),
         ("clip.flv", "flv"),
+        ("clip.ts", "libx264"),
     ],
 )
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.8])
@@ -142,6 +143,36 @@ def test_a_truncated_sound_says_so(tmp_path):
     assert 15_000 < len(audio.samples) < 17_000
     assert audio.notes == {"truncated_at_s": len(audio.samples) / 16_000}
     assert read_audio(whole).notes == {}
+
+
+def test_a_movie_with_a_64_bit_box(tmp_path):
+    """Boxes over 4 GB state their size in 64 bits; FFmpeg leaves room for that before the pictures."""
+    path = write_clip(tmp_path / "clip.mov", pictures(10))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"mdat") - 4
+    assert bytes(data[place - 8 : place]) in {b"\0\0\0\x08wide", b"\0\0\0\x08free"}
+    size = int.from_bytes(data[place : place + 4], "big") + 8
+    data[place - 8 : place + 8] = (1).to_bytes(4, "big") + b"mdat" + size.to_bytes(8, "big")
+    path.write_bytes(data)
+    torn = tmp_path / "torn.mov"
+    place, packet = list(payloads(path, 0))[6]
+    torn.write_bytes(data[: place + len(packet)])  # between two packets: only the box says that more should follow
+    with open_video(path) as video, open_video(torn) as torn_video:
+        assert len(list(video.frames())) == 10
+        assert len(list(torn_video.frames())) == 7
+    assert video.notes == {}
+    assert torn_video.notes == {"truncated_at_s": 0.24, "declared_frames": 10}
+
+
+def test_a_transport_stream_cut_between_its_packets(tmp_path):
+    """It states no length: the broken last picture tells."""
+    path = write_clip(tmp_path / "clip.ts", pictures(40), codec="libx264")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 188 * 6 // 10 * 188])
+    with open_video(path) as video:
+        frames = list(video.frames())
+    assert 5 < len(frames) < 40
+    assert video.notes["truncated_at_s"] == frames[-1].pts_s
 
 
 def test_the_sound_of_a_truncated_movie_says_so(tmp_path):
@@ -229,7 +260,7 @@ def test_a_header_that_lies_is_noted(tmp_path):
 
 
 def test_payloads_finds_every_packet(tmp_path):
-    """The tests that spoil packets stand on this helper."""
+    """The tests that spoil packets stand on this."""
     path = write_clip(tmp_path / "clip.mov", pictures(6))
     places = [place for place, _ in payloads(path, 0)]
     assert len(set(places)) == 6

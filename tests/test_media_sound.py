@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 
+from extract import media
 from extract.errors import ClipError
 from extract.media import read_audio
 from tests.media_files import encode_sound, mux, overwrite_packets, payloads, pictures, tone, write_clip
@@ -48,7 +49,7 @@ def test_late_sound_starts_late(tmp_path, hz):
 
 
 @pytest.mark.parametrize("hz", [16_000, 48_000])
-@pytest.mark.parametrize(("start_s", "end_s"), [(0.5, 0.75), (0.1, None), (None, 0.3), (0.50001, 0.9)])
+@pytest.mark.parametrize(("start_s", "end_s"), [(0.5, 0.75), (0.1, None), (None, 0.3), (0.50001, 0.9), (0.2, 0.90001)])
 def test_a_cut_keeps_the_clock(tmp_path, hz, start_s, end_s):
     path = write_clip(tmp_path / "clip.wav", sound=tone(2, hz), hz=hz)
     whole, part = read_audio(path), read_audio(path, start_s=start_s, end_s=end_s)
@@ -209,6 +210,33 @@ def test_a_jump_of_hours_is_a_broken_clock(tmp_path):
         read_audio(path)
     assert caught.value.reason == "bad_times"
     assert len(read_audio(path, end_s=0.2).samples) == 3_200
+
+
+def test_sound_without_times_begins_at_zero(tmp_path, monkeypatch):
+    """No container at hand holds sound without times: they are taken from the decoded frames here."""
+    path = write_clip(tmp_path / "clip.mka", sound=tone(1), sound_start_s=2)
+    decoded = media._decoded
+
+    def without_times(*arguments):
+        for frame in decoded(*arguments):
+            frame.pts = None
+            yield frame
+
+    monkeypatch.setattr(media, "_decoded", without_times)
+    audio = read_audio(path)
+    assert audio.start_s == 0
+    assert audio.notes == {"start_assumed": True}
+    assert np.array_equal(audio.samples, read_samples(tone(1)))
+
+
+def test_a_sample_format_without_a_numpy_type_is_named(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.wav", sound=tone(0.5))
+    wide = av.AudioFrame(format="s64", layout="mono", samples=8)
+    wide.sample_rate = 16_000
+    monkeypatch.setattr(media, "_decoded", lambda *_: iter([wide]))
+    with pytest.raises(ClipError, match=r"samples of format s64 are not supported") as caught:
+        read_audio(path)
+    assert caught.value.reason == "audio_undecodable"
 
 
 # Streams

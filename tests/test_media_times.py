@@ -3,13 +3,15 @@
 import itertools
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from av.rational import AVRational
 
 from extract.errors import ClipError
-from extract.media import open_video, repair_times
+from extract.media import _fraction, _time_base, open_video, repair_times
 from tests.media_files import greys, payloads, pictures, write_clip
 
 
@@ -102,6 +104,7 @@ def test_good_times_are_left_alone(tmp_path):
         ([0, 2, 4, 4, 8], [0, 2, 4, 6, 8]),
         ([0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]),  # a counter that starts anew
         ([1, 4, None, None, 11], [1, 4, Fraction(19, 3), Fraction(26, 3), 11]),  # evenly, at variable rate
+        ([0, 1, 5, 9, None], [0, 1, 5, 9, 13]),  # the median step is the usual one
         ([None, None, None], [0, 10, 20]),  # only the rate is known
         ([None, 7, None], [-3, 7, 17]),
         ([3], [3]),
@@ -141,3 +144,14 @@ def test_ffmpeg_itself_gives_the_times_that_were_patched(tmp_path):
     path = clip_with_times(tmp_path / "clip.mkv", [0, 40, 80, 60, 160, 200])
     with av.open(path) as container:
         assert [packet.pts for packet in container.demux(video=0) if packet.size] == [0, 40, 80, 60, 160, 200]
+
+
+def test_time_bases_of_both_kinds_are_read_exactly():
+    """PyAV gives Fractions up to version 18 and AVRational from 19 on, where 0/1 says that nothing is stated."""
+    assert _fraction(AVRational(1001, 30_000)) == Fraction(1001, 30_000)
+    assert _fraction(Fraction(1, 25)) == Fraction(1, 25)
+    assert _fraction(AVRational(0, 1)) is None
+    assert _fraction(None) is None
+    with pytest.raises(ClipError, match=r"stream 3 states no time base; write the file anew") as caught:
+        _time_base(SimpleNamespace(index=3, time_base=None))
+    assert caught.value.reason == "bad_times"

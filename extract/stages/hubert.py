@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from extract.models import hubert
-from extract.models.precision import stored_as
 from extract.stage import ClipResult, ClipStage, Context, Output, StageConfig
 from extract.stages.wave import WAVE_HZ
 from extract.timeline import Regular
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # The convolutions hop 320 samples and see 400 (25 ms): one second has 49 steps, not 50.
 HUBERT_STEPS = Regular(hop_s=Fraction(320, WAVE_HZ), window_s=Fraction(400, WAVE_HZ))
@@ -88,7 +87,8 @@ class Hubert(ClipStage[HubertConfig]):
             waves = (normalised(samples) if self.config.normalise else samples).to(self._precision)
             hidden = self._final_norm(self._model(waves[None]).last_hidden_state[0])  # [S, D]
         centres = torch.from_numpy(HUBERT_STEPS.centres_s(num_steps, inputs["wave.start_s"]))
-        return ClipResult({"feature": stored_as(hidden.float(), self.config.dtype), "centre_s": centres})
+        # float32; the runner narrows it to ``dtype`` and looks for overflow.
+        return ClipResult({"feature": hidden.float(), "centre_s": centres})
 
 
 def normalised(samples: "Tensor") -> "Tensor":

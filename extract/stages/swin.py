@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from extract.models import swin
-from extract.models.precision import stored_as
 from extract.stage import VALID, Context, Output, RowsBatch, RowsStage, StageConfig
 from extract.timeline import FRAMES
 
@@ -82,9 +81,8 @@ class Swin(RowsStage[SwinConfig]):
         with torch.inference_mode():
             ready = prepare(images, self.config).to(self._precision)
             grid = self._model.forward_features(ready).float()  # [B, 7, 7, 768]
-        if self.config.output == "tokens":
-            return {"token": stored_as(grid.flatten(1, 2), self.config.dtype)}
-        return {"feature": stored_as(grid.mean(dim=(1, 2)), self.config.dtype)}
+        # float32; the runner narrows it to ``dtype`` and looks for overflow.
+        return {"token": grid.flatten(1, 2)} if self.config.output == "tokens" else {"feature": grid.mean(dim=(1, 2))}
 
 
 def prepare(images: "Tensor", config: SwinConfig) -> "Tensor":

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from extract.stages.crop import TEMPLATE, Crop, CropConfig, fit_similarity, five_points, sample
 from tests.contract import RowsContract
 
+BILINEAR = Image.Resampling.BILINEAR
 TEMPLATE_T = torch.tensor(TEMPLATE, dtype=torch.float64)
 
 
@@ -36,7 +38,9 @@ def run(image, marks):
 def picture(seed, height=300, width=400):
     """Smooth colours with a little noise."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     return (np.asarray(coarse).astype(int) + rng.integers(-3, 4, (height, width, 3))).clip(0, 255).astype(np.uint8)
 
 
@@ -64,7 +68,8 @@ def test_equals_pillow_inside_the_frame(scale, turn_rad, shift):
     data = (*matrix[0], offset[0], *matrix[1], offset[1])
     # One float channel at a time: with whole numbers Pillow truncates.
     channels = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(3)]
-    expected = np.dstack([channel.transform((112, 112), Image.AFFINE, data, Image.BILINEAR) for channel in channels])
+    warped = [channel.transform((112, 112), Image.Transform.AFFINE, data, BILINEAR) for channel in channels]
+    expected = np.dstack([np.asarray(channel) for channel in warped])
     x, y = np.meshgrid(np.arange(112), np.arange(112))
     at = np.stack([x, y], axis=-1) @ matrix.T + shift
     inside = (at >= 0).all(axis=-1) & (at <= [399, 299]).all(axis=-1)
@@ -140,8 +145,11 @@ def test_points_that_coincide_are_not_valid():
     good, _ = placed(1, 0, (100, 60))
     image = torch.from_numpy(picture(4))
     one_point = torch.full((68, 2), 77.0)
-    batch = {"frames.image": [image] * 3, "faces.landmarks": torch.stack([one_point, good, torch.zeros(68, 2)])}
-    found = Crop(CropConfig()).compute(batch)
+    batch: dict[str, Any] = {
+        "frames.image": [image] * 3,
+        "faces.landmarks": torch.stack([one_point, good, torch.zeros(68, 2)]),
+    }
+    found: dict[str, Any] = Crop(CropConfig()).compute(batch)
     assert found["valid"].tolist() == [False, True, False]
     assert not found["image"][[0, 2]].any()
     assert not found["point"][[0, 2]].any()

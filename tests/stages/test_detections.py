@@ -14,7 +14,9 @@ from extract.media import open_video
 from extract.stages.detections import Detections, DetectionsConfig, reduced
 from tests.contract import RowsContract, context
 
-MODELS = Path(importlib.util.find_spec("face_recognition_models").submodule_search_locations[0]) / "models"
+PACKAGE = importlib.util.find_spec("face_recognition_models")
+assert PACKAGE is not None
+MODELS = Path(str(PACKAGE.origin)).parent / "models"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +35,9 @@ def ready(cpu_threads=1, **config):
 
 def read(path, step=1):
     """Every ``step``-th frame, C-contiguous uint8."""
-    with open_video(path) as video:
+    video = open_video(path)
+    assert video is not None
+    with video:
         return [frame.image for frame in islice(video.frames(), 0, None, step)]
 
 

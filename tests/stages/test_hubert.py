@@ -1,6 +1,7 @@
 import itertools
 import json
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from extract.models import hubert, random, weights
 from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig, normalised
 from tests.contract import ClipContract, ClipInputs, context
 
-SMALL = {"weights": "random", "architecture": "small", "dtype": "float32"}
+SMALL: dict[str, Any] = {"weights": "random", "architecture": "small", "dtype": "float32"}
 # Group norm after the first convolution only, norms after attention and MLP, no final norm: base, but fast.
 LIKE_BASE = hubert.Architecture(48, num_layers=3, heads=4, mlp_width=96, stable_layer_norm=False, conv_width=32)
 
@@ -290,6 +291,7 @@ def test_published_weights_give_fairseqs_features(media_dir, key, architecture, 
     stage = Hubert(config)
     stage.setup(context(stage))
     audio = read_audio(media_dir / "librispeech_6313-76958-0021.flac")
+    assert audio is not None
     found = run(stage, torch.from_numpy(audio.samples), audio.start_s).arrays["feature"].numpy()
     expected = np.load(media_dir / golden)
     assert found.shape == expected.shape

@@ -1,0 +1,38 @@
+# `make test` alone sets everything up: a virtual environment of its own, the pinned packages, the tests.
+PYTHON ?= python3
+VENV ?= .venv
+UV := uv==0.13.8
+# One thread per test process: two-thread OpenMP collapses when the machine is shared.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: test lint setup kill lock clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, PYTHON is {v[0]}.{v[1]}")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements.lock
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps -e .
+	touch $@
+
+test: setup
+	$(THREADS) $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# 30 kills at random moments; MEDIA is a folder of clips (minutes).
+kill: setup
+	$(VENV)/bin/python tools/kill_run.py --media $(MEDIA)
+
+# Newer versions within pyproject.toml's ranges.
+lock: setup
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --no-emit-index-url --no-header --no-annotate \
+		--python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV)

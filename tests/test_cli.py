@@ -1,0 +1,250 @@
+"""Commands as scripts see them: exit codes, lines, JSON."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from extract.cli import app
+from extract.store import Store
+from tests.media_files import pictures, write_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def extract(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, toys):
+    del toys
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_clip(tmp_path / f"{name}.mov", pictures(20))
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    (tmp_path / "c.yaml").write_text("extract: {instances: {colour: {}}, run: {cpu_threads: 1}}\n")
+    assert extract("manifest", "folder", ".", "-o", "data_manifest.yaml").exit_code == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("program", ["extract", "fusion"])
+def test_help_answers_in_under_a_second_and_imports_nothing_heavy(program):
+    code = f"import sys, {program}.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\n"
+    heavy = "print(sorted({'torch', 'zarr', 'timm', 'transformers', 'dlib', 'av'} & set(sys.modules)), file=sys.stderr)"
+    spent = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Seconds of the processor: on a machine that others use too, the clock on the wall tells of them.
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert "Usage" in done.stdout
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert min(spent) < 1.0
+
+
+def test_manifest_folder_counts_what_it_took_and_left(folder):
+    result = extract("manifest", "folder", str(folder), "-o", "again.yaml")
+    assert result.exit_code == 0
+    assert "again.yaml: 2 clips (2 videos, 0 sound files)" in result.stdout
+    assert "1 .jpg" in result.stdout
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_run_prints_counts_and_a_second_one_computes_nothing():
+    result = extract("run", "-c", "c.yaml")
+    assert result.exit_code == 0
+    assert "colour" in result.stdout
+    assert "4 computed in" in result.stdout
+    told = json.loads(extract("run", "-c", "c.yaml", "--json").stdout)
+    assert (told["exit_code"], told["computed"]) == (0, 0)
+    assert told["instances"] == {"frames": {"done": 2}, "colour": {"done": 2}}
+
+
+@pytest.mark.usefixtures("folder")
+def test_quiet_says_nothing_when_all_is_well():
+    result = extract("run", "-c", "c.yaml", "-q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_plan_and_dry_run_say_what_would_be_done_and_write_nothing(folder):
+    for arguments in (("plan",), ("run", "--dry-run")):
+        result = extract(*arguments, "-c", "c.yaml")
+        assert result.exit_code == 0
+        assert "2 clips" in result.stdout
+        assert "2 missing" in result.stdout
+    assert not (folder / "store.zarr").exists()
+    told = json.loads(extract("plan", "-c", "c.yaml", "--json").stdout)
+    assert told["a"]["colour"] == {"need": "missing", "changes": []}
+
+
+@pytest.mark.usefixtures("folder")
+def test_stale_exits_2_in_run_and_plan():
+    extract("run", "-c", "c.yaml")
+    for command in ("run", "plan"):
+        result = extract(command, "-c", "c.yaml", "--set", "colour.gain=2.0")
+        assert result.exit_code == 2
+        assert "recipe gain: 1.0 -> 2.0" in result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_status_tells_states_rows_and_as_json():
+    extract("run", "-c", "c.yaml")
+    result = extract("status")
+    assert result.exit_code == 0
+    assert "store.zarr: 2 clips" in result.stdout
+    assert "40 rows" in result.stdout
+    told = json.loads(extract("status", "--json").stdout)
+    assert told["instances"]["colour"] == {"done": 2, "rows": 40, "recipes": 1, "untrained": False}
+    missing = extract("status", "--store", "nowhere.zarr")
+    assert missing.exit_code == 2
+    assert "nothing is here" in missing.stderr
+
+
+def test_failed_lists_reasons_and_the_next_command(folder):
+    assert extract("run", "-c", "c.yaml").exit_code == 0
+    assert extract("failed").stdout == "nothing failed\n"
+    (folder / "b.mov").write_bytes(b"no video")
+    assert extract("run", "-c", "c.yaml", "--overwrite").exit_code == 1
+    result = extract("failed")
+    assert result.exit_code == 0
+    assert "clip b, stage frames: unreadable: " in result.stdout
+    assert "2 failed; `extract run` tries them again" in result.stdout
+    told = json.loads(extract("failed", "--json").stdout)
+    assert [(row["clip"], row["instance"], row["reason"]) for row in told] == [
+        ("b", "colour", "unreadable"),
+        ("b", "frames", "unreadable"),
+    ]
+
+
+def flip(path: Path, at: int = 3) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_finds_a_flipped_byte_and_repair_mends_it(folder):
+    extract("run", "-c", "c.yaml")
+    chunk = folder / "store.zarr/a/colour/mean/c.0.0"
+    whole = {str(path): path.read_bytes() for path in (folder / "store.zarr").rglob("c.*")}
+    clean = extract("verify", "-c", "c.yaml")
+    assert clean.exit_code == 0
+    assert "4 finished instances of 2 clips read, 0 damaged" in clean.stdout
+    flip(chunk)
+    found = extract("verify", "-c", "c.yaml")
+    assert found.exit_code == 4
+    assert "clip a, colour/mean, block 0: " in found.stdout
+    assert "--repair" in found.stderr
+    mended = extract("verify", "-c", "c.yaml", "--repair")
+    assert mended.exit_code == 0, mended.stderr
+    assert "repaired: 1" in mended.stdout
+    assert {str(path): path.read_bytes() for path in (folder / "store.zarr").rglob("c.*")} == whole
+    assert extract("verify", "-c", "c.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda store: (store / "a/colour/valid/c.0").unlink(),
+        lambda store: (store / "a/colour/mean/zarr.json").write_text("{}"),
+        lambda store: (store / "a/colour/zarr.json").write_text("{"),
+        lambda store: flip(store / "a/frames/pts_s/c.0"),
+    ],
+    ids=["chunk gone", "array metadata", "record", "frame times"],
+)
+def test_repair_mends_whatever_is_damaged(folder, spoil):
+    extract("run", "-c", "c.yaml")
+    store = Store.open("store.zarr")
+    before = store.read("a", "colour", "mean").values
+    spoil(folder / "store.zarr")
+    assert extract("verify", "-c", "c.yaml").exit_code == 4
+    mended = extract("verify", "-c", "c.yaml", "--repair")
+    assert mended.exit_code == 0, mended.stderr
+    assert (store.read("a", "colour", "mean").values == before).all()
+    assert extract("run", "-c", "c.yaml", "--json").exit_code == 0
+
+
+def test_repair_with_other_settings_is_refused_and_removes_nothing(folder):
+    extract("run", "-c", "c.yaml")
+    chunk = folder / "store.zarr/a/colour/mean/c.0.0"
+    flip(chunk)
+    result = extract("verify", "-c", "c.yaml", "--set", "colour.gain=2.0", "--repair")
+    assert result.exit_code == 2
+    assert chunk.exists()
+
+
+def test_verify_sources_finds_a_change_that_kept_size_and_time(folder):
+    extract("run", "-c", "c.yaml")
+    path = folder / "a.mov"
+    before = path.stat()
+    flip(path, before.st_size - 1)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert extract("run", "-c", "c.yaml").exit_code == 0
+    assert extract("verify", "-c", "c.yaml").exit_code == 0
+    result = extract("verify", "-c", "c.yaml", "--sources")
+    assert result.exit_code == 2
+    assert "colour: clip a: source media: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--manifest", "none.yaml"), "none.yaml"),
+        (("run", "-c", "none.yaml"), "config none.yaml"),
+        (("run", "--stage", "ghfeat"), "--stage ghfeat"),
+        (("run", "-c", "c.yaml", "--clip", "z"), "--clip z: the manifest has no such clip"),
+        (("run", "-c", "c.yaml", "--device", "tpu"), "--device tpu: expected auto, cpu"),
+        (("run", "-c", "c.yaml", "--device", "cuda:99"), "--device cuda:99: this machine has"),
+        (("run", "-c", "c.yaml", "-q", "-v"), "-q and -v exclude each other"),
+    ],
+)
+def test_usage_errors_exit_2_with_one_line(folder, arguments, message):
+    result = extract(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "store.zarr").exists()
+
+
+def test_the_default_config_without_weights_exits_3_before_any_work(folder, monkeypatch):
+    monkeypatch.setenv("AU_FUSION_CACHE", str(folder / "cache"))
+    result = extract("run", "--offline")
+    assert result.exit_code == 3
+    for key in ("swin-tiny", "hubert-xlarge-ll60k"):
+        assert key in result.stderr
+    assert "--set swin.weights=PATH" in result.stderr
+    assert not (folder / "store.zarr").exists()
+
+
+def test_weights_list_and_verify(folder, monkeypatch):
+    monkeypatch.setenv("AU_FUSION_CACHE", str(folder / "cache"))
+    assert "dlib-68-landmarks" in extract("weights", "list").stdout
+    told = {row["key"]: row["state"] for row in json.loads(extract("weights", "verify", "--json").stdout)}
+    assert told["dlib-68-landmarks"] == "ok"
+    assert told["swin-tiny"] == "missing"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_130_and_leaves_no_lease(tmp_path, how):
+    for n in range(6):
+        write_clip(tmp_path / f"{n}.mov", pictures(300, 240, 320), codec="libx264", pix_fmt="yuv420p")
+    run = [sys.executable, "-m", "extract.cli"]
+    subprocess.run([*run, "manifest", "folder", ".", "-o", "m.yaml"], cwd=tmp_path, check=True, capture_output=True)
+    command = [*run, "run", "--manifest", "m.yaml", "--stage", "detections", "-q", "--set", "run.block_rows=16"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    store = tmp_path / "store.zarr"
+    while process.poll() is None and not any(store.glob("*/detections/box/c.*")):
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error == "extract: interrupted; run the same command to continue\n"
+    assert not list(store.glob("*/.lease"))

@@ -1,0 +1,172 @@
+"""The command line: what it prints, and what it ends with."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from extract.errors import ConfigError
+from fusion import training
+from fusion.cli import app
+from fusion.config import FusionConfig, load_fusion_config
+from tests.fusion_stores import planted_store
+
+SMALL: dict[str, Any] = {
+    "modalities": {"swin": {"kind": "frame", "instance": "swin", "array": "feature", "project": 8}},
+    "model": {"head": 8},
+    "training": {"max_epochs": 2, "min_epoch_steps": 2},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A working folder with a store and a config."""
+    planted_store(tmp_path / "store.zarr", {"a": "train", "b": "val", "c": "test"}, num_frames=12, swin_size=8)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"fusion": SMALL}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fusion(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.usefixtures("folder")
+def test_fit_then_evaluate():
+    fitted = fusion("fit", "-c", "small.yaml", "-o", "runs/first")
+    assert fitted.exit_code == 0, fitted.output
+    assert "split val: 12 annotated frames of 1 clips" in fitted.stdout
+    assert "epoch 2/2: loss" in fitted.stderr
+    shown = fusion("evaluate")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert lines[0].startswith("run runs/first (epoch")
+    assert lines[1].split() == [f"AU{au}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)] + ["mean"]
+    titles = [line[:17].strip() for line in lines[2:]]
+    trivial = ["all zero", "all one", "majority", "random at prior"]
+    assert titles == ["F1", *trivial, "F1_our", *trivial, "annotated", "positive"]
+
+
+def test_json_holds_the_numbers_of_the_table(folder):
+    assert fusion("fit", "-q", "-c", "small.yaml", "-o", "runs/first").exit_code == 0
+    found = json.loads(fusion("evaluate", "--json", "--run", "runs/first", "--split", "val").stdout)
+    assert (found["split"], found["frames"], found["run"]) == ("val", 12, "runs/first")
+    kept = json.loads((folder / "runs/first/metrics.json").read_text())
+    assert kept["val"]["f1"] == found["f1"]
+    table = fusion("evaluate", "--split", "val").stdout.splitlines()
+    f1 = [None if cell == "-" else float(cell) for cell in table[2].split()[1:]]
+    assert f1 == pytest.approx([100 * value for value in found["f1"].values()], abs=0.051)
+
+
+def test_quiet_prints_only_the_result(folder):
+    found = fusion("fit", "-q", "--json", "-c", "small.yaml")
+    assert found.stderr == ""
+    assert json.loads(found.stdout).keys() == {"val", "train"}
+    assert len(list((folder / "runs").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_interrupted_fit_ends_with_130_and_goes_on_with_its_own_config(monkeypatch):
+    real = training.train_epoch
+
+    def interrupted(*arguments):
+        if arguments[5] == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "train_epoch", interrupted)
+    stopped = fusion("fit", "-c", "small.yaml", "-o", "runs/first")
+    assert stopped.exit_code == 130
+    assert "run the same command to continue" in stopped.stderr
+    monkeypatch.setattr(training, "train_epoch", real)
+    refused = fusion("fit", "-o", "runs/first", "-c", "small.yaml", "--set", "training.lr=0.5")
+    assert refused.exit_code == 2
+    assert "training.lr: 0.001 against 0.5" in refused.stderr
+    went_on = fusion("fit", "-o", "runs/first")
+    assert went_on.exit_code == 0, went_on.output
+    assert "goes on after epoch 1" in went_on.stderr
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "--features", "nowhere.zarr"), "error: store nowhere.zarr: nothing is here"),
+        (("fit", "--set", "training.rate=1"), "training.rate: unknown key"),
+        (("fit", "-c", "nowhere.yaml"), "config nowhere.yaml: No such file"),
+        (("fit", "-c", "small.yaml", "--device", "tpu"), "--device tpu: expected auto, cpu or cuda:N"),
+        (("evaluate",), "no fitted model below runs/"),
+        (("evaluate", "--run", "runs/none"), "no model.pt in it"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(arguments, message):
+    found = fusion(*arguments)
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert "Traceback" not in found.output
+    assert found.stdout == ""
+
+
+def test_help_is_quick_and_leaves_torch_alone():
+    code = (
+        "import sys; from fusion.cli import main; sys.argv = ['fusion', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'zarr', 'numpy', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+    )
+    best = 9.0
+    for _ in range(3):  # the quickest of three: the machine may be busy
+        began = time.monotonic()
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        best = min(best, time.monotonic() - began)
+    assert "evaluate" in found.stdout
+    assert found.stderr.strip() == "[]"
+    assert best < 1
+
+
+# ---- config ----------------------------------------------------------------------------------------------------------
+
+
+def config_file(folder: Path, **section) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"extract": {"instances": {"anything": {}}}, "fusion": section}, sort_keys=False))
+    return str(path)
+
+
+def test_the_section_is_read_and_overridden(tmp_path):
+    spec = config_file(tmp_path, **SMALL)
+    config = load_fusion_config(spec, ["training.lr=1e-4", "fusion.model.readout=last_output"])
+    assert config.training.lr == 1e-4
+    assert config.model.readout == "last_output"
+    assert config.used["swin"].project == 8
+    assert load_fusion_config(config_file(tmp_path)) == FusionConfig()
+
+
+def test_a_modality_can_be_left_out(tmp_path):
+    two = SMALL["modalities"] | {"sound": {"kind": "steps", "instance": "hubert", "array": "feature"}}
+    spec = config_file(tmp_path, modalities=two)
+    assert load_fusion_config(spec).instances == ("swin", "hubert")
+    assert load_fusion_config(spec, ["modalities.sound=null"]).instances == ("swin",)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"modalities": {}}, "modalities: none is left"),
+        ({"modalities": {"a.b": SMALL["modalities"]["swin"]}}, r"'a\.b' is no name"),
+        ({"modalities": {"x": {"kind": "words", "instance": "a", "array": "b"}}}, "modalities.x: .*'frame', 'context'"),
+        ({"modalities": {"x": {"kind": "frame", "instance": "a", "array": "b", "before": 1}}}, "before: unknown key"),
+        ({"model": {"readout": "mean"}}, "model.readout: Input should be 'final_state' or 'last_output'"),
+        ({"training": {"batch": 1}}, "training.batch: .*greater than or equal to 2, found 1"),
+        ({"loss": {"pos_weight": [1, 2]}}, "loss.pos_weight: .*expected 12 positive numbers"),
+    ],
+)
+def test_what_a_config_must_not_say(tmp_path, section, message):
+    with pytest.raises(ConfigError, match=message):
+        load_fusion_config(config_file(tmp_path, **section))

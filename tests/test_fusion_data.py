@@ -1,0 +1,291 @@
+"""Tables, windows and refusals, on stores written through the real store."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extract.errors import ConfigError, StoreError, UnfinishedError, UsageError
+from extract.store import Store
+from fusion.config import FusionConfig
+from fusion.data import (
+    feature_sources,
+    first_difference,
+    gather,
+    load_samples,
+    moments,
+    select_clips,
+    shared_people,
+)
+from tests.fusion_stores import add_clip, add_instance, remove_instance
+
+CONFIG = FusionConfig.model_validate({
+    "modalities": {
+        "face": {"kind": "frame", "instance": "swin", "array": "feature"},
+        "motion": {"kind": "context", "instance": "swin", "array": "feature", "before": 2, "after": 1},
+        "sound": {"kind": "steps", "instance": "hubert", "array": "feature", "before_s": 0.1, "after_s": 0.1},
+    }
+})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store.zarr", "a")
+
+
+def add_video(store: Store, clip: str, *, num_frames: int, valid=None, au=None, steps: int = 30, offset: float = 0.0):
+    """A clip whose features say where they are: row t of Swin is (t, clip's offset), step s of HuBERT is s."""
+    add_clip(store, clip)
+    t = np.arange(num_frames)
+    valid = np.ones(num_frames, dtype=np.bool_) if valid is None else np.asarray(valid, dtype=np.bool_)
+    swin = np.stack([t, np.full(num_frames, offset)], axis=1).astype(np.float32) * valid[:, None]
+    au = np.zeros((num_frames, 12), dtype=np.int8) if au is None else au
+    add_instance(store, clip, "frames", {"pts_s": t / 25})
+    add_instance(store, clip, "labels", {"au": au})
+    add_instance(store, clip, "swin", {"feature": swin, "valid": valid})
+    hubert = np.arange(steps, dtype=np.float16)[:, None]
+    add_instance(store, clip, "hubert", {"feature": hubert, "centre_s": (320 * np.arange(steps) + 200) / 16000})
+
+
+def rows_of(samples, modality: str, i: int) -> list[float]:
+    """First feature of every row that sample ``i`` gets of a modality."""
+    start, stop = samples.ranges[modality][i]
+    return samples.tables[samples.sources[modality]][start:stop, 0].tolist()
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_window_of_every_frame(store):
+    """Against the definitions of design section 7, in fractions."""
+    valid = {"a": [1, 1, 0, 0, 1, 1, 1, 0, 1, 1], "b": [1] * 6}
+    for clip, flags in valid.items():
+        add_video(store, clip, num_frames=len(flags), valid=flags)
+    samples = load_samples(store, ["a", "b"], CONFIG)
+    assert len(samples) == 16
+    for i in range(16):
+        clip, t = samples.clips[samples.clip[i]], samples.frame[i]
+        flags = valid[clip]
+        assert rows_of(samples, "face", i) == ([t] if flags[t] else [])
+        near = [u for u in range(t - 2, t + 2) if 0 <= u < len(flags) and flags[u]]
+        assert rows_of(samples, "motion", i) == near
+        now = Fraction(int(t), 25)
+        centres = [Fraction(320 * s + 200, 16000) for s in range(30)]
+        heard = [s for s, c in enumerate(centres) if now - Fraction(1, 10) <= c < now + Fraction(1, 10)]
+        assert rows_of(samples, "sound", i) == heard
+
+
+def test_modalities_of_one_array_share_its_table_and_keep_the_stored_type(store):
+    add_video(store, "a", num_frames=5)
+    samples = load_samples(store, ["a"], CONFIG)
+    assert samples.tables.keys() == {("swin", "feature"), ("hubert", "feature")}
+    assert samples.tables["swin", "feature"].dtype == torch.float32
+    assert samples.tables["hubert", "feature"].dtype == torch.float16
+
+
+def test_rows_of_more_axes_are_flattened(store):
+    add_video(store, "a", num_frames=3)
+    tokens = np.arange(3 * 4 * 5, dtype=np.float16).reshape(3, 4, 5)
+    add_instance(store, "a", "swin", {"feature": tokens, "valid": np.ones(3, dtype=np.bool_)})
+    samples = load_samples(store, ["a"], CONFIG)
+    np.testing.assert_array_equal(samples.tables["swin", "feature"].numpy(), tokens.reshape(3, 20))
+
+
+def test_a_batch_is_the_slices_of_its_windows():
+    random = np.random.default_rng(0)
+    table = torch.from_numpy(random.standard_normal((50, 3)))
+    start = random.integers(0, 50, 40)
+    ranges = np.stack([start, np.minimum(start + random.integers(0, 9, 40), 50)], axis=1)
+    ranges[7] = (50, 50)
+    found = gather(table, ranges)
+    slices = [table[a:b] for a, b in ranges if b > a]
+    assert found.samples.tolist() == [i for i, (a, b) in enumerate(ranges) if b > a]
+    assert found.lengths.tolist() == [len(part) for part in slices]
+    torch.testing.assert_close(found.rows, torch.cat(slices), rtol=0, atol=0)
+
+
+def test_a_batch_in_any_order_carries_its_own_labels(store):
+    au = np.arange(8 * 12).reshape(8, 12).astype(np.int8) % 2
+    au[:, 3] = np.arange(8) % 3 - 1
+    add_video(store, "a", num_frames=8, au=au)
+    batch = load_samples(store, ["a"], CONFIG).batch(np.array([6, 0, 3]))
+    np.testing.assert_array_equal(batch.labels.numpy(), au[[6, 0, 3]])
+    assert batch.inputs["face"].rows[:, 0].tolist() == [6, 0, 3]
+    assert len(batch) == 3
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_with_any_annotation_is_a_sample_unless_partial_frames_are_dropped(store):
+    au = np.zeros((4, 12), dtype=np.int8)
+    au[1] = -1
+    au[2, 5] = -1
+    add_video(store, "a", num_frames=4, au=au)
+    assert load_samples(store, ["a"], CONFIG).frame.tolist() == [0, 2, 3]
+    strict = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"drop_partial_frames": True})})
+    assert load_samples(store, ["a"], strict).frame.tolist() == [0, 3]
+
+
+def test_empty_instances_are_missing_not_zero(store):
+    add_video(store, "a", num_frames=4)
+    add_video(store, "b", num_frames=3, valid=[0, 0, 0])
+    nothing = {"feature": np.zeros((3, 2), np.float32), "valid": np.zeros(3, np.bool_)}
+    add_instance(store, "b", "swin", nothing, state="empty", reason="no_face")
+    add_instance(store, "b", "hubert", {}, state="empty", reason="no_audio")
+    samples = load_samples(store, ["a", "b"], CONFIG)
+    assert samples.missing() == {"face": 3, "motion": 3, "sound": 3}
+    assert len(samples.tables["swin", "feature"]) == 4  # rows without a face take no memory
+    assert samples.batch(np.arange(7)).inputs["face"].samples.tolist() == [0, 1, 2, 3]
+
+
+def test_nothing_at_all_of_a_modality(store):
+    add_video(store, "a", num_frames=3)
+    add_instance(store, "a", "hubert", {}, state="empty", reason="no_audio")
+    batch = load_samples(store, ["a"], CONFIG).batch(np.arange(3))
+    assert len(batch.inputs["sound"].samples) == 0
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def broken_store(store: Store) -> None:
+    for clip in "abcde":
+        add_video(store, clip, num_frames=3)
+    add_instance(store, "b", "hubert", {}, state="failed", reason="audio_undecodable", message="no sample decodes")
+    add_instance(store, "c", "swin", {}, state="partial")
+    remove_instance(store, "d", "swin")
+    add_instance(store, "e", "labels", {}, state="empty", reason="no_labels")
+
+
+def test_unfinished_clips_are_refused_by_name_with_the_next_command(store):
+    broken_store(store)
+    with pytest.raises(UnfinishedError) as refusal:
+        select_clips(store, "train", CONFIG.instances)
+    message = str(refusal.value)
+    assert "3 clips of split train" in message
+    assert "b: hubert failed (audio_undecodable: no sample decodes)" in message
+    assert "c: swin is not finished" in message
+    assert "d: swin was never computed" in message
+    assert "`extract run --stage swin --stage hubert`" in message
+    assert "--skip-failed" in message
+    assert "--retry" not in message
+
+
+def test_skip_failed_leaves_them_out_and_says_so(store):
+    broken_store(store)
+    selection = select_clips(store, "train", CONFIG.instances, skip_failed=True)
+    assert selection.clips == ("a",)
+    assert selection.unlabelled == ("e",)
+    assert selection.skipped.keys() == {"b", "c", "d"}
+    assert "audio_undecodable" in selection.skipped["b"]
+
+
+def test_a_crashed_clip_needs_retry(store):
+    add_video(store, "a", num_frames=3)
+    add_instance(store, "a", "swin", {}, state="failed", reason="crashed", message="died twice")
+    with pytest.raises(UnfinishedError, match=r"1 clip of split train(.|\n)*--stage swin --retry"):
+        select_clips(store, "train", CONFIG.instances)
+
+
+def test_other_splits_are_not_looked_at(store):
+    broken_store(store)
+    for clip in "bcde":
+        add_clip(store, clip, split="test")
+    assert select_clips(store, "train", CONFIG.instances).clips == ("a",)
+    assert select_clips(store, "val", CONFIG.instances).clips == ()
+
+
+def test_two_recipes_are_refused_with_the_field_that_differs(store):
+    for clip, crop in (("a", 224), ("b", 224), ("c", 112)):
+        add_clip(store, clip)
+        recipe = {"stage": "swin", "config": {"resize": 256, "crop": crop}}
+        add_instance(store, clip, "swin", {"feature": np.zeros((2, 3), np.float16)}, recipe=recipe)
+    assert feature_sources(store, ["a", "b"], ["swin"])["swin"].recipe["config"]["crop"] == 224
+    with pytest.raises(UsageError, match=r"instance swin: clips a and c.*config\.crop: 224 against 112.*--overwrite"):
+        feature_sources(store, ["a", "b", "c"], ["swin"])
+
+
+def test_untrained_encoders_are_known(store):
+    add_video(store, "a", num_frames=2)
+    assert not feature_sources(store, ["a"], ["swin"])["swin"].untrained
+    add_instance(store, "a", "swin", {"feature": np.zeros((2, 2), np.float16)}, provenance={"untrained": True})
+    assert feature_sources(store, ["a"], ["swin"])["swin"].untrained
+
+
+def test_first_difference_names_the_path():
+    assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) is None
+    assert first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}}) == "c: 2 against None"
+    assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}) == "a.b: [1, 2] against [1, 3]"
+
+
+def one(kind: str, instance: str, array: str = "feature") -> FusionConfig:
+    return FusionConfig.model_validate({"modalities": {"x": {"kind": kind, "instance": instance, "array": array}}})
+
+
+def test_a_modality_of_the_wrong_kind_or_array_is_refused(store):
+    add_video(store, "a", num_frames=5)
+    with pytest.raises(ConfigError, match=r"kind frame: hubert/feature of clip a has 30 rows.*5 frames; is it of an"):
+        load_samples(store, ["a"], one("frame", "hubert"))
+    with pytest.raises(ConfigError, match=r"modality x: swin has no `centre_s`.*kind frame\?"):
+        load_samples(store, ["a"], one("steps", "swin"))
+    with pytest.raises(ConfigError, match=r"clip a: instance swin has no array 'token'"):
+        load_samples(store, ["a"], one("frame", "swin", "token"))
+    with pytest.raises(ConfigError, match=r"labels/au is of type int8; a modality needs real numbers"):
+        load_samples(store, ["a"], one("frame", "labels", "au"))
+
+
+def test_labels_of_another_length_are_refused(store):
+    add_video(store, "a", num_frames=5, au=np.zeros((4, 12), dtype=np.int8))
+    with pytest.raises(StoreError, match=r"clip a: labels/au is \(4, 12\), expected \[5 frames, 12 AUs\]"):
+        load_samples(store, ["a"], CONFIG)
+
+
+def test_rows_of_another_size_are_refused(store):
+    add_video(store, "a", num_frames=5)
+    add_video(store, "b", num_frames=5)
+    add_instance(store, "b", "swin", {"feature": np.zeros((5, 9), np.float32), "valid": np.ones(5, np.bool_)})
+    with pytest.raises(StoreError, match=r"clip b: swin/feature has 9 values a row, clips before it 2"):
+        load_samples(store, ["a", "b"], CONFIG)
+
+
+def test_held_out_clips_that_share_people_with_training_clips_are_named(store):
+    add_clip(store, "a", subject="s1", source_video="v1")
+    add_clip(store, "b", subject="s1", source_video="v2")
+    add_clip(store, "c", subject="s2", source_video="v1")
+    add_clip(store, "d", subject="s3", source_video="v3")
+    assert shared_people(store, ["a"], ["b", "c", "d"]) == [
+        "b shares subject 's1' with training clip a",
+        "c shares source_video 'v1' with training clip a",
+    ]
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_moments_are_numpys_whatever_the_chunk(chunk):
+    random = np.random.default_rng(0)
+    table = (100 + random.standard_normal((230, 5)) * [1, 1e-3, 10, 0.1, 5]).astype(np.float32)
+    mean, deviation = moments(torch.from_numpy(table), chunk)
+    np.testing.assert_allclose(mean.numpy(), table.astype(np.float64).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(deviation.numpy(), table.astype(np.float64).std(axis=0), rtol=1e-6)
+
+
+def test_half_precision_rows_are_added_up_in_double():
+    table = torch.full((100_000, 1), 1000.0, dtype=torch.float16)
+    table[::2] += 1
+    mean, deviation = moments(table)
+    assert mean.item() == pytest.approx(1000.5)
+    assert deviation.item() == pytest.approx(0.5)
+
+
+def test_constant_features_keep_their_scale():
+    table = torch.tensor([[0.0, 0.1, 3.0], [0.0, 0.1, 4.0]], dtype=torch.float16).repeat(999, 1)
+    mean, deviation = moments(table, 100)
+    assert deviation.tolist() == [1.0, 1.0, 0.5]
+    assert torch.isfinite((table - mean) / deviation).all()
+    with pytest.raises(ValueError, match="no rows"):
+        moments(torch.empty(0, 3))

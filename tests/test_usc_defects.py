@@ -1,0 +1,127 @@
+"""Defects of the public ABAW5 code (ca986e6) that must not come back; numbered as in the list of the paper's reading.
+
+1  the audio window of the first two seconds starts at a negative index, and Python's slicing wraps
+4  frame numbers are 1-based but the time is number / fps, and the rate is taken as constant
+5  missing features become zeros without a mask
+6  padded positions enter the recurrent layers
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extract.store import Store
+from fusion.config import FusionConfig
+from fusion.data import load_samples
+from fusion.evaluation import predict_logits
+from fusion.model import FusionModel
+from tests.fusion_stores import add_clip, add_instance
+
+CONFIG = FusionConfig.model_validate({
+    "modalities": {
+        "face": {"kind": "frame", "instance": "swin", "array": "feature", "project": 8},
+        "sound": {"kind": "steps", "instance": "hubert", "array": "feature", "project": 8},
+    },
+    "model": {"hidden": 8, "head": 16},
+})
+
+
+def make_store(path: Path, clips: dict[str, tuple[np.ndarray, np.ndarray, int, float]]) -> Store:
+    """Clips of (``pts_s`` [T], ``valid`` [T], number of audio steps, start of the audio); step s holds the value s."""
+    store = Store.open(path, "a")
+    random = np.random.default_rng(0)
+    for clip, (pts_s, valid, steps, start_s) in clips.items():
+        add_clip(store, clip)
+        add_instance(store, clip, "frames", {"pts_s": pts_s})
+        add_instance(store, clip, "labels", {"au": np.zeros((len(pts_s), 12), dtype=np.int8)})
+        swin = random.standard_normal((len(pts_s), 4)).astype(np.float32) * valid[:, None]
+        add_instance(store, clip, "swin", {"feature": swin, "valid": valid})
+        feature = np.tile(np.arange(steps, dtype=np.float32)[:, None], (1, 3))
+        add_instance(
+            store, clip, "hubert", {"feature": feature, "centre_s": start_s + (320 * np.arange(steps) + 200) / 16000}
+        )
+    return store
+
+
+def heard(samples, i: int) -> list[int]:
+    start, stop = samples.ranges["sound"][i]
+    return samples.tables["hubert", "feature"][start:stop, 0].int().tolist()
+
+
+def model_of(samples) -> FusionModel:
+    torch.manual_seed(0)
+    sizes = {name: samples.tables[source].shape[1] for name, source in samples.sources.items()}
+    model = FusionModel(sizes, CONFIG)
+    for name in model.branches:
+        torch.nn.init.normal_(model.branch(name).missing)
+    return model
+
+
+def test_1_windows_of_the_first_two_seconds_are_cut_and_not_wrapped(tmp_path):
+    pts_s = np.arange(150) / 30
+    store = make_store(tmp_path / "s", {"a": (pts_s, np.ones(150, dtype=np.bool_), 249, 0.0)})
+    samples = load_samples(store, ["a"], CONFIG)
+    steps = np.arange(249)
+    wrapped = [steps[int(50 * t) - 100 : int(50 * t) + 100] for t in pts_s[:60]]
+    assert any(len(window) == 0 for window in wrapped)  # what the defect gave
+    for i in range(150):
+        now = Fraction(i, 30)
+        expected = [s for s in range(249) if now - 2 <= Fraction(320 * s + 200, 16000) < now + 2]
+        assert heard(samples, i) == expected
+        assert expected[0] == 0 or i >= 60
+
+
+def test_4_a_frame_is_heard_at_its_own_time_whatever_rate_and_start(tmp_path):
+    """A variable rate, a first frame at 0.5 s, and audio that starts 0.3 s into the clip, all in thirtieths."""
+    ticks = 15 + np.cumsum([0, 1, 1, 2, 5, 1, 1, 7, 20, 1, 1, 30, 60, 1, 2])
+    pts_s = ticks / 30
+    store = make_store(tmp_path / "s", {"a": (pts_s, np.ones(15, dtype=np.bool_), 300, 0.3)})
+    samples = load_samples(store, ["a"], CONFIG)
+    for i, tick in enumerate(ticks.tolist()):
+        now = Fraction(tick, 30)
+        centres = [Fraction(3, 10) + Fraction(320 * s + 200, 16000) for s in range(300)]
+        expected = [s for s, centre in enumerate(centres) if now - 2 <= centre < now + 2]
+        assert heard(samples, i) == expected
+        by_number = Fraction(i + 1, 30)  # the defect: the number, from 1, over a constant rate
+        assert expected != [s for s, centre in enumerate(centres) if by_number - 2 <= centre < by_number + 2]
+
+
+def test_5_a_frame_without_a_face_is_no_face_of_zeros(tmp_path):
+    pts_s = np.arange(4) / 25
+    valid = np.array([True, False, True, True])
+    store = make_store(tmp_path / "s", {"a": (pts_s, valid, 20, 0.0)})
+    samples = load_samples(store, ["a"], CONFIG)
+    assert samples.missing() == {"face": 1, "sound": 0}
+    swin = np.zeros((4, 4), dtype=np.float32)
+    add_instance(store, "a", "swin", {"feature": swin, "valid": np.ones(4, dtype=np.bool_)})
+    zeros = load_samples(store, ["a"], CONFIG)
+    assert zeros.missing() == {"face": 0, "sound": 0}
+
+    model = model_of(samples).eval()
+    index = np.array([1])
+    with torch.inference_mode():
+        missing = model.represent(samples.batch(index).inputs, 1)["face"][0]
+        shown = model.represent(zeros.batch(index).inputs, 1)["face"][0]
+    torch.testing.assert_close(missing, model.branch("face").missing, rtol=0, atol=0)
+    assert (shown - missing).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_6_what_shares_a_batch_changes_nothing(tmp_path, batch_size):
+    """Windows of 1 to 200 steps in one batch, against every frame alone."""
+    clips = {
+        "long": (np.arange(40) / 10, np.ones(40, dtype=np.bool_), 249, 0.0),
+        "late": (np.arange(20) / 10, np.ones(20, dtype=np.bool_), 60, 2.5),  # no sound near its first frames
+    }
+    store = make_store(tmp_path / "s", clips)
+    samples = load_samples(store, ["long", "late"], CONFIG)
+    lengths = samples.ranges["sound"][:, 1] - samples.ranges["sound"][:, 0]
+    assert (lengths.min(), lengths.max()) == (0, 200)
+    model = model_of(samples)
+    together = predict_logits(model, samples, torch.device("cpu"), batch_size=batch_size)
+    with torch.inference_mode():
+        alone = [model(samples.batch(np.array([i])).inputs, 1)[0].numpy() for i in range(len(samples))]
+    np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-6)
