@@ -38,3 +38,6 @@ def arithmetic(device: torch.device) -> Iterator[None]:
             yield
     except torch.OutOfMemoryError as error:
         raise MachineError(f"{device}: out of memory; lower fusion.training.batch, or use --device cpu") from error
+    except torch.AcceleratorError as error:
+        reason = str(error).splitlines()[0]
+        raise MachineError(f"{device}: {reason}; run the same command again to go on, or use --device cpu") from error

@@ -124,7 +124,10 @@ def test_a_frame_with_any_annotation_is_a_sample_unless_partial_frames_are_dropp
     au[1] = -1
     au[2, 5] = -1
     add_video(store, "a", num_frames=4, au=au)
-    assert load_samples(store, ["a"], CONFIG).frame.tolist() == [0, 2, 3]
+    samples = load_samples(store, ["a"], CONFIG)
+    assert samples.frame.tolist() == [0, 2, 3]
+    assert [rows_of(samples, "face", i) for i in range(3)] == [[0], [2], [3]]
+    np.testing.assert_array_equal(samples.labels.numpy(), au[[0, 2, 3]])
     strict = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"drop_partial_frames": True})})
     assert load_samples(store, ["a"], strict).frame.tolist() == [0, 3]
 
@@ -287,5 +290,9 @@ def test_constant_features_keep_their_scale():
     mean, deviation = moments(table, 100)
     assert deviation.tolist() == [1.0, 1.0, 0.5]
     assert torch.isfinite((table - mean) / deviation).all()
+    # 1000 and the float32 after it: a deviation that is rounding, by which nothing must be divided.
+    rounding = torch.tensor([[1000.0], [np.nextafter(np.float32(1000), np.float32(2000))]])
+    assert rounding[0] != rounding[1]
+    assert moments(rounding)[1].item() == 1
     with pytest.raises(ValueError, match="no rows"):
         moments(torch.empty(0, 3))

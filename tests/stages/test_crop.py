@@ -156,6 +156,12 @@ def test_points_that_coincide_are_not_valid():
     assert found["image"][1].any()
 
 
+def test_points_within_half_a_pixel_are_not_valid():
+    """Summed squared distance from their mean: 0.27 pixels; enlarged twice, 1.07."""
+    assert not run(picture(4), placed(0.01, 0, (50, 50))[0])["valid"]
+    assert run(picture(4), placed(0.02, 0, (50, 50))[0])["valid"]
+
+
 def test_a_face_of_astronomical_size_is_not_valid():
     marks, _ = placed(2000, 0, (0, 0), torch.float64)
     assert not run(picture(5), marks)["valid"]
