@@ -29,7 +29,7 @@ def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
     if part == "choice.face":
         return clip.face
     if part == "choice.fps":
-        return clip.fps
+        return clip.fps if clip.crops and not clip.video else None  # a movie's own times are the truth
     if part == "choice.span":
         return [clip.start_s, clip.end_s] if (clip.start_s, clip.end_s) != (None, None) else None
     raise KeyError(part)
@@ -58,7 +58,7 @@ class Sources:
         """Part -> sha256 (of the files' hashes where there are several), or the choice.
 
         Raises:
-            ClipError: ``missing_file``: a file is not there or cannot be read.
+            ClipError: ``missing_file`` or ``unreadable``.
         """
         source: dict[str, Any] = {}
         for part in parts:
@@ -99,8 +99,10 @@ class Sources:
             try:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError:
+                raise ClipError("missing_file", f"{path}: no such file; is the path right?") from None
             except OSError as error:
-                raise ClipError("missing_file", f"{path}: {error.strerror or error}; is the path right?") from None
+                raise ClipError("unreadable", f"{path}: {error.strerror or error}") from None
             self._seen[path] = (stamp or (0, 0), sha256)
         return self._seen[path][1]
 

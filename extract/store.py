@@ -403,9 +403,9 @@ def _attributes(data: bytes, whose: str) -> dict[str, Any]:
         node = json.loads(data)
         attributes = node.get("attributes", {})
     except (ValueError, AttributeError):
-        raise CorruptError(f"{whose}: zarr.json is damaged") from None
+        raise CorruptError(f"{whose}: zarr.json is damaged; `extract verify --repair` makes it anew") from None
     if not isinstance(attributes, dict):
-        raise CorruptError(f"{whose}: zarr.json is damaged")
+        raise CorruptError(f"{whose}: zarr.json is damaged; `extract verify --repair` makes it anew")
     return attributes
 
 

@@ -86,7 +86,7 @@ def test_a_file_of_no_bytes(desk, tmp_path):
 def test_a_file_that_is_not_there(desk):
     desk.add("gone", video="gone.mp4")
     line = failed_alone(desk, desk.run(), "gone", "missing_file", *VISUAL)
-    assert "gone.mp4: No such file or directory; is the path right?" in line
+    assert "gone.mp4: no such file; is the path right?" in line
 
 
 def test_a_video_stream_without_frames(desk, tmp_path):

@@ -81,7 +81,7 @@ def pick_device(asked: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Iterator[Item]]:
+def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Iterator[Item]]:
     """Draw ``items`` in a thread, at most ``depth`` ahead: decoding goes on while the models compute.
 
     An exception of the producer is raised where its item would have come. Leaving the block ends the producer.

@@ -167,9 +167,9 @@ def test_a_track_takes_one_detection_and_a_detection_one_track():
         return row
 
     # Frame 1: both stand where track 0 was, none near track 1. Frame 3: one stands between tracks 0 and 2, nearer 0.
-    box = np.stack([squares(0, 500), squares(5, 35), squares(0, 500, 40), squares(10)])
-    track = link(box, np.array([2, 2, 3, 1]), FacesConfig())
-    assert track.tolist() == [[0, 1, -1], [0, 2, -1], [0, 1, 2], [0, -1, -1]]
+    box = np.stack([squares(0, 500), squares(5, 35), squares(0, 500, 40), squares(10, 900)])
+    track = link(box, np.array([2, 2, 3, 2]), FacesConfig())
+    assert track.tolist() == [[0, 1, -1], [0, 2, -1], [0, 1, 2], [0, 3, -1]]
 
 
 @pytest.mark.parametrize("num_frames", [0, 1, 5])
