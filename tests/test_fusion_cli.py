@@ -1,6 +1,7 @@
 """The command line: what it prints, and what it ends with."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -24,10 +25,17 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("drawn") / "store.zarr"
+    planted_store(path, {"a": "train", "b": "val", "c": "test"}, num_frames=12, swin_size=8)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch) -> Path:
+def folder(drawn: Path, tmp_path: Path, monkeypatch) -> Path:
     """A working folder with a store and a config."""
-    planted_store(tmp_path / "store.zarr", {"a": "train", "b": "val", "c": "test"}, num_frames=12, swin_size=8)
+    shutil.copytree(drawn, tmp_path / "store.zarr")
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({"fusion": SMALL}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -113,21 +121,17 @@ def test_errors_are_one_line_and_exit_2(arguments, message):
     assert found.stdout == ""
 
 
-def test_help_is_quick_and_leaves_torch_alone():
+def test_help_leaves_torch_alone():
+    """Its time is measured in test_cli.py."""
     code = (
         "import sys; from fusion.cli import main; sys.argv = ['fusion', '--help']\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'zarr', 'numpy', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
     )
-    best = 9.0
-    for _ in range(3):  # the quickest of three: the machine may be busy
-        began = time.monotonic()
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        best = min(best, time.monotonic() - began)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "evaluate" in found.stdout
     assert found.stderr.strip() == "[]"
-    assert best < 1
 
 
 # ---- config ----------------------------------------------------------------------------------------------------------

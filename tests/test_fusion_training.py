@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,17 @@ def small_config(*, modalities=None, model=None, **settings) -> FusionConfig:
     })
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """Drawn once: writing durably takes longer than fitting."""
+    path = tmp_path_factory.mktemp("drawn") / "store.zarr"
+    planted_store(path, {"a": "train", "b": "train", "c": "val"}, num_frames=30, swin_size=16)
+    return path
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    planted_store(tmp_path / "store.zarr", {"a": "train", "b": "train", "c": "val"}, num_frames=30, swin_size=16)
-    return tmp_path / "store.zarr"
+def store(drawn: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drawn, tmp_path / "store.zarr"))
 
 
 def tensors(run: Path, name: str = "model.pt") -> dict[str, torch.Tensor]:

@@ -50,7 +50,11 @@ def test_sound_begins_and_lasts_as_ffprobe_says(media_dir, name):
     assert f"{audio.start_s:.6f}" == streams[0]["first_pts_time"]
     assert audio.samples.dtype == np.float32
     assert audio.samples.ndim == 1
-    assert abs(len(audio.samples) - streams[0]["num_samples"] * 16_000 / int(streams[0]["sample_rate"])) < 1
+    rate = int(streams[0]["sample_rate"])
+    # Newer FFmpegs drop the padding behind the last AAC frame, older ones (and the golden ffprobe) give it.
+    padding = 1024 if streams[0]["codec_name"] == "aac" else 0
+    surplus = streams[0]["num_samples"] * 16_000 / rate - len(audio.samples)
+    assert -1 < surplus < 1 + padding * 16_000 / rate
     assert np.abs(audio.samples).max() <= 1
     assert np.count_nonzero(audio.samples) > len(audio.samples) / 2
 
