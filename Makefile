@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 test: setup
-	$(THREADS) $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+	$(THREADS) $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -121,7 +121,8 @@ def main() -> None:
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         subprocess.run(command(manifest, root / "reference.zarr"), check=True)
         reference = {name: path.read_bytes() for name, path in chunks(root / "reference.zarr").items()}
-        kills, stores, partial, kept = 0, 0, 0, {}
+        kills, stores, partial = 0, 0, 0
+        kept: dict[str, int] = {}
         store = root / "0.zarr"
         while kills < arguments.kills:
             killed = run_and_kill(manifest, store, rng.uniform(0.0, arguments.longest_s))
