@@ -267,8 +267,12 @@ class Store:
         """
         existing: dict[str, zarr.Array[Any]] = {}
         for output in outputs:
-            if self.has(clip, instance, output.name):
+            if not self.has(clip, instance, output.name):
+                continue
+            try:
                 existing[output.name] = self._open_array(clip, instance, output.name)
+            except (ValueError, KeyError, TypeError):  # damaged metadata: its blocks cannot be trusted
+                self.files.delete(f"{clip}/{instance}/{output.name}")
         grids = {opened.chunks[0] for opened in existing.values()}
         if len(grids) > 1:
             raise CorruptError(f"clip {clip}, instance {instance}: arrays on different block grids {sorted(grids)}")

@@ -163,6 +163,13 @@ def test_damaged_metadata_of_an_array_is_found(store):
         store.read("clip", "swin", "feature")
 
 
+def test_a_writer_makes_an_array_with_damaged_metadata_anew(store):
+    fill(store)
+    (store.path / "clip/swin/feature/zarr.json").write_bytes(b"{}")
+    writer = store.writer("clip", "swin", (FEATURE, VALID), fingerprint="f", rows=23, block_rows=16)
+    assert writer.blocks == set()
+
+
 def test_words_are_stored_as_text(store):
     words = Output("text", FRAMES, (), (), "str")
     store.write_whole("clip", "transcribe", {words: np.array(["bin", "", "über"], dtype=object)}, fingerprint="f")

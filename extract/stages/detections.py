@@ -91,7 +91,7 @@ class Detections(RowsStage[DetectionsConfig]):
         """``frames.image``: B tensors, uint8 RGB [H, W, 3]."""
         import torch
 
-        # dlib misreads arrays that are not C-contiguous, without a word.
+        # dlib has been seen to misread arrays that are not C-contiguous, without a word.
         images = [np.ascontiguousarray(image.numpy()) for image in batch["frames.image"]]
         with ThreadPoolExecutor(self._num_threads) as pool:
             rows = list(pool.map(self._find, images))

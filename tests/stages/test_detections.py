@@ -161,7 +161,7 @@ def test_threads_change_nothing(media_dir):
 
 
 def test_strided_pictures_are_read_right(stage, face):
-    """dlib itself misreads them."""
+    """A view with padded rows, as decoders give them, is the same picture."""
     padded = np.zeros((face.shape[0], face.shape[1] + 8, 3), np.uint8)
     padded[:, : face.shape[1]] = face
     strided = torch.from_numpy(padded)[:, : face.shape[1]]
