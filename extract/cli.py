@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
-from extract.errors import AuFusionError, CorruptError, UsageError
+from extract.errors import AuFusionError, CorruptError, StaleError, UsageError
 
 P = ParamSpec("P")
 
@@ -198,23 +198,29 @@ def verify(
     from extract.store import Store
 
     _log(quiet, verbose)
-    checked = verification.check(Store.open(store), clip or ())
+    opened = Store.open(store)
+    checked = verification.check(opened, clip or ())
     console.show_damage(checked)
-    if sources:
-        verification.check_sources(manifest, store, config, set_ or (), clip or ())
-        print("sources: every file has the bytes that the store was made from")
-    if not checked.damage:
-        return 0
-    if not repair:
+    if checked.damage and not repair:
         raise CorruptError(f"{len(checked.damage)} damaged; `extract verify --repair` computes them again")
-    with console.progress(quiet) as progress:
-        report = verification.repair(checked, manifest, store, config, set_ or (), device, progress)
-    console.show_report(report, store, quiet=quiet, verbose=verbose)
-    left = verification.check(Store.open(store), clip or ()).damage
-    if left:
-        raise CorruptError(f"{len(left)} still damaged, first: {left[0]}")
-    print(f"repaired: {len(checked.damage)}")
-    return report.exit_code
+    code = 0
+    if checked.damage:
+        with console.progress(quiet) as progress:
+            report = verification.repair(checked, manifest, store, config, set_ or (), device, progress)
+        console.show_report(report, store, quiet=quiet, verbose=verbose)
+        left = verification.check(opened, clip or ()).damage
+        if left:
+            raise CorruptError(f"{len(left)} still damaged, first: {left[0]}")
+        print(f"repaired: {len(checked.damage)}")
+        code = report.exit_code
+    if sources:
+        found = verification.check_sources(manifest, opened, clip or ())
+        console.show_sources(found)
+        if found.changed:
+            raise StaleError(
+                "source files have changed: `touch` them, then `extract run --overwrite` computes them again"
+            )
+    return code
 
 
 @manifest_app.command("folder")

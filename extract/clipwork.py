@@ -63,13 +63,13 @@ class ClipWork:
         provenance: Mapping[str, Any],
         progressed: Callable[[int], None],
         block_rows: int | None,
-        clean_start: bool,
+        retry: bool,
     ) -> None:
         self.plan, self.clip, self.store, self.engine, self.sources = plan, clip, store, engine, sources
         self.lease, self.provenance, self.progressed, self.block_rows = lease, provenance, progressed, block_rows
         self.tasks = tasks
-        self.clean_start = clean_start
-        """``--retry``: attempts of earlier runs do not count."""
+        # Attempts of earlier runs count only if one of them died here: it left its lease behind.
+        self.attempts_count = lease.inherited and not retry
         self.todo = {n for n, t in tasks.items() if t.need in {"missing", "partial", "failed", "stale", "replaced"}}
         self.worked: dict[str, Outcome] = {}
         """Outcomes of this run, to be reported."""
@@ -91,10 +91,14 @@ class ClipWork:
         try:
             for level in sorted(set(levels.values())):
                 names = [name for name in self.plan.prepared if levels[name] == level and name in self.todo]
-                self._pass([name for name in names if not self._instance(name).is_clip_stage])
+                per_row = [name for name in names if not self._instance(name).is_clip_stage]
+                for frames in dict.fromkeys(self._frames_of(name) for name in per_row):  # each decodes in its own way
+                    self._pass([name for name in per_row if self._frames_of(name) == frames])
                 for name in names:
                     if self._instance(name).is_clip_stage:
                         self._clip_stage(name)
+        except LeaseLostError:
+            raise  # the clip is another run's: not a record more
         except BaseException:
             # A clean stop is no crash; a killed process never comes here. A full disk must not hide its own error.
             with suppress(MachineError):
@@ -244,9 +248,12 @@ class ClipWork:
             if inputs is None:
                 self._finish(name, Outcome("empty", "no_audio"))
                 return
-            with self.engine.guarded(name):
+            with self.engine.guarded(name, whole_clip=True):
                 result = stage.compute(inputs)  # type: ignore[attr-defined]
-            self._finish(name, self._write_result(prepared, result, inputs))
+                outcome = self._write_result(prepared, result, inputs)
+            heard = any(self._instance(source).stage.name == "wave" for source in prepared.instance.feeds.values())
+            of_the_sound = self._wave.notes if heard and self._wave else {}
+            self._finish(name, replace(outcome, notes={**of_the_sound, **(outcome.notes or {})}))
         except STOPS_THE_RUN:
             raise
         except Exception as error:  # noqa: BLE001 - one clip's failure; the record holds its trace
@@ -347,7 +354,10 @@ class ClipWork:
                 self._begun[name] = self._fresh_record(name)
             except ClipError:
                 self._begun[name] = self._bare_record(name)
+            if outcome.state == "failed" and self._keeps_what_it_has(name, outcome):
+                return
             if outcome.state != "failed":
+                self.lease.check()
                 self.store.write_record(self.clip.id, name, self._begun[name])
                 self.store.keep_only(self.clip.id, name, self._begun[name].fingerprint)
         self._write(name, outcome)
@@ -360,24 +370,38 @@ class ClipWork:
             record = self._fresh_record(name)
         except ClipError as error:
             self._begun[name] = self._bare_record(name)
-            self._fail(name, error)
+            if not self._keeps_what_it_has(name, Outcome("failed", error.reason, str(error))):
+                self._fail(name, error)
             return False
         old = self.tasks[name].record
         same = old is not None and old.fingerprint == record.fingerprint
-        attempts = old.attempts if old is not None and same and not self.clean_start else 0
+        attempts = old.attempts if old is not None and same and self.attempts_count else 0
         if attempts >= MAX_ATTEMPTS:
             self._begun[name] = replace(record, attempts=attempts)
             told = f"the process died {attempts} times while working on this; `--retry` tries again"
             self._fail(name, ClipError("crashed", told))
             return False
         self._begun[name] = replace(record, attempts=attempts + 1)
+        self.lease.check()
         self.store.write_record(self.clip.id, name, self._begun[name])
         self.store.keep_only(self.clip.id, name, record.fingerprint)
         return True
 
+    def _keeps_what_it_has(self, name: str, outcome: Outcome) -> bool:
+        """Report a failure without recording it, where the store holds a finished instance: nothing of it is lost
+        because a drive is not mounted today."""
+        old = self.tasks[name].record
+        if old is None or not old.finished:
+            return False
+        self.outcomes[name] = self.worked[name] = outcome
+        return True
+
     def _fresh_record(self, name: str) -> Record:
         parts = parts_of(self.plan.graph, name, self.clip)
-        source = self.sources.source(self.clip, parts)
+        # A clip stage on stored arrays (faces, labels) needs no media: a recorded hash stands for a file that is gone.
+        instance = self._instance(name)
+        from_store = instance.is_clip_stage and all(self._instance(n).kept for n in instance.feeds.values())
+        source = self.sources.source(self.clip, parts, believe_gone=from_store)
         prepared = self.plan.prepared[name]
         return replace(
             self._bare_record(name),
@@ -399,6 +423,7 @@ class ClipWork:
         return Record("partial", prepared.recipe, {}, "", provenance=provenance)
 
     def _clear_attempts(self) -> None:
+        self.lease.check()
         for name, record in self._begun.items():
             if record.attempts and record.state == "partial":
                 self._begun[name] = replace(record, attempts=0)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from extract.models.weights import Located
 from extract.planning import Plan
 from extract.runner import Failure, Progress, Report
 from extract.store import Store
-from extract.verification import Checked
+from extract.verification import Checked, SourcesChecked
 
 PLAIN_LINE_EVERY_S = 30.0
 STATES = ("done", "empty", "partial", "failed")
@@ -49,7 +50,7 @@ class _Shown(Progress):
     def line(self) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
         left = (self.total - self.through) * seconds / self.through if self.through else None
-        eta = "unknown" if left is None else time.strftime("%H:%M:%S", time.gmtime(left))
+        eta = "unknown" if left is None else str(timedelta(seconds=round(left)))
         rate = f"{self.frames / seconds:.1f} rows/s"
         return f"clips {self.through}/{self.total}, {rate}, ETA {eta}, {self.failed} failed"
 
@@ -63,6 +64,13 @@ class _PlainProgress(_Shown):
 
     def rows(self, count: int) -> None:
         super().rows(count)
+        self._print_now_and_then()
+
+    def clip(self, clip: str, failed: int) -> None:
+        super().clip(clip, failed)
+        self._print_now_and_then()
+
+    def _print_now_and_then(self) -> None:
         if time.monotonic() - self._printed >= PLAIN_LINE_EVERY_S:
             self._printed = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
@@ -119,6 +127,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "instances": {name: dict(counts) for name, counts in report.counts.items()},
         "failures": [vars(failure) for failure in report.failures],
         "busy": report.busy,
+        "damaged": report.damaged,
         "warnings": report.warnings,
         "untrained": report.untrained,
     }
@@ -133,6 +142,7 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
             print(f"untrained (random weights): {', '.join(report.untrained)}")
     _print_list("failed", _failure_lines(report.failures, verbose=verbose), sys.stderr, verbose=verbose)
     _print_list("busy, left to its own run", report.busy, sys.stderr, verbose=verbose)
+    _print_list("damaged", report.damaged, sys.stderr, verbose=verbose)
     if report.failures:
         print(f"run the same command to try again; `extract failed --store {store} -v` tells more", file=sys.stderr)
     if report.busy:
@@ -226,6 +236,18 @@ def show_damage(checked: Checked) -> None:
         block = "metadata" if damage.block < 0 else f"block {damage.block}"
         print(f"clip {damage.clip}, {damage.instance}/{damage.array or 'record'}, {block}: {damage.message}")
     print(f"{checked.instances} finished instances of {checked.clips} clips read, {len(checked.damage)} damaged")
+    if checked.unfinished:
+        print(f"{checked.unfinished} instances are not finished; `extract run` computes the rest")
+
+
+def show_sources(found: SourcesChecked) -> None:
+    """What ``verify --sources`` found."""
+    for line in found.changed:
+        print(line)
+    if found.gone:
+        shown = ", ".join(found.gone[:SHOWN]) + (" ..." if len(found.gone) > SHOWN else "")
+        print(f"not checked, a file is gone: {shown}")
+    print(f"{found.files} sources read, {len(found.changed)} changed, {len(found.gone)} clips with files gone")
 
 
 def show_weights(rows: Sequence[Located], *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ FAILED_REASONS = {
     "audio_undecodable": "an audio stream is present but no sample decodes",
     "bad_labels": "the label file is malformed",
     "labels_mismatch": "the label file has another number of rows than the clip has frames",
+    "out_of_memory": "the clip does not fit the memory of the device",
     "overflow": "a value does not fit the stored number type",
     "not_finite": "a stage gave NaN or infinity",
     "broken_promise": "a stage gave other rows, shapes or types than it declares",

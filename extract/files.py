@@ -50,7 +50,7 @@ class LocalFiles:
             self._make_folder(target.parent)
             try:
                 self._write_and_sync(temporary, data)
-                os.link(temporary, target)  # a link is exclusive and shows the whole content at once
+                self._link(temporary, target, data)
             except FileExistsError:
                 return False
             finally:
@@ -89,13 +89,17 @@ class LocalFiles:
         return sorted(entry.name for entry in self._scan(key) if entry.is_file() and not is_temporary(entry.name))
 
     def sweep(self, key: str) -> int:
-        """Delete the unfinished files that a killed writer left below ``key``. Returns how many."""
+        """Delete the unfinished files that a killed writer left below ``key``, which must be the caller's alone.
+
+        Returns how many.
+        """
         swept = 0
         with self._machine(f"cannot sweep {self.root / key}"):
             for folder, _, names in os.walk(self.root / key):
                 for name in filter(is_temporary, names):
-                    os.unlink(os.path.join(folder, name))
-                    swept += 1
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
+                        swept += 1
         return swept
 
     @contextlib.contextmanager
@@ -125,6 +129,15 @@ class LocalFiles:
                     return list(entries)
             except (FileNotFoundError, NotADirectoryError):
                 return []
+
+    def _link(self, temporary: Path, target: Path, data: bytes) -> None:
+        """Give a finished file its name unless it is taken (FileExistsError)."""
+        try:
+            os.link(temporary, target)  # exclusive, and shows the whole content at once
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
+                raise
+            self._write_and_sync(target, data)  # a file system without links (exFAT, some shares)
 
     @staticmethod
     def _write_and_sync(path: Path, data: bytes | memoryview) -> None:

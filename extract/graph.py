@@ -7,7 +7,7 @@ from typing import Any
 from extract.config import ExtractConfig, InstanceConfig, validated
 from extract.errors import ConfigError, UsageError
 from extract.registry import STAGES
-from extract.stage import ClipStage, Output, Stage
+from extract.stage import ClipStage, Output, RowsStage, Stage
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instan
     for slot in entry.inputs:
         if slot not in slots:
             raise ConfigError(f"instance {name}: no input slot {slot!r}; slots are {', '.join(slots) or 'none'}")
-    outputs = {output.name: output for output in stage.outputs}
+    keepable = [o.name for o in stage.outputs if isinstance(stage, RowsStage) and None not in o.sizes]
     for kept in entry.keep:
-        if kept not in outputs or None in outputs[kept].sizes:
-            fitting = ", ".join(o.name for o in stage.outputs if not o.kept and None not in o.sizes)
+        if kept not in keepable:
+            fitting = ", ".join(o.name for o in stage.outputs if not o.kept and o.name in keepable)
             raise ConfigError(f"instance {name}: cannot keep {kept!r}; can keep: {fitting or 'nothing more'}")
     return Instance(name, stage, {slot: entry.inputs.get(slot, slot) for slot in slots}, entry)
 
@@ -91,7 +91,7 @@ def select(graph: Mapping[str, Instance], stages: Sequence[str]) -> tuple[str, .
         return tuple(graph)
     wanted: set[str] = set()
     for asked in stages:
-        found = {asked} & graph.keys() or {n for n, instance in graph.items() if instance.stage.name == asked}
+        found = {n for n, instance in graph.items() if asked in {n, instance.stage.name}}
         if not found:
             raise UsageError(f"--stage {asked}: no such instance or stage in the config; it has {', '.join(graph)}")
         wanted |= found

@@ -48,10 +48,13 @@ class Holder:
 class Lease:
     """Held by this process until ``release``; renewed by a thread of its own."""
 
-    def __init__(self, files: LocalFiles, clip: str, holder: Holder) -> None:
+    def __init__(self, files: LocalFiles, clip: str, holder: Holder, *, inherited: bool) -> None:
+        self.inherited = inherited
+        """Whether a void lease lay here: the process that held it died, or slept for ten minutes."""
         self._files, self._key, self._clip = files, f"{clip}/{NAME}", clip
         self._holder = holder
-        self._renewed = time.monotonic()
+        self._renewed = _awake_or_not_s()
+        self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name=f"lease {clip}", daemon=True)
         self._thread.start()
@@ -61,7 +64,7 @@ class Lease:
 
         A process that was stopped (a laptop's lid, a debugger, swap) wakes up with its renewal overdue.
         """
-        if time.monotonic() - self._renewed > VOID_AFTER_S - 2 * REFRESH_S:
+        if self._lost or _awake_or_not_s() - self._renewed > VOID_AFTER_S - 2 * REFRESH_S:
             raise LeaseLostError(f"clip {self._clip}: asleep for minutes, the lease may be another run's; run again")
 
     def release(self) -> None:
@@ -77,10 +80,11 @@ class Lease:
             try:
                 with self._files.locked(self._clip):
                     if _read(self._files, self._key) != self._holder:
-                        return  # taken over: ``check`` will say so once the old renewal is too old
+                        self._lost = True
+                        return
                     self._holder = Holder(**{**vars(self._holder), "time": time.time()})
                     self._files.write(self._key, _encode(self._holder))
-                self._renewed = time.monotonic()
+                self._renewed = _awake_or_not_s()
             except AuFusionError:
                 continue  # a full disk shows at the next commit; until then the old renewal counts
 
@@ -89,6 +93,7 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
     """The lease of ``clip``, or who holds it. Of several runs that ask at once, one gets it."""
     mine = Holder(socket.gethostname(), os.getpid(), run, time.time(), uuid.uuid4().hex)
     key = f"{clip}/{NAME}"
+    inherited = False
     while not files.create(key, _encode(mine)):
         with files.locked(clip):  # only one at a time may judge a lease void and remove it
             if files.read(key) is None:
@@ -97,7 +102,8 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
             if holder is not None and not holder.is_void(time.time()):
                 return holder
             files.delete(key)
-    return Lease(files, clip, mine)
+            inherited = True
+    return Lease(files, clip, mine, inherited=inherited)
 
 
 @contextmanager
@@ -109,6 +115,11 @@ def held(files: LocalFiles, clip: str, run: str) -> Iterator[Lease | Holder]:
     finally:
         if isinstance(lease, Lease):
             lease.release()
+
+
+def _awake_or_not_s() -> float:
+    """Seconds that also pass while the machine is suspended, which time.monotonic() leaves out on Linux."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _encode(holder: Holder) -> bytes:

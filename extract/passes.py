@@ -170,7 +170,7 @@ class FramePass:
                 self._compute(group)
                 self._commit(stop, last=False)
                 self._progressed(len(group.rows))
-                if all(node.error for node in self.nodes):
+                if all(node.error for node in self.nodes if node.writer):
                     break
         num_frames = stop if self._num_frames is None else self._num_frames
         self._commit(num_frames, last=True)
@@ -263,15 +263,17 @@ class FramePass:
             for source in node.from_pass.values():
                 rows = np.intersect1d(rows, given[source][0], assume_unique=True)
             try:
-                computed, values = self._compute_rows(node, rows, given)
-                node.put(computed, values)
+                with self._engine.guarded(node.name):
+                    computed, values = self._compute_rows(node, rows, given)
+                    node.put(computed, values)
             except (MachineError, KeyboardInterrupt):
                 raise
             except Exception as error:  # noqa: BLE001 - one instance's failure; the runner records it with its trace
                 node.error = error
                 continue
             for name, array in values.items():
-                given[f"{node.name}.{name}"] = (computed, array)
+                # What the next stage gets is what the store will give it when the run is continued.
+                given[f"{node.name}.{name}"] = (computed, _as_stored(array, node.stage, name))
 
     def _compute_rows(
         self, node: Node, rows: NDArray[np.int64], given: Mapping[str, tuple[NDArray[np.int64], Values]]
@@ -288,9 +290,7 @@ class FramePass:
             }
             for name, stored in node.from_store.items():
                 batch[name] = torch.from_numpy(stored.values[part]).to(device)
-            with self._engine.guarded(node.name):
-                computed = stage.compute(batch)
-            values = as_declared(stage, computed, len(part))
+            values = as_declared(stage, stage.compute(batch), len(part))
             valid = values.pop("valid", None)
             if valid is not None:
                 chosen = cast(Tensor, valid).cpu().numpy()
@@ -326,7 +326,7 @@ def as_declared(stage: Stage[Any], computed: Mapping[str, Any], num_rows: int | 
         output = declared[name]
         if num_rows is not None and len(array) != num_rows:
             raise ClipError("broken_promise", f"{name}: {len(array)} rows for {num_rows} given")
-        for row in array[:1] if isinstance(array, list) else ():
+        for row in array if isinstance(array, list) else ():
             _check_form(output, tuple(row.shape), row.dtype)
         if isinstance(array, Tensor):
             _check_form(output, tuple(array.shape[1:]), array.dtype)
@@ -368,6 +368,13 @@ def _check_form(output: Output, sizes: tuple[int, ...], dtype: torch.dtype) -> N
     wider = output.dtype == "float16" and name in {"float32", "bfloat16"}
     if name != output.dtype and not wider:
         raise ClipError("broken_promise", f"{output.name}: {name}, declares {output.dtype}")
+
+
+def _as_stored(values: Values, stage: Stage[Any], name: str) -> Values:
+    declared = next(output.dtype for output in stage.outputs if output.name == name)
+    if isinstance(values, list) or not values.is_floating_point():
+        return values
+    return values.to(getattr(torch, declared))
 
 
 def _take(have: NDArray[np.int64], values: Values, rows: NDArray[np.int64], device: torch.device) -> Values:

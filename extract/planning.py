@@ -50,8 +50,7 @@ def prepare(
     missing: list[str] = []
     for name in names:
         instance = graph[name]
-        stored = _any_recipe(store, name, clips)
-        precision = _precision(instance, stored, device_kind)
+        precision = _precision(instance, store, device_kind)
         weights, weights_sha256 = None, None
         if "weights" in type(instance.stage.config).model_fields:
             try:
@@ -86,20 +85,16 @@ def _recipe(
     return recipe
 
 
-def _precision(instance: Instance, stored: Mapping[str, Any] | None, device_kind: str) -> str:
+def _precision(instance: Instance, store: Store | None, device_kind: str) -> str:
+    """``auto`` is what the store holds, of whatever clip: shards on different machines must not part ways."""
     asked = instance.config.precision
-    if asked != "auto":
-        return asked
-    return (stored or {}).get("precision") or DEFAULT_PRECISION[device_kind]
-
-
-def _any_recipe(store: Store | None, name: str, clips: Sequence[Clip]) -> Mapping[str, Any] | None:
-    """The recipe of the first clip whose instance is finished or begun."""
-    for clip in clips if store else ():
-        record = store.record(clip.id, name) if store else None
-        if record and record.state in {"done", "empty", "partial"}:
-            return record.recipe
-    return None
+    if asked != "auto" or instance.stage.device == "cpu":
+        return asked if asked != "auto" else "float32"
+    for clip in store.clips() if store else ():
+        record = store.record(clip, instance.name) if store else None
+        if record and record.state != "failed" and "precision" in record.recipe:
+            return str(record.recipe["precision"])
+    return DEFAULT_PRECISION[device_kind]
 
 
 def _finished_with(
@@ -189,14 +184,16 @@ def _task(
         return Task(name, "missing", None)
     parts = parts_of(plan.graph, name, clip)
     sources.trust(clip, record)
-    try:
-        source: dict[str, Any] | None = sources.source(clip, parts)
-    except ClipError:  # gone: what is finished stays readable
+    gone = sources.is_gone(clip, parts)
+    try:  # what is finished stays readable when its files are gone; the other parts are compared all the same
+        source: dict[str, Any] | None = sources.source(clip, parts, believe_gone=True)
+    except ClipError:
         source = None
     changes = _changes(record, prepared.recipe, source)
     if record.state == "failed":
         # Nothing finished is lost by trying again; what blocks it has are kept if they are of this fingerprint.
-        crashed = record.reason == "crashed" and not changes and not retry
+        own = record.reason == "crashed" and not (record.message or "").startswith("from ")
+        crashed = own and not changes and not retry
         return Task(name, "crashed" if crashed else "failed", record, changes)
     if changes:
         labels_alone = all(change.startswith("source labels") for change in changes)
@@ -208,7 +205,7 @@ def _task(
     absent = record.rows > 0 and any(not store.has(clip.id, name, output.name) for output in prepared.instance.kept)
     if absent:  # `keep` asks for more than before, or someone deleted an array
         return Task(name, "partial", record)
-    return Task(name, "finished", record, unchecked=source is None)
+    return Task(name, "finished", record, unchecked=gone)
 
 
 def _changes(record: Record, recipe: Mapping[str, Any], source: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -243,12 +240,14 @@ def refuse_stale(plan: Plan, store: Store) -> None:
     if not stale:
         return
     lines = []
-    by_reason: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for clip, task in stale:
-        by_reason.setdefault((task.name, task.changes), []).append(clip)
-    for (name, changes), clips in by_reason.items():
-        first = f"{len(clips)} clips (first {clips[0]})" if len(clips) > 1 else f"clip {clips[0]}"
-        lines.append(f"  {name}: {first}: {'; '.join(changes)}")
+    by_reason: dict[tuple[str, ...], list[tuple[str, Task]]] = {}
+    for clip, task in stale:  # every clip's file has a hash of its own: one line for all of them
+        kinds = (change.partition(":")[0] if change.startswith("source") else change for change in task.changes)
+        by_reason.setdefault((task.name, *kinds), []).append((clip, task))
+    for found in by_reason.values():
+        clip, task = found[0]
+        first = f"{len(found)} clips (first {clip})" if len(found) > 1 else f"clip {clip}"
+        lines.append(f"  {task.name}: {first}: {'; '.join(task.changes)}")
     below = stale_downstream(plan, store)
     also = f" (then also stale: {', '.join(below)})" if below else ""
     raise StaleError(

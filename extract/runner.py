@@ -15,13 +15,13 @@ from extract import lease
 from extract.clipwork import ClipWork, Outcome
 from extract.config import ExtractConfig, load_extract_config
 from extract.engines.local import LocalEngine, pick_device
-from extract.errors import UsageError
+from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
 from extract.lease import LeaseLostError
 from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.sources import Sources
-from extract.store import Store
+from extract.store import Store, is_store
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
     """Clips that another run was working on, with who."""
+    damaged: list[str] = field(default_factory=list)
+    """Clips whose stored bytes fail their checksum."""
     warnings: list[str] = field(default_factory=list)
     untrained: list[str] = field(default_factory=list)
     """Instances with random weights."""
@@ -72,7 +74,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some clips failed or are another run's."""
+        """0 all done, 1 some clips failed or are another run's, 4 stored bytes are damaged."""
+        if self.damaged:
+            return CorruptError.exit_code
         return 1 if self.failures or self.busy else 0
 
     def count(self, instance: str, outcome: Outcome | None, clip: str) -> None:
@@ -169,18 +173,13 @@ def make_plan(
     """What a run would do; nothing is written."""
     graph = build_graph(config)
     names = upstream(graph, select(graph, options.stages))
-    opened = Store.open(store) if _is_something(store) else None
+    opened = Store.open(store) if "://" in str(store) or is_store(Path(store)) else None
     prepared = prepare(graph, names, opened, clips, device_kind, offline=options.offline)
     plan = Plan(graph, prepared, list(clips))
     sources = Sources()
     for clip in clips:
         plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
     return plan, opened, sources
-
-
-def _is_something(store: str | Path) -> bool:
-    path = Path(store)
-    return "://" in str(store) or path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
@@ -194,7 +193,7 @@ def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
     chosen = [clip for clip in clips if not options.clips or clip.id in options.clips]
     if options.shard is not None:
         part, _, parts = options.shard.partition("/")
-        if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        if not (options.shard.isascii() and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
             raise UsageError(f"--shard {options.shard}: expected k/n with k from 1 to n, as in 1/4 ... 4/4")
         chosen = chosen[int(part) - 1 :: int(parts)]
     return chosen[: options.limit]
@@ -211,11 +210,11 @@ def _work(
     progress: Progress,
 ) -> None:
     started = time.monotonic()
-    for clip in plan.clips:
-        _refresh_attributes(store, clip)
     waiting = {clip for clip, task in plan.todo()} | {clip for clip, _ in plan.stale()}
     for name in _computing(plan):
         engine.ready(plan.prepared[name])  # wrong weights show here, before any work
+    for clip in plan.clips:
+        _refresh_attributes(store, clip)
     provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
     progress.start(len(waiting))
     for clip in plan.clips:
@@ -225,9 +224,14 @@ def _work(
                 if isinstance(held, lease.Holder):
                     report.busy.append(f"{clip.id}: {held}")
                 else:
-                    store.files.sweep(clip.id)
-                    # Another run may have finished it since the plan was made.
+                    for instance in store.files.folders(clip.id):  # beside them, others may be asking for the lease
+                        store.files.sweep(f"{clip.id}/{instance}")
+                    # Another run may have finished it since the plan was made, and with other settings.
                     tasks = plan_clip(plan, store, clip, sources, retry=options.retry)
+                    stale = [name for name, task in tasks.items() if task.need == "stale"]
+                    if stale and not options.overwrite:
+                        report.busy.append(f"{clip.id}: another run made {stale[0]} with other settings meanwhile")
+                        continue
                     work = ClipWork(
                         plan,
                         clip,
@@ -239,12 +243,14 @@ def _work(
                         provenance=provenance,
                         progressed=progress.rows,
                         block_rows=config.run.block_rows,
-                        clean_start=options.retry,
+                        retry=options.retry,
                     )
                     try:
                         work.go()
                     except LeaseLostError as error:
                         report.busy.append(str(error))
+                    except CorruptError as error:
+                        report.damaged.append(str(error))
                     outcomes = work.outcomes
                     report.computed += len(work.worked)
                     report.warnings += _warnings(clip.id, work.worked)

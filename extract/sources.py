@@ -53,9 +53,13 @@ class Sources:
     def __init__(self, *, rehash: bool = False) -> None:
         self._rehash = rehash
         self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._recorded: dict[Path, tuple[tuple[int, int], str]] = {}
 
-    def source(self, clip: Clip, parts: Sequence[str]) -> dict[str, Any]:
+    def source(self, clip: Clip, parts: Sequence[str], *, believe_gone: bool = False) -> dict[str, Any]:
         """Part -> sha256 (of the files' hashes where there are several), or the choice.
+
+        Args:
+            believe_gone: for a file that is not there, take the hash of a record that ``trust`` was shown.
 
         Raises:
             ClipError: ``missing_file`` or ``unreadable``.
@@ -65,23 +69,29 @@ class Sources:
             if part.startswith("choice."):
                 source[part] = choice(clip, part)
                 continue
-            hashes = [self._hash(path) for path in part_files(clip, part)]
+            hashes = [self._hash(path, believe_gone) for path in part_files(clip, part)]
             source[part] = hashes[0] if len(hashes) == 1 else sha256_of(hashes)
         return source
 
     def trust(self, clip: Clip, record: Record) -> None:
         """Believe the record's hashes for files whose size and modification time are as recorded."""
-        if self._rehash:
-            return
         for part, files in record.provenance.get("files", {}).items():
             for path, (size, mtime_ns, sha256) in zip(part_files(clip, part), files, strict=False):
-                if _stamp(path) == (size, mtime_ns):
-                    self._seen.setdefault(path, ((size, mtime_ns), sha256))
+                if path in self._seen:
+                    continue
+                self._recorded[path] = ((size, mtime_ns), sha256)
+                if not self._rehash and _stamp(path) == (size, mtime_ns):
+                    self._seen[path] = ((size, mtime_ns), sha256)
+
+    def is_gone(self, clip: Clip, parts: Sequence[str]) -> bool:
+        """Whether a file of these parts is not there."""
+        paths = [path for part in parts if not part.startswith("choice.") for path in part_files(clip, part)]
+        return any(_stamp(path) is None for path in paths)
 
     def files(self, clip: Clip, parts: Sequence[str]) -> dict[str, list[list[Any]]]:
         """For the record: size, time and hash of each file as they were read, for ``trust`` in later runs."""
         return {
-            part: [[*self._seen[path][0], self._seen[path][1]] for path in part_files(clip, part)]
+            part: [[*stamp, sha256] for stamp, sha256 in map(self._known, part_files(clip, part))]
             for part in parts
             if not part.startswith("choice.")
         }
@@ -90,10 +100,16 @@ class Sources:
         """Raise ClipError ``source_changed`` if a file is not the one that was hashed."""
         for part in parts:
             for path in () if part.startswith("choice.") else part_files(clip, part):
-                if _stamp(path) != self._seen[path][0]:
+                stamp = _stamp(path)
+                if stamp != self._known(path)[0] and (stamp is not None or path in self._seen):
                     raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")
 
-    def _hash(self, path: Path) -> str:
+    def _known(self, path: Path) -> tuple[tuple[int, int], str]:
+        return self._seen.get(path) or self._recorded[path]
+
+    def _hash(self, path: Path, believe_gone: bool) -> str:
+        if believe_gone and path in self._recorded and _stamp(path) is None:
+            return self._recorded[path][1]
         if path not in self._seen:
             stamp = _stamp(path)
             try:

@@ -37,6 +37,7 @@ BLOCK_BYTES = 8_000_000
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 4096
 
 State = Literal["done", "empty", "failed", "partial"]
+STATES: tuple[State, ...] = ("done", "empty", "failed", "partial")
 FINISHED: tuple[State, ...] = ("done", "empty")
 
 
@@ -107,20 +108,16 @@ class Store:
             raise StoreError(f"store {path}: object stores are not read or written by this version; name a folder")
         path = Path(path)
         files = LocalFiles(path)
-        root = files.read("zarr.json")
-        if root is None:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise StoreError(f"store {path}: there is something else here (no zarr.json); name another --store")
+        if not is_store(path):
             if mode == "r":
                 raise StoreError(f"store {path}: nothing is here; `extract run --store {path}` makes one")
-            files.write("zarr.json", _group_json({"format": FORMAT, "schema": SCHEMA}))
-        else:
-            attributes = _attributes(root, f"store {path}")
-            if attributes.get("format") != FORMAT:
-                raise StoreError(f"store {path}: a Zarr folder, but not one of ours (format {FORMAT!r} expected)")
-            if attributes.get("schema") != SCHEMA:
-                found = attributes.get("schema")
-                raise StoreError(f"store {path}: schema {found}, this program knows {SCHEMA}; use its own version")
+            files.create("zarr.json", _group_json({"format": FORMAT, "schema": SCHEMA}))  # another run may be first
+        attributes = _attributes(files.read("zarr.json") or b"", f"store {path}")
+        if attributes.get("format") != FORMAT:
+            raise StoreError(f"store {path}: a Zarr folder, but not one of ours (format {FORMAT!r} expected)")
+        if attributes.get("schema") != SCHEMA:
+            found = attributes.get("schema")
+            raise StoreError(f"store {path}: schema {found}, this program knows {SCHEMA}; use its own version")
         return cls(path, files, mode == "a")
 
     # ---- clips and records -------------------------------------------------------------------------------------
@@ -140,7 +137,11 @@ class Store:
 
     def set_attributes(self, clip: str, attributes: Mapping[str, Any]) -> None:
         """Replace a clip's attributes; nothing is written when they are the same."""
-        if self.attributes(clip) != dict(attributes):
+        try:
+            same = self.attributes(clip) == dict(attributes)
+        except CorruptError:
+            same = False  # the manifest knows better
+        if not same:
             self.files.write(f"{clip}/zarr.json", _group_json(attributes))
 
     def record(self, clip: str, instance: str) -> Record | None:
@@ -157,9 +158,12 @@ class Store:
             return None
         known = {entry.name for entry in fields(Record)}
         try:
-            return Record(**{key: value for key, value in attributes.items() if key in known})
+            record = Record(**{key: value for key, value in attributes.items() if key in known})
         except TypeError as error:
             raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({error})") from None
+        if record.state not in STATES:
+            raise CorruptError(f"clip {clip}, instance {instance}: damaged record (state {record.state!r})")
+        return record
 
     def write_record(self, clip: str, instance: str, record: Record) -> None:
         """Replace the record, whole and durably. ``done`` and ``empty`` come last, after every block."""
@@ -169,14 +173,18 @@ class Store:
         """Remove an instance's arrays that were made under another fingerprint. Its record must no longer be done."""
         for array in self.files.folders(f"{clip}/{instance}"):
             data = self.files.read(f"{clip}/{instance}/{array}/zarr.json")
-            if data is None or _attributes(data, f"{clip}/{instance}/{array}").get("fingerprint") != fingerprint:
+            try:
+                kept = data is not None and _attributes(data, array).get("fingerprint") == fingerprint
+            except CorruptError:
+                kept = False
+            if not kept:
                 self.files.delete(f"{clip}/{instance}/{array}")
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def has(self, clip: str, instance: str, array: str) -> bool:
         """Whether the array was created."""
-        return self.files.read(f"{clip}/{instance}/{array}/zarr.json") is not None
+        return (self.path / clip / instance / array / "zarr.json").is_file()
 
     def read(self, clip: str, instance: str, array: str) -> Rows:
         """Values and validity of a finished array.
@@ -196,27 +204,27 @@ class Store:
         if not self.has(clip, instance, array):
             why = f"empty ({record.reason})" if record.state == "empty" else f"{record.state} without that array"
             raise StoreError(f"clip {clip}, {instance}/{array}: nothing to read, {instance} is {why}")
-        values = self._read_whole(clip, instance, array)
-        valid = self._read_whole(clip, instance, "valid") if self.has(clip, instance, "valid") else None
+        values = self._read_whole(clip, instance, array, record)
+        valid = self._read_whole(clip, instance, "valid", record) if self.has(clip, instance, "valid") else None
         return Rows(values, None if valid is None else valid.astype(np.bool_))
 
-    def _read_whole(self, clip: str, instance: str, array: str) -> NDArray[Any]:
-        damage = self._damage_of_array(clip, instance, array, contents=False)
+    def _read_whole(self, clip: str, instance: str, array: str, record: Record) -> NDArray[Any]:
+        damage = self._damage_of_array(clip, instance, array, record, contents=False)
         if damage:
             raise CorruptError(_mend(damage[0]))
         try:
             return np.asarray(self._open_array(clip, instance, array)[...])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise CorruptError(_mend(Damage(clip, instance, array, -1, str(error)))) from None
 
     def damage(self, clip: str, instance: str) -> list[Damage]:
-        """Every block of a finished instance that is gone or fails its checksum. Reads all its bytes."""
+        """Every block that fails its checksum and, of a finished instance, that is gone. Reads all its bytes."""
         record = self.record(clip, instance)
-        if record is None or not record.finished:
+        if record is None:
             return []
         found = []
         for array in self.files.folders(f"{clip}/{instance}"):
-            found += self._damage_of_array(clip, instance, array, contents=True)
+            found += self._damage_of_array(clip, instance, array, record, contents=True)
         return found
 
     def delete_block(self, damage: Damage) -> None:
@@ -228,23 +236,36 @@ class Store:
         else:
             self.files.delete(f"{damage.clip}/{damage.instance}/{damage.array}")
 
-    def _damage_of_array(self, clip: str, instance: str, array: str, *, contents: bool) -> list[Damage]:
+    def _damage_of_array(self, clip: str, instance: str, array: str, record: Record, *, contents: bool) -> list[Damage]:
         try:
             opened = self._open_array(clip, instance, array)
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             return [Damage(clip, instance, array, -1, f"damaged metadata ({error})")]
+        foreign = record.finished and opened.attrs.get("fingerprint") != record.fingerprint
+        if foreign or not self._names_chunks_as_we_do(opened):
+            return [Damage(clip, instance, array, -1, "its metadata is not what was written")]
         rows, block_rows = opened.shape[0], opened.chunks[0]
+        per_frame = (getattr(opened.metadata, "dimension_names", None) or ("",))[0] == "frame"
+        if record.finished and per_frame and rows != record.rows:
+            return [Damage(clip, instance, array, -1, f"{rows} rows, the record says {record.rows}")]
         present = set(self.files.names(f"{clip}/{instance}/{array}"))
         found = []
         for block in range(math.ceil(rows / block_rows)):
             if _chunk_name(block, opened.ndim) not in present:
-                found.append(Damage(clip, instance, array, block, "its file is gone"))
+                if record.finished:
+                    found.append(Damage(clip, instance, array, block, "its file is gone"))
             elif contents:
                 try:
                     opened[block * block_rows : (block + 1) * block_rows]
-                except (ValueError, RuntimeError) as error:
+                except (ValueError, RuntimeError, OSError) as error:
                     found.append(Damage(clip, instance, array, block, str(error).splitlines()[0]))
         return found
+
+    @staticmethod
+    def _names_chunks_as_we_do(opened: "zarr.Array[Any]") -> bool:
+        """A flipped letter in the metadata may make Zarr look for other files, and read zeros."""
+        zeros = (0,) * opened.ndim
+        return bool(opened.metadata.encode_chunk_key(zeros) == _chunk_name(0, opened.ndim))
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -352,13 +373,35 @@ class BlockWriter:
     def any_valid(self) -> bool:
         """Whether any row holds values; True for arrays without ``valid``. Reads the store."""
         valid = self._arrays.get("valid")
-        return valid is None or bool(np.asarray(valid[...]).any())
+        try:
+            return valid is None or bool(np.asarray(valid[...]).any())
+        except ValueError as error:
+            raise CorruptError(
+                f"{valid.path if valid else ''}: {error}; mend it by `extract verify --repair`"
+            ) from None
 
     def finish(self, rows: int) -> None:
         """Set the number of rows (metadata only). Call before the record."""
         for opened in self._arrays.values():
             if opened.shape[0] != rows:
                 opened.resize((rows, *opened.shape[1:]))
+
+
+def is_store(path: Path) -> bool:
+    """Whether there is a store (True), or nothing yet: no folder, or an empty one (False).
+
+    Raises:
+        StoreError: there is something else.
+        MachineError: the place cannot be looked at.
+    """
+    files = LocalFiles(path)
+    if files.read("zarr.json") is not None:
+        return True
+    if path.exists() and (not path.is_dir() or files.names() or files.folders()):
+        if files.read("zarr.json") is not None:  # made by another run just now
+            return True
+        raise StoreError(f"store {path}: there is something else here (no zarr.json); name another --store")
+    return False
 
 
 def default_block_rows(outputs: Sequence[Output]) -> int:

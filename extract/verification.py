@@ -1,14 +1,17 @@
 """Is every stored block what was written, and made of the files that are there now?"""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extract import lease
-from extract.errors import CorruptError, MachineError
-from extract.planning import plan_clip, refuse_stale
-from extract.runner import Options, Progress, Report, plan, run
-from extract.sources import Sources
+from extract.errors import ClipError, CorruptError, MachineError, StaleError, UsageError
+from extract.manifest import Clip, load_manifest
+from extract.planning import Plan, refuse_stale
+from extract.runner import Options, Progress, Report, choose, plan, run
+from extract.sources import Sources, fingerprint, parts_of, sha256_of
 from extract.store import Damage, Store
 
 
@@ -18,41 +21,74 @@ class Checked:
 
     clips: int
     instances: int
+    """Finished ones."""
+    unfinished: int
     damage: tuple[Damage, ...]
 
 
 def check(store: Store, clips: Sequence[str] = ()) -> Checked:
-    """Read every block of every finished instance. A damaged record has ``array`` empty."""
+    """Read every block that is there. A damaged record has ``array`` empty.
+
+    Raises:
+        UsageError: the store has no such clip.
+    """
+    held = store.clips()
+    for asked in clips:
+        if asked not in held:
+            raise UsageError(f"--clip {asked}: the store has no such clip")
     found: list[Damage] = []
-    read = 0
-    chosen = [clip for clip in store.clips() if not clips or clip in clips]
+    finished = unfinished = 0
+    chosen = [clip for clip in held if not clips or clip in clips]
     for clip in chosen:
         for instance in store.files.folders(clip):
             try:
                 record = store.record(clip, instance)
-                if record and record.finished:
-                    read += 1
-                    found += store.damage(clip, instance)
             except CorruptError as error:
                 found.append(Damage(clip, instance, "", -1, str(error)))
-    return Checked(len(chosen), read, tuple(found))
+                continue
+            if record is None:
+                continue
+            if record.finished and record.fingerprint != fingerprint(sha256_of(record.recipe), record.source):
+                found.append(Damage(clip, instance, "", -1, "the record is not what was written"))
+                continue
+            finished += record.finished
+            unfinished += not record.finished
+            found += store.damage(clip, instance)
+    return Checked(len(chosen), finished, unfinished, tuple(found))
 
 
-def check_sources(
-    manifest: str | Path, store: str, config: str | None, overrides: Sequence[str], clips: Sequence[str]
-) -> None:
-    """Hash every source file again.
+@dataclass(frozen=True)
+class SourcesChecked:
+    """What hashing every source file again has shown."""
 
-    Raises:
-        StaleError: a file has other bytes than the store was made from, though size and time are the same.
-    """
-    made, opened = plan(manifest, store, config, set=overrides, options=Options(clips=clips))
-    if opened is None:
-        return
+    files: int
+    changed: tuple[str, ...]
+    """``clip, instance: part`` whose bytes are others, though size and time may be the same."""
+    gone: tuple[str, ...]
+    """Clips with a file that is not there."""
+
+
+def check_sources(manifest: str | Path, store: Store, clips: Sequence[str]) -> SourcesChecked:
+    """Hash every source file of the store's clips again; needs the manifest, no config and no weights."""
     sources = Sources(rehash=True)
-    for clip in made.clips:
-        made.tasks[clip.id] = plan_clip(made, opened, clip, sources, retry=False)
-    refuse_stale(made, opened)
+    changed: list[str] = []
+    gone: dict[str, None] = {}
+    hashed = 0
+    for clip in choose(load_manifest(Path(manifest)), Options(clips=clips)):
+        told: set[str] = set()
+        for instance in store.instances(clip.id):
+            record = store.record(clip.id, instance)
+            for part, recorded in (record.source if record and record.finished else {}).items():
+                if part.startswith("choice.") or part in told:
+                    continue
+                try:
+                    if sources.source(clip, (part,))[part] != recorded:
+                        changed.append(f"clip {clip.id}, {instance}: source {part} has other bytes")
+                except ClipError:
+                    gone[clip.id] = None
+                told.add(part)
+                hashed += 1
+    return SourcesChecked(hashed, tuple(changed), tuple(gone))
 
 
 def repair(
@@ -66,27 +102,76 @@ def repair(
 ) -> Report:
     """Remove damaged blocks and compute them again, with the settings they were made with.
 
+    Everything is looked at before anything is removed.
+
     Raises:
-        StaleError: the config is not the one the store was made with; nothing was removed.
+        StaleError: the config is not the one the store was made with.
+        CorruptError: a source file is gone, so that what is damaged cannot be computed again.
         MachineError: another run works on a damaged clip.
     """
     clips = sorted({damage.clip for damage in checked.damage})
     instances = sorted({damage.instance for damage in checked.damage})
     options = Options(stages=instances, clips=clips, device=device)
     opened = Store.open(store, "a")
-    readable = tuple(d for d in checked.damage if d.array)
-    for damage in checked.damage:
-        if not damage.array:
-            opened.files.delete(f"{damage.clip}/{damage.instance}/zarr.json")
-    made, _ = plan(manifest, store, config, set=overrides, options=options)
-    refuse_stale(made, opened)
-    for clip in clips:
-        with lease.held(opened.files, clip, "repair") as held:
+    by_id = {clip.id: clip for clip in choose(load_manifest(Path(manifest)), options)}
+    with ExitStack() as stack:
+        for clip in clips:
+            held = stack.enter_context(lease.held(opened.files, clip, "repair"))
             if isinstance(held, lease.Holder):
-                raise MachineError(f"clip {clip}: {held} works on it; repair when it is through")
-            for damage in (d for d in readable if d.clip == clip):
-                record = opened.record(clip, damage.instance)
-                if record is not None and record.finished:
-                    opened.write_record(clip, damage.instance, replace(record, state="partial"))
+                raise MachineError(f"clip {clip}: {held} works on it; repair when it is through. Nothing was removed")
+        set_aside = _set_aside_damaged_records(opened, checked.damage)
+        try:
+            made, _ = plan(manifest, store, config, set=overrides, options=options)
+            refuse_stale(made, opened)
+            for damage in checked.damage:
+                _require_same_made(opened, made, by_id[damage.clip], damage)
+        except BaseException:
+            for key, data in set_aside.items():
+                opened.files.write(key, data)
+            raise
+        for damage in checked.damage:
+            record = opened.record(damage.clip, damage.instance)
+            if record is not None and record.finished:
+                opened.write_record(damage.clip, damage.instance, replace(record, state="partial"))
+            if damage.array:
                 opened.delete_block(damage)
     return run(manifest, store, config, set=overrides, options=options, progress=progress)
+
+
+def _set_aside_damaged_records(store: Store, damage: Sequence[Damage]) -> dict[str, bytes]:
+    """Remove records that cannot be read, so that a plan can be made; returned, to be put back on a refusal."""
+    keys = [f"{d.clip}/{d.instance}/zarr.json" for d in damage if not d.array]
+    aside = {key: store.files.read(key) or b"" for key in keys}
+    for key in keys:
+        store.files.delete(key)
+    return aside
+
+
+def _require_same_made(store: Store, plan: Plan, clip: Clip, damage: Damage) -> None:
+    """Raise unless the damaged instance can be computed again, and would be what it was."""
+    try:
+        source = Sources().source(clip, parts_of(plan.graph, damage.instance, clip))
+    except ClipError as error:
+        raise CorruptError(
+            f"clip {clip.id}, {damage.instance} is damaged and cannot be computed again: {error}. Nothing was removed"
+        ) from None
+    if damage.array:
+        return  # its record was compared with the plan
+    wanted = fingerprint(plan.prepared[damage.instance].recipe_sha256, source)
+    made_under = set(_fingerprints(store, f"{clip.id}/{damage.instance}").values())
+    if made_under - {wanted}:
+        raise StaleError(
+            f"clip {clip.id}, {damage.instance}: its record is damaged and its arrays were made with other settings "
+            "than the config's; give those settings, or --overwrite it by `extract run`. Nothing was removed"
+        )
+
+
+def _fingerprints(store: Store, key: str) -> Mapping[str, str]:
+    """Array -> the fingerprint in its metadata, where that can be read."""
+    found = {}
+    for array in store.files.folders(key):
+        try:
+            found[array] = json.loads(store.files.read(f"{key}/{array}/zarr.json") or b"")["attributes"]["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

@@ -109,6 +109,9 @@ def test_a_truncated_video_is_done_and_told(desk, tmp_path):
     end_s = record.notes["truncated_at_s"]
     assert end_s == pytest.approx(record.rows / 25, abs=0.08)
     assert f"warning: clip torn, frames: the file is cut off; what decodes ends at {end_s} s" in result.stderr
+    sound = desk.run(*HUBERT)
+    assert 0 < desk.record("torn", "hubert").notes["truncated_at_s"] < 2.4
+    assert "warning: clip torn, hubert: the file is cut off" in sound.stderr
 
 
 def test_no_sound_is_empty_and_undecodable_sound_is_a_failure(desk, tmp_path):

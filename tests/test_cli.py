@@ -172,13 +172,49 @@ def test_repair_mends_whatever_is_damaged(folder, spoil):
     assert extract("run", "-c", "c.yaml", "--json").exit_code == 0
 
 
-def test_repair_with_other_settings_is_refused_and_removes_nothing(folder):
+@pytest.mark.parametrize("of_the_record", [False, True])
+def test_repair_with_other_settings_is_refused_and_removes_nothing(folder, of_the_record):
+    extract("run", "-c", "c.yaml")
+    chunk = folder / "store.zarr/a/colour/mean/c.0.0"
+    record = folder / "store.zarr/a/colour/zarr.json"
+    if of_the_record:
+        record.write_text(record.read_text().replace('"gain": 1.0', '"gain": 3.0'))
+    else:
+        flip(chunk)
+    before = record.read_bytes()
+    result = extract("verify", "-c", "c.yaml", "--set", "colour.gain=2.0", "--repair")
+    assert result.exit_code == 2, result.stderr
+    assert chunk.exists()
+    assert record.read_bytes() == before
+    assert extract("verify", "-c", "c.yaml", "--repair").exit_code == 0
+
+
+def test_repair_without_the_video_removes_nothing(folder):
     extract("run", "-c", "c.yaml")
     chunk = folder / "store.zarr/a/colour/mean/c.0.0"
     flip(chunk)
-    result = extract("verify", "-c", "c.yaml", "--set", "colour.gain=2.0", "--repair")
-    assert result.exit_code == 2
+    (folder / "a.mov").unlink()
+    result = extract("verify", "-c", "c.yaml", "--repair")
+    assert result.exit_code == 4
+    assert "cannot be computed again" in result.stderr
+    assert "Nothing was removed" in result.stderr
     assert chunk.exists()
+    assert Store.open("store.zarr").record("a", "colour").state == "done"
+
+
+@pytest.mark.usefixtures("folder")
+def test_verify_of_a_clip_that_is_not_there():
+    extract("run", "-c", "c.yaml")
+    result = extract("verify", "--clip", "z")
+    assert result.exit_code == 2
+    assert "--clip z: the store has no such clip" in result.stderr
+
+
+def test_damaged_attributes_of_a_clip_are_made_anew(folder):
+    extract("run", "-c", "c.yaml")
+    (folder / "store.zarr/a/zarr.json").write_text("{")
+    assert extract("run", "-c", "c.yaml").exit_code == 0
+    assert Store.open("store.zarr").attributes("a")["source_video"] == "a"
 
 
 def test_verify_sources_finds_a_change_that_kept_size_and_time(folder):
@@ -191,7 +227,12 @@ def test_verify_sources_finds_a_change_that_kept_size_and_time(folder):
     assert extract("verify", "-c", "c.yaml").exit_code == 0
     result = extract("verify", "-c", "c.yaml", "--sources")
     assert result.exit_code == 2
-    assert "colour: clip a: source media: " in result.stderr
+    assert "clip a, colour: source media has other bytes" in result.stdout
+    assert "2 sources read, 1 changed, 0 clips with files gone" in result.stdout
+    path.unlink()
+    gone = extract("verify", "--sources")
+    assert gone.exit_code == 0
+    assert "not checked, a file is gone: a" in gone.stdout
 
 
 @pytest.mark.parametrize(

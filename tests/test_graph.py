@@ -21,6 +21,8 @@ def test_one_stage_may_stand_under_several_names():
     assert made["contrast"].feeds == {"colour": "b"}
     assert select(made, ["colour"]) == ("a", "b")
     assert select(made, ["b"]) == ("b",)
+    twins = graph(colour={}, other={"stage": "colour"})
+    assert select(twins, ["colour"]) == ("colour", "other")
     assert upstream(made, ["contrast"]) == ("frames", "b", "contrast")
     assert downstream(made, ["b"]) == ("contrast",)
 
@@ -35,6 +37,7 @@ def test_one_stage_may_stand_under_several_names():
         ({"contrast": {"inputs": {"colour": "frames"}}}, r"contrast needs frames.corner; frames gives pts_s, image"),
         ({"colour": {"keep": ["median"]}}, "cannot keep 'median'; can keep: corner"),
         ({"frames": {"keep": ["image"]}}, "cannot keep 'image'; can keep: nothing more"),
+        ({"wave": {"keep": ["samples"]}}, "cannot keep 'samples'; can keep: nothing more"),
         ({"a": {"stage": "contrast", "inputs": {"colour": "a"}}}, "in a loop: a <- a"),
         ({"a": {"stage": "contrast", "inputs": {"colour": "nowhere"}}}, r"nowhere \(needed by a\): no stage"),
     ],

@@ -82,6 +82,27 @@ def test_who_slept_too_long_may_not_commit(files, monkeypatch):
     held.release()
 
 
+def test_who_was_taken_over_may_not_commit(files, monkeypatch):
+    monkeypatch.setattr(lease, "REFRESH_S", 0.02)
+    held = lease.take(files, "clip", "mine")
+    write(files, run="heir")
+    deadline = time.monotonic() + 5
+    while not held._lost:
+        assert time.monotonic() < deadline, "never noticed"
+        time.sleep(0.01)
+    with pytest.raises(LeaseLostError, match="another run's"):
+        held.check()
+    held.release()
+
+
+def test_a_void_lease_is_told_to_who_inherits_it(files):
+    with lease.held(files, "clip", "mine") as held:
+        assert not held.inherited
+    write(files, pid=dead_pid())
+    with lease.held(files, "clip", "mine") as held:
+        assert held.inherited
+
+
 def test_release_leaves_the_lease_of_who_took_over(files):
     held = lease.take(files, "clip", "mine")
     write(files, run="heir")

@@ -174,6 +174,16 @@ def test_what_the_store_holds_decides_on_precision(table):
         table.run({"swin": {**swin, "precision": "float32"}})
 
 
+def test_precision_follows_the_store_also_for_clips_it_does_not_hold(table):
+    table.run({"swin": {"weights": "random", **SMALL, "precision": "bfloat16"}})
+    table.clip = table.clip.model_copy(update={"id": "b"})
+    table.run({"swin": {"weights": "random", **SMALL}})
+    from extract.store import Store
+
+    record = Store.open(table.root / "s.zarr").record("b", "swin")
+    assert record.recipe["precision"] == "bfloat16"
+
+
 def test_upstream_is_in_the_graphs_order():
     graph = build_graph(ExtractConfig(instances={"swin": {"weights": "random", **SMALL}}))
     assert upstream(graph, ["faces"]) == ("frames", "detections", "faces")

@@ -4,19 +4,22 @@ import errno
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from extract import runner
+from extract import lease, passes, runner
 from extract.config import load_extract_config
 from extract.errors import MachineError, StaleError, StoreError, UsageError
+from extract.lease import Lease
 from extract.manifest import Clip, Labels, write_manifest
 from extract.runner import Options
-from extract.store import Store
+from extract.store import Record, Store
 from tests.media_files import pictures, write_clip
-from tests.toy_stages import Colour, computed, expected_mean
+from tests.toy_stages import Colour, Rank, computed, expected_mean
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -39,8 +42,11 @@ class Bench:
         self.clips[name] = Clip(id=name, video=video, **keys)
         return images
 
-    def run(self, *stages: str, config: tuple[str, ...] = (), **options: object) -> runner.Report:
-        write_manifest(self.root / "m.yaml", list(self.clips.values()))
+    def run(
+        self, *stages: str, config: tuple[str, ...] = (), manifest: bool = True, **options: object
+    ) -> runner.Report:
+        if manifest:
+            write_manifest(self.root / "m.yaml", list(self.clips.values()))
         return runner.run(
             self.root / "m.yaml",
             self.store_path,
@@ -223,12 +229,20 @@ def test_leftovers_of_a_killed_writer_are_swept(bench):
 # ---- attempts -------------------------------------------------------------------------------------------------------
 
 
+def leave_behind(held):
+    """What a killed process does with its lease: it stays, and names a process that is gone."""
+    held._stop.set()
+    held._thread.join()
+    held._files.write(held._key, json.dumps({**vars(held._holder), "pid": 2**22 + 1}).encode())
+
+
 def die(bench, monkeypatch, times):
     """Runs that end as a killed process does: nothing after the kill is carried out."""
     for _ in range(times):
         with monkeypatch.context() as patch:
             stop_after(patch, 0)
             patch.setattr("extract.clipwork.ClipWork._clear_attempts", lambda _: None)
+            patch.setattr("extract.lease.Lease.release", leave_behind)
             with pytest.raises(Stop):
                 bench.run("colour")
         computed.clear()
@@ -444,8 +458,11 @@ def test_a_full_disk_stops_at_once_and_marks_no_clip_failed(bench, monkeypatch):
             bench.run("colour")
     states = {bench.record(name, "colour").state for name in "abc" if bench.record(name, "colour")}
     assert "failed" not in states
-    for path in bench.store_path.rglob(".lease"):
-        path.unlink()  # the full disk could not take the release either
+    with monkeypatch.context() as patch:  # and again: a full disk is no crash of the clip
+        left[0] = 12
+        patch.setattr("extract.files.os.fsync", filling)
+        with pytest.raises(MachineError, match="No space left on device"):
+            bench.run("colour")
     assert bench.run("colour").exit_code == 0
 
 
@@ -534,3 +551,180 @@ def test_the_plan_writes_nothing(bench):
     assert not bench.store_path.exists()
     assert {task.need for task in made.tasks["a"].values()} == {"missing"}
     assert load_extract_config(str(bench.root / "c.yaml")).instances.keys() >= {"colour"}
+
+
+def test_runs_that_start_together_share_the_work(bench):
+    """Four at once make one store: none ends in an error, every clip is written by one."""
+    names = [f"c{n:02}" for n in range(12)]
+    for name in names:
+        bench.add(name, 3)
+    write_manifest(bench.root / "m.yaml", list(bench.clips.values()))
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: bench.run("colour", manifest=False), range(4)))
+    assert not [failure for report in reports for failure in report.failures]
+    assert sum(report.computed for report in reports) == 2 * len(names)
+    assert computed["colour"] == 3 * len(names)
+    runs = {report.run for report in reports}
+    assert {bench.record(name, "colour").provenance["run"] for name in names} <= runs
+
+
+def test_what_another_run_made_meanwhile_with_other_settings_is_left_alone(bench, monkeypatch):
+    bench.add("a")
+    bench.add("b", 10)
+    real = Colour.compute
+    second: list[runner.Report] = []
+
+    def compute(self, batch):
+        if not second:
+            second.append(None)
+            second[0] = bench.run("colour", config=("colour.gain=2.0",), clips=["b"])
+        return real(self, batch)
+
+    monkeypatch.setattr(Colour, "compute", compute)
+    first = bench.run("colour")
+    assert first.exit_code == 1
+    assert first.busy == ["b: another run made colour with other settings meanwhile"]
+    assert bench.record("b", "colour").recipe["config"]["gain"] == 2.0
+
+
+def test_a_clip_taken_over_by_another_run_gets_not_a_record_more(bench, monkeypatch):
+    bench.add("a")
+    real = Colour.compute
+
+    heir = Record("done", {"stage": "colour"}, {}, "heir", rows=1)
+    taken: list[Lease] = []
+    take = lease.take
+
+    def taking(*arguments):
+        taken.append(take(*arguments))
+        return taken[-1]
+
+    def compute(self, batch):
+        taken[0]._lost = True
+        Store.open(bench.store_path, "a").write_record("a", "colour", heir)
+        return real(self, batch)
+
+    monkeypatch.setattr(lease, "take", taking)
+    monkeypatch.setattr(Colour, "compute", compute)
+    report = bench.run("colour")
+    assert report.exit_code == 1
+    assert "the lease may be another run's" in report.busy[0]
+    assert bench.record("a", "colour") == heir
+
+
+def test_a_gpu_that_gives_up_is_no_clips_failure(bench, monkeypatch):
+    """CUDA's errors come late: when the results are fetched."""
+    bench.add("a", 10)
+
+    real = passes.stored_form
+
+    def lost(values, output, instance):
+        if instance == "colour":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(values, output, instance)
+
+    monkeypatch.setattr(passes, "stored_form", lost)
+    with pytest.raises(MachineError, match="the GPU gave up: CUDA error"):
+        bench.run("colour")
+    assert bench.record("a", "colour").state == "partial"
+
+
+def test_a_clip_too_long_for_the_memory_fails_alone(bench, monkeypatch):
+    bench.add("a")
+    bench.add("b", 10)
+    real = Rank.compute
+
+    def compute(self, inputs):
+        if len(inputs["colour.mean"]) > 10:
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+        return real(self, inputs)
+
+    monkeypatch.setattr(Rank, "compute", compute)
+    report = bench.run("rank")
+    assert [(f.clip, f.instance, f.reason) for f in report.failures] == [("a", "rank", "out_of_memory")]
+    assert bench.record("b", "rank").state == "done"
+
+
+def test_overwrite_without_the_video_loses_nothing(bench):
+    """A drive that is not mounted today must not cost what was finished."""
+    bench.add("a")
+    bench.run("colour")
+    before = bench.files()
+    away = bench.clips["a"].video.rename(bench.root / "away.mov")
+    report = bench.run("colour", config=("colour.gain=2.0",), overwrite=True)
+    assert [(f.instance, f.reason) for f in report.failures] == [("colour", "missing_file")]
+    assert bench.files() == before
+    assert bench.record("a", "colour").state == "done"
+    assert bench.run("colour").exit_code == 0
+    away.rename(bench.clips["a"].video)
+
+
+def test_labels_are_imported_again_also_without_the_video(bench, tmp_path):
+    labels = tmp_path / "a.csv"
+    labels.write_text("AU1\n" + "1\n" * FRAMES)
+    bench.add("a", labels=Labels(au=labels))
+    bench.run("labels")
+    bench.clips["a"].video.unlink()
+    labels.write_text("AU1\n" + "0\n" * FRAMES)
+    assert bench.run("labels").exit_code == 0
+    assert (bench.store.read("a", "labels", "au").values[:, 0] == 0).all()
+
+
+def test_a_narrow_type_gives_the_same_downstream_in_one_run_and_in_two(bench):
+    bench.add("a")
+    narrow = ("colour.dtype=float16", "colour.gain=1.01")
+    bench.run("contrast", config=narrow)
+    at_once = bench.files()
+    shutil.rmtree(bench.store_path)
+    bench.run("colour", config=narrow)
+    shutil.rmtree(bench.store_path / "a/contrast", ignore_errors=True)
+    bench.run("contrast", config=narrow)
+    assert bench.files() == at_once
+
+
+def test_two_frames_instances_are_decoded_each_in_its_own_way(bench):
+    bench.add("a", 10)
+    (bench.root / "c.yaml").write_text(
+        "extract: {instances: {mended: {stage: frames, repair_pts: true}, colour: {},"
+        " other: {stage: colour, inputs: {frames: mended}}}}"
+    )
+    assert bench.run().exit_code == 0
+    assert bench.record("a", "other").recipe["inputs"]["frames"]["config"] == {"repair_pts": True}
+    assert np.array_equal(
+        bench.store.read("a", "mended", "pts_s").values, bench.store.read("a", "frames", "pts_s").values
+    )
+
+
+def test_what_only_inherited_a_crash_needs_no_retry_of_its_own(bench, monkeypatch):
+    bench.add("a")
+    die(bench, monkeypatch, 2)
+    assert bench.run("contrast").exit_code == 1
+    assert bench.record("a", "contrast").reason == "crashed"
+    assert bench.run("colour", retry=True).exit_code == 0
+    assert bench.run("contrast").exit_code == 0
+
+
+def test_many_changed_files_are_one_line(bench):
+    for name in "abcd":
+        bench.add(name, 2)
+    bench.run("colour")
+    for name in "abcd":
+        path = bench.clips[name].video
+        path.write_bytes(path.read_bytes() + name.encode())
+    with pytest.raises(StaleError) as refusal:
+        bench.run("colour")
+    lines = [line for line in str(refusal.value).splitlines() if "colour:" in line]
+    assert len(lines) == 1
+    assert "4 clips (first a): source media: " in lines[0]
+
+
+def test_damage_in_one_clip_leaves_the_others_to_finish_and_exits_4(bench):
+    for name in "ab":
+        bench.add(name, 10)
+    bench.run("colour")
+    path = bench.store_path / "a/colour/mean/c.0.0"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    report = bench.run("rank")
+    assert report.exit_code == 4
+    assert "clip a, colour/mean" in report.damaged[0]
+    assert bench.record("b", "rank").state == "done"

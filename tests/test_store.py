@@ -170,6 +170,48 @@ def test_a_writer_makes_an_array_with_damaged_metadata_anew(store):
     assert writer.blocks == set()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"separator": "."', '"separator": "/"'),
+        ('"shape": [\n    23', '"shape": [\n    22'),
+        ('"fingerprint": "f"', '"fingerprint": "g"'),
+    ],
+)
+def test_metadata_that_is_not_what_was_written_is_found_and_never_read(store, old, new):
+    fill(store)
+    path = store.path / "clip/swin/feature/zarr.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert len(store.damage("clip", "swin")) == 1
+    with pytest.raises(CorruptError, match="swin/feature: "):
+        store.read("clip", "swin", "feature")
+
+
+def test_a_record_of_an_unknown_state_is_damaged(store):
+    fill(store)
+    path = store.path / "clip/swin/zarr.json"
+    path.write_text(path.read_text().replace('"done"', '"dnne"'))
+    with pytest.raises(CorruptError, match="state 'dnne'"):
+        store.record("clip", "swin")
+
+
+def test_blocks_of_an_unfinished_instance_are_checked_too(store):
+    fill(store)
+    store.write_record("clip", "swin", Record("partial", {}, {}, "f"))
+    (store.path / "clip/swin/feature/c.0.0").unlink()
+    path = store.path / "clip/swin/valid/c.1"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    assert [(d.array, d.block) for d in store.damage("clip", "swin")] == [("valid", 1)]
+
+
+def test_a_store_that_is_being_made_is_no_foreign_folder(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/.zarr.json.0af1.partial").write_bytes(b"{")  # a run was killed while it made the store
+    Store.open(tmp_path / "s", "a").write_record("clip", "swin", Record("done", {}, {}, "f"))
+    assert Store.open(tmp_path / "s").record("clip", "swin").state == "done"
+
+
 def test_words_are_stored_as_text(store):
     words = Output("text", FRAMES, (), (), "str")
     store.write_whole("clip", "transcribe", {words: np.array(["bin", "", "über"], dtype=object)}, fingerprint="f")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from extract.errors import AuFusionError, MachineError, UsageError
+from extract.errors import ClipError, MachineError, UsageError, WeightsError
 from extract.planning import DEFAULT_PRECISION, Prepared
 from extract.stage import Context, Stage
 
@@ -35,8 +35,13 @@ class LocalEngine:
         if instance.name not in self._ready:
             device = self.device_of(instance.stage)
             precision = getattr(torch, prepared.precision) if instance.stage.device == "gpu" else torch.float32
-            with self.guarded(instance.name):
-                instance.stage.setup(Context(device, precision, prepared.weights, self.cpu_threads))
+            try:
+                with self.guarded(instance.name):
+                    instance.stage.setup(Context(device, precision, prepared.weights, self.cpu_threads))
+            except ImportError as error:
+                raise WeightsError(
+                    f"instance {instance.name}: {error}; install what requirements.lock names"
+                ) from error
             self._ready[instance.name] = instance.stage
         return self._ready[instance.name]
 
@@ -46,19 +51,32 @@ class LocalEngine:
 
     @staticmethod
     @contextlib.contextmanager
-    def guarded(name: str) -> Iterator[None]:
-        """Turn a lost or full GPU into MachineError: it is no fault of the clip at hand."""
+    def guarded(name: str, *, whole_clip: bool = False) -> Iterator[None]:
+        """Turn a lost or full GPU into MachineError: it is no fault of the clip at hand.
+
+        A clip stage takes what the clip's length asks for (``whole_clip``): a full memory is then that clip's failure.
+        Errors of a GPU show when its results are fetched, so that belongs inside the block.
+        """
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            raise MachineError(f"instance {name}: the GPU's memory is full; set a smaller {name}.batch") from error
-        except MemoryError as error:
-            raise MachineError(f"instance {name}: this machine's memory is full") from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _memory_is_full(name, whole_clip=whole_clip) from error
         except RuntimeError as error:
-            lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
-            if lost and not isinstance(error, AuFusionError):
-                raise MachineError(f"instance {name}: the GPU gave up: {str(error).splitlines()[0]}") from error
+            text = str(error)
+            if "DefaultCPUAllocator" in text:
+                raise _memory_is_full(name, whole_clip=whole_clip) from error
+            lost = any(mark in text for mark in ("CUDA error", "cuDNN error", "CUBLAS_STATUS"))
+            if lost or isinstance(error, getattr(torch, "AcceleratorError", ())):
+                raise MachineError(f"instance {name}: the GPU gave up: {text.splitlines()[0]}") from error
             raise
+
+
+def _memory_is_full(name: str, *, whole_clip: bool) -> ClipError | MachineError:
+    if not whole_clip:
+        return MachineError(f"instance {name}: the memory is full; set a smaller {name}.batch and run again")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return ClipError("out_of_memory", "too long for the memory; cut it with start_s and end_s, or use --device cpu")
 
 
 def pick_device(asked: str) -> torch.device:
