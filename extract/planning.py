@@ -1,7 +1,7 @@
 """What there is to do: recipes, and what the store lacks or holds stale."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from extract.errors import ClipError, StaleError, WeightsError
@@ -182,6 +182,8 @@ def _task(
     name = prepared.instance.name
     if store is None or record is None:
         return Task(name, "missing", None)
+    if record.recipe == prepared.recipe:  # one object for ten thousand clips, and nothing to look for below
+        record = replace(record, recipe=prepared.recipe)
     parts = parts_of(plan.graph, name, clip)
     sources.trust(clip, record)
     gone = sources.is_gone(clip, parts)
@@ -209,7 +211,8 @@ def _task(
 
 
 def _changes(record: Record, recipe: Mapping[str, Any], source: Mapping[str, Any] | None) -> tuple[str, ...]:
-    changes = [f"recipe {line}" for line in differences(record.recipe, recipe)]
+    same = record.recipe is recipe
+    changes = [] if same else [f"recipe {line}" for line in differences(record.recipe, recipe)]
     if source is not None:
         for part in sorted({*record.source, *source}):
             old, new = record.source.get(part), source.get(part)

@@ -70,6 +70,18 @@ def test_create_gives_the_name_to_one_caller(files, tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_create_is_exclusive_without_links_too(files, monkeypatch):
+    """exFAT and some network shares know no hard links."""
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("extract.files.os.link", refused)
+    assert files.create("a", b"first")
+    assert not files.create("a", b"second")
+    assert files.read("a") == b"first"
+
+
 def test_sweeps_what_killed_writers_left_and_nothing_else(files, tmp_path):
     files.write("clip/array/c.0", b"kept")
     (tmp_path / "clip/array/.c.1.0a1b.partial").write_bytes(b"half")
