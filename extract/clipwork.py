@@ -417,7 +417,7 @@ class ClipWork:
         provenance = {
             **self.provenance,
             "device": str(self.engine.device_of(prepared.instance.stage)),
-            "weights": {n: w.spec for n, w in named.items()},
+            "weights": {n: {"spec": w.spec, "sha256": w.sha256} for n, w in named.items()},
             "untrained": any(w.untrained for w in named.values()),
         }
         return Record("partial", prepared.recipe, {}, "", provenance=provenance)

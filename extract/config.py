@@ -134,6 +134,19 @@ def load_section(spec: str | None, section: str, overrides: Sequence[str] = ()) 
     return found
 
 
+def apply_overrides(values: Mapping[str, Any], section: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A section's plain values with ``a.b=c`` overrides as ``load_section`` takes them.
+
+    Raises:
+        ConfigError: an override without ``=``, or below something that is no section.
+    """
+    whole: dict[str, Any] = {section: dict(values)}
+    for text in overrides:
+        _apply(whole, section, text)
+    found: dict[str, Any] = whole[section]
+    return found
+
+
 def builtin_configs() -> list[str]:
     """Names that ``-c`` takes besides a path."""
     folder = resources.files("extract") / "configs"

@@ -39,6 +39,9 @@ MAX_JITTER_S = Fraction(40, 1000)
 MAX_GAP_S = 3600
 """A longer jump of the sound's times is a broken clock (a wrapped counter), not an hour of silence to fill in."""
 
+DRAWN = "drawn, not recorded"
+"""How the comment in a container begins whose pictures a program made up; it follows the clip into every report."""
+
 TAIL_PACKETS = 4
 """Damage this near the last packet is the file's end: after the torn packet a parser still hands out what it held."""
 
@@ -86,7 +89,7 @@ class Video:
     """Facts for the record that are no error, JSON values; complete when ``frames`` is exhausted.
 
     ``rotation_deg``, ``mirrored``, ``video_streams {count, taken}``, ``declared_frames`` (where another number was
-    decoded), ``truncated_at_s`` (time of the last frame of a file that ends early), ``corrupt_frames {count, first_s}``
+    decoded), ``drawn`` (what the file says of its maker), ``truncated_at_s`` (time of the last frame of a file that ends early), ``corrupt_frames {count, first_s}``
     (given, as the decoder mended them), ``undecodable_packets {count, error}`` (no frame came of them),
     ``repaired_pts {absent, not_increasing}``.
     """
@@ -151,6 +154,8 @@ class Video:
         last: Fraction | None = None
         with _open(self.path) as container:
             stream = container.streams.video[self._number]
+            if (comment := container.metadata.get("comment", "")).startswith(DRAWN):
+                self.notes["drawn"] = comment
             frames: Iterator[DecodedFrame] = _decoded(container, stream, damage)
             for frame in frames:
                 at = repaired[num_decoded] if repaired else _checked_time(frame, stream, num_decoded, last)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extract import lease
 from extract.clipwork import ClipWork, Outcome
@@ -22,6 +23,9 @@ from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.sources import Sources
 from extract.store import Store, is_store
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +122,7 @@ class Options:
 
 
 def run(
-    manifest: str | Path = "data_manifest.yaml",
+    manifest: str | Path | Sequence[Clip] = "data_manifest.yaml",
     store: str | Path = "store.zarr",
     config: str | ExtractConfig | None = None,
     *,
@@ -128,6 +132,9 @@ def run(
 ) -> Report:
     """Compute what the store lacks of the manifest's clips; the same as ``extract run``.
 
+    Args:
+        manifest: its file, or the clips themselves.
+
     Raises:
         UsageError: config, manifest or flags are wrong, or the store is stale (nothing was changed).
         WeightsError: weights are missing (before any work).
@@ -135,9 +142,24 @@ def run(
     """
     options = options or Options()
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    clips = choose(load_manifest(Path(manifest)), options)
+    listed = load_manifest(Path(manifest)) if isinstance(manifest, str | Path) else manifest
+    clips = choose(listed, options)
     device = pick_device(options.device)
     made, opened, sources = make_plan(loaded, clips, store, options, device.type)
+    return execute(made, opened, sources, store, loaded, device, options, progress)
+
+
+def execute(
+    made: Plan,
+    opened: Store | None,
+    sources: Sources,
+    store: str | Path,
+    config: ExtractConfig,
+    device: "torch.device",
+    options: Options,
+    progress: Progress | None = None,
+) -> Report:
+    """Do what ``make_plan`` planned; the second half of ``run``, with its errors."""
     report = Report(run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
     if opened and made.stale():
         if not options.overwrite:
@@ -146,8 +168,8 @@ def run(
         if also:
             report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
-    engine = LocalEngine(device, loaded.run.cpu_threads)
-    _work(made, Store.open(store, "a"), engine, sources, loaded, options, report, progress or Progress())
+    engine = LocalEngine(device, config.run.cpu_threads)
+    _work(made, Store.open(store, "a"), engine, sources, config, options, report, progress or Progress())
     return report
 
 

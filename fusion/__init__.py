@@ -1,14 +1,15 @@
 """From stored features to action unit probabilities per frame.
 
-``fusion.fit`` and ``fusion.evaluate`` are the commands of these names.
+``fusion.fit``, ``fusion.evaluate`` and ``fusion.predict`` are the commands of these names.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusion.evaluation import Evaluation
+    from fusion.prediction import Predictions
 
-__all__ = ["evaluate", "fit"]
+__all__ = ["evaluate", "fit", "predict"]
 
 
 def fit(*args: Any, **kwargs: Any) -> "list[Evaluation]":  # noqa: ANN401 - the signature is training.fit's
@@ -23,3 +24,10 @@ def evaluate(*args: Any, **kwargs: Any) -> "Evaluation":  # noqa: ANN401 - the s
     from fusion import evaluation
 
     return evaluation.evaluate(*args, **kwargs)
+
+
+def predict(*args: Any, **kwargs: Any) -> "Predictions":  # noqa: ANN401 - the signature is prediction.predict's
+    """Action unit probabilities of movies; arguments, result and errors as of ``fusion.prediction.predict``."""
+    from fusion import prediction
+
+    return prediction.predict(*args, **kwargs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusion.evaluation import Evaluation
 
 app = typer.Typer(
-    help="Fit and evaluate action unit models on stored features.",
+    help="Action unit models on stored features: fit, evaluate, predict for a movie.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -90,6 +90,52 @@ def evaluate(
             typer.echo(render(found))
 
 
+@app.command()
+def predict(
+    videos: Annotated[list[Path], typer.Argument(help="Movies.", metavar="VIDEO...")],
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. [default: newest under runs/]")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path(),
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Extract by this config. [default: as the run's features were]")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as swin.weights=PATH. Repeatable.")
+    ] = None,
+    device: Device = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
+) -> None:
+    """Write VIDEO.csv (time, probabilities and decisions per frame) and VIDEO.json (what they mean) for each movie."""
+    after_interrupt = "run the same command to continue"
+    with _log_to_stderr(quiet=quiet, verbose=verbose), _errors_as_exit_codes(after_interrupt):
+        from extract import console
+        from fusion import prediction
+
+        with console.progress(quiet or as_json) as progress:
+            found = prediction.predict(
+                videos,
+                run,
+                output=output,
+                config=config,
+                set=overrides or (),
+                device=device,
+                offline=offline,
+                progress=progress,
+            )
+        if as_json:
+            _print_json(found.as_json())
+        else:
+            for line in [] if quiet else [f"run {found.run}", *found.lines()]:
+                typer.echo(line)
+            for warning in [] if quiet else found.warnings:
+                typer.echo(f"warning: {warning}", err=True)
+            for video, why in found.failed.items():
+                typer.echo(f"failed: {video}: {why}", err=True)
+        raise typer.Exit(found.exit_code)
+
+
 def render(evaluation: "Evaluation") -> str:
     """The table: percentages, one column per AU. A dash stands for an AU without a single annotation."""
     from fusion.evaluation import NAMES, named
@@ -104,6 +150,9 @@ def render(evaluation: "Evaluation") -> str:
     for title, metric, values in (("F1", "f1", scores.f1), ("F1_our", "f1_our", scores.f1_our)):
         lines.append(_row(title, _percent(named(values))))
         lines += [_row(f"  {titles[name]}", _percent(named(found[metric]))) for name, found in scores.baselines.items()]
+    if evaluation.interval is not None:
+        low, high = _percent({"low": evaluation.interval[0], "high": evaluation.interval[1]})
+        lines.append(f"mean F1, 95 % bootstrap interval over {evaluation.clips} clips: {low} to {high}")
     lines += [
         _row("annotated", [str(count) for count in scores.annotated]),
         _row("positive", [str(count) for count in scores.positive]),
@@ -114,6 +163,8 @@ def render(evaluation: "Evaluation") -> str:
     lines += [f"left out: clip {clip}: {reason}" for clip, reason in evaluation.left_out.items()]
     if evaluation.untrained:
         lines.append(f"untrained: {', '.join(evaluation.untrained)} (random weights: the numbers prove nothing)")
+    if evaluation.drawn:
+        lines.append(f"drawn: {evaluation.drawn} of {evaluation.clips} clips show no person but a program's drawing")
     return "\n".join(lines)
 
 

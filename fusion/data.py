@@ -207,6 +207,10 @@ class FeatureSource:
     """Clip -> fingerprint."""
     untrained: bool
     """Whether its encoder has random weights."""
+    weights: Mapping[str, str]
+    """sha256 -> what the extraction's config called these weights, its own and those of its inputs."""
+    drawn: tuple[str, ...]
+    """Clips whose pictures were drawn by a program that says so in the file."""
 
 
 def feature_sources(store: Store, clips: Sequence[str], instances: Iterable[str]) -> dict[str, FeatureSource]:
@@ -230,6 +234,12 @@ def feature_sources(store: Store, clips: Sequence[str], instances: Iterable[str]
             recipe=records[first].recipe,
             fingerprints={clip: record.fingerprint for clip, record in records.items()},
             untrained=any(record.provenance.get("untrained", False) for record in records.values()),
+            weights={
+                named["sha256"]: named["spec"]
+                for record in records.values()
+                for named in record.provenance.get("weights", {}).values()
+            },
+            drawn=tuple(clip for clip, record in records.items() if "drawn" in record.notes),
         )
     return found
 
@@ -249,8 +259,11 @@ def first_difference(one: object, other: object, path: str = "") -> str | None:
 # ---- tables and windows --------------------------------------------------------------------------------------------
 
 
-def load_samples(store: Store, clips: Sequence[str], config: FusionConfig) -> Samples:
+def load_samples(store: Store, clips: Sequence[str], config: FusionConfig, *, labelled: bool = True) -> Samples:
     """Read the annotated frames of ``clips``, and every feature they need, into RAM.
+
+    Args:
+        labelled: False takes every frame and reads no labels; they are -1 throughout.
 
     Raises:
         ConfigError: a modality asks for an array that is not there or lies on another clock.
@@ -260,12 +273,13 @@ def load_samples(store: Store, clips: Sequence[str], config: FusionConfig) -> Sa
     ranges: dict[str, list[NDArray[np.int64]]] = {name: [] for name in config.used}
     labels, clip_index, frames = [], [], []
     for number, clip in enumerate(clips):
-        au = store.read(clip, LABELS, "au").values  # [T, 12] int8
         pts_s = store.read(clip, FRAMES, "pts_s").values  # [T]
-        if au.shape != (len(pts_s), len(AUS)):
-            raise StoreError(f"clip {clip}: labels/au is {au.shape}, expected [{len(pts_s)} frames, {len(AUS)} AUs]")
-        annotated = (au >= 0).all(axis=1) if config.data.drop_partial_frames else (au >= 0).any(axis=1)
-        frame = np.flatnonzero(annotated)
+        au = np.full((len(pts_s), len(AUS)), -1, dtype=np.int8)  # [T, 12]
+        frame = np.arange(len(pts_s))
+        if labelled:
+            au = _labels(store, clip, len(pts_s))
+            annotated = (au >= 0).all(axis=1) if config.data.drop_partial_frames else (au >= 0).any(axis=1)
+            frame = np.flatnonzero(annotated)
         for table in tables.values():
             table.read(store, clip)
         for name, modality in config.used.items():
@@ -283,6 +297,14 @@ def load_samples(store: Store, clips: Sequence[str], config: FusionConfig) -> Sa
         sources=_sources(config),
         ranges={name: _joined(windows, (0, 2), np.int64) for name, windows in ranges.items()},
     )
+
+
+def _labels(store: Store, clip: str, num_frames: int) -> NDArray[np.int8]:
+    """``labels/au`` [T, 12]."""
+    au = store.read(clip, LABELS, "au").values
+    if au.shape != (num_frames, len(AUS)):
+        raise StoreError(f"clip {clip}: labels/au is {au.shape}, expected [{num_frames} frames, {len(AUS)} AUs]")
+    return au
 
 
 def _sources(config: FusionConfig) -> dict[str, ArrayName]:

@@ -1,7 +1,7 @@
 """How good a fitted run is on a split: both F1 definitions per AU, beside predictors that never look."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from extract.au import AUS
-from extract.au.metrics import Floats, confusion, trivial_baselines
+from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
 from extract.errors import StaleError, UsageError
 from extract.store import Store
 from fusion.data import (
+    FRAMES,
     FeatureSource,
     Samples,
     Selection,
@@ -73,6 +74,8 @@ class Evaluation:
     split: str
     epoch: int
     scores: Scores
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval over clips of the mean F1; None for a single clip."""
     clips: int
     frames: int
     """Annotated frames: all of them count, with or without a face."""
@@ -80,6 +83,8 @@ class Evaluation:
     """Modality -> frames that lack it."""
     untrained: tuple[str, ...]
     """Instances whose encoder has random weights: the numbers say nothing about the method."""
+    drawn: int
+    """Clips whose pictures a program drew: the numbers say nothing about people."""
     left_out: Mapping[str, str]
     """Clips of the split that are not counted, and why."""
 
@@ -93,7 +98,9 @@ class Evaluation:
             "frames": self.frames,
             "missing": dict(self.missing),
             "untrained": list(self.untrained),
+            "drawn": self.drawn,
             "left_out": dict(self.left_out),
+            "f1_interval_95": None if self.interval is None else list(self.interval),
             **self.scores.as_json(),
         }
 
@@ -113,6 +120,40 @@ def score(labels: ArrayLike, predictions: ArrayLike) -> Scores:
         annotated=counts.annotated.astype(np.int64),
         positive=(counts.true_positive + counts.false_negative).astype(np.int64),
     )
+
+
+def bootstrap_interval(
+    labels: ArrayLike, predictions: ArrayLike, clip: NDArray[np.int64], draws: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean F1 when clips are drawn with replacement (Efron 1979).
+
+    Frames of a clip are much alike, so clips are drawn, not frames. Few clips give a rough interval, and clips of the
+    same few people one that is too narrow for other people.
+
+    Args:
+        labels: [N, 12]: 0, 1 or -1.
+        predictions: [N, 12]: 0 or 1.
+        clip: [N]: which clip each frame is of.
+
+    Returns:
+        Low and high end, in [0, 1]; None where there is one clip only.
+    """
+    truth, guess = np.asarray(labels), np.asarray(predictions)
+    numbers = np.unique(clip)
+    if len(numbers) < 2:
+        return None
+    each = [confusion(truth[clip == number], guess[clip == number]) for number in numbers]
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=draws)  # [draws, clips]
+    counts = Confusion(
+        *(
+            drawn @ np.stack([getattr(one, count.name) for one in each])  # [draws, 12]
+            for count in fields(Confusion)
+        )
+    )
+    seen = confusion(truth, guess).annotated > 0
+    low, high = np.quantile(counts.f1[:, seen].mean(axis=1), [0.025, 0.975]) if seen.any() else (0.0, 0.0)
+    return float(low), float(high)
 
 
 def mean(values: Floats) -> float:
@@ -161,7 +202,7 @@ def evaluate(
     store = Store.open(features)
     selection = select_clips(store, split, fitted.config.instances, skip_failed=skip_failed)
     require_clips(store, selection)
-    sources = feature_sources(store, selection.clips, fitted.config.instances)
+    sources = feature_sources(store, selection.clips, (FRAMES, *fitted.config.instances))
     check_features(fitted, sources, f"run {where.path}")
     if split != "train":
         check_unseen(fitted, selection, f"run {where.path}")
@@ -169,17 +210,34 @@ def evaluate(
     torch_device = resolve_device(device)
     with arithmetic(torch_device):
         logits = predict_logits(fitted.model.to(torch_device), samples, torch_device, fitted.config.training.batch)
+    told = (str(where.path), str(features), split)
+    return assess(told, fitted.epoch, samples, logits, sources, left_out(selection))
+
+
+def assess(
+    told: tuple[str, str, str],
+    epoch: int,
+    samples: Samples,
+    logits: NDArray[np.float32],
+    sources: Mapping[str, FeatureSource],
+    absent: Mapping[str, str],
+) -> Evaluation:
+    """The scores of ``logits`` [N, 12] on ``samples``; ``told`` names run, features and split."""
+    run, features, split = told
+    labels, predictions = samples.labels.numpy(), logits >= 0
     return Evaluation(
-        run=str(where.path),
-        features=str(features),
+        run=run,
+        features=features,
         split=split,
-        epoch=fitted.epoch,
-        scores=score(samples.labels.numpy(), logits >= 0),
+        epoch=epoch,
+        scores=score(labels, predictions),
+        interval=bootstrap_interval(labels, predictions, samples.clip),
         clips=len(samples.clips),
         frames=len(samples),
         missing=samples.missing(),
         untrained=untrained(sources),
-        left_out=left_out(selection),
+        drawn=len(set(samples.clips) & set(sources[FRAMES].drawn)),
+        left_out=absent,
     )
 
 
@@ -189,8 +247,8 @@ def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], wh
     Raises:
         StaleError: names the instance and the first field that differs.
     """
-    for instance, source in sources.items():
-        difference = first_difference(fitted.recipes[instance], source.recipe)
+    for instance, recipe in fitted.recipes.items():
+        difference = first_difference(recipe, sources[instance].recipe)
         if difference is not None:
             raise StaleError(
                 f"instance {instance}: {whose} was fitted on other features than this store holds ({difference}); "
@@ -222,13 +280,18 @@ def annotated_samples(store: Store, selection: Selection, fitted: FittedModel) -
     samples = load_samples(store, selection.clips, fitted.config)
     if not len(samples):
         raise UsageError(f"split {selection.split}: not one annotated frame in {len(selection.clips)} clips")
+    check_sizes(samples, fitted)
+    return samples
+
+
+def check_sizes(samples: Samples, fitted: FittedModel) -> None:
+    """Refuse rows of another size than the run was fitted on, with StaleError."""
     for name, source in samples.sources.items():
         table = samples.tables[source]
         if len(table) and table.shape[1] != fitted.sizes[name]:
             raise StaleError(
                 f"modality {name}: {table.shape[1]} values a row, the run was fitted on {fitted.sizes[name]}"
             )
-    return samples
 
 
 def require_clips(store: Store, selection: Selection) -> None:

@@ -17,7 +17,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,12 @@ class FittedModel:
     """Split (``train``, ``val``) -> the clips that fitting saw."""
     epoch: int
     """Epochs of training that it has behind it."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of an encoder's weights -> what the extraction's config called them: a key, a path, ``random``."""
+    untrained: tuple[str, ...] = ()
+    """Instances whose encoder has random weights."""
+    drawn: int = 0
+    """Clips that fitting saw whose pictures were drawn by a program."""
 
 
 class Run:
@@ -145,6 +151,9 @@ class Run:
                 "recipes": json.dumps(fitted.recipes),
                 "clips": {split: list(clips) for split, clips in fitted.clips.items()},
                 "epoch": fitted.epoch,
+                "weights": dict(fitted.weights),
+                "untrained": list(fitted.untrained),
+                "drawn": fitted.drawn,
                 "model": fitted.model.state_dict(),
             },
         )
@@ -170,6 +179,9 @@ class Run:
             recipes=json.loads(state["recipes"]),
             clips={split: tuple(clips) for split, clips in state["clips"].items()},
             epoch=state["epoch"],
+            weights=state["weights"],
+            untrained=tuple(state["untrained"]),
+            drawn=state["drawn"],
         )
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:

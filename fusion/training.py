@@ -30,7 +30,16 @@ from fusion.data import (
     shared_people,
 )
 from fusion.device import arithmetic, resolve_device
-from fusion.evaluation import Evaluation, Scores, left_out, predict_logits, require_clips, score, untrained
+from fusion.evaluation import (
+    Evaluation,
+    Scores,
+    assess,
+    left_out,
+    predict_logits,
+    require_clips,
+    score,
+    untrained,
+)
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
 
@@ -125,8 +134,12 @@ def fit(
             val_f1 = None if val is None else evaluate_split(model, val, torch_device, settings).mean_f1
             history.append({"epoch": epoch, "loss": mean_loss, "val_f1": val_f1})
             if best_epoch(history) == epoch:
-                recipes = {instance: sources[instance].recipe for instance in config.instances}
-                run.save_model(FittedModel(model, config, sizes, recipes, clips, epoch))
+                recipes = {instance: sources[instance].recipe for instance in (FRAMES, *config.instances)}
+                named = {sha256: spec for source in sources.values() for sha256, spec in source.weights.items()}
+                drawn = len(sources[FRAMES].drawn)
+                run.save_model(
+                    FittedModel(model, config, sizes, recipes, clips, epoch, named, untrained(sources), drawn)
+                )
             # Last: what comes before is made again, alike, if it ends here.
             run.save_checkpoint(_state(model, optimizer, torch_device, history, sources, clips))
             run.save_log(history)
@@ -136,17 +149,13 @@ def fit(
         best = run.model()
         best.model.to(torch_device)
         found = [
-            Evaluation(
-                run=str(run.path),
-                features=str(features),
-                split=split.name,
-                epoch=best.epoch,
-                scores=evaluate_split(best.model, split, torch_device, settings),
-                clips=len(split.samples.clips),
-                frames=len(split.samples),
-                missing=split.samples.missing(),
-                untrained=untrained(sources),
-                left_out=split.left_out,
+            assess(
+                (str(run.path), str(features), split.name),
+                best.epoch,
+                split.samples,
+                predict_logits(best.model, split.samples, torch_device, settings.batch),
+                sources,
+                split.left_out,
             )
             for split in (val, train)
             if split is not None

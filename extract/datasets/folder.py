@@ -162,6 +162,16 @@ def _is_transcript(path: Path) -> bool:
     return tuple(name.strip().lower() for name in names) == TRANSCRIPT_HEADER
 
 
+def clip_of_file(path: Path, own: str) -> Clip:
+    """One video or sound file with the transcript beside it, without labels; the id is its stem and ``own``."""
+    base = absolute(path, Path.cwd()).parent
+    beside = [PurePosixPath(name) for name in os.listdir(base) if PurePosixPath(name).stem == path.stem]
+    clip_id = f"{_legal(path.stem).text[: ID_MAX_CHARS - len(own) - 1]}-{own}"
+    return (
+        _Beside(base, beside).clip(PurePosixPath(path.name), clip_id, clip_id).model_copy(update={"labels": Labels()})
+    )
+
+
 # -- ids --------------------------------------------------------------------------------------------------------------
 
 

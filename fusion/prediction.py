@@ -1,0 +1,374 @@
+"""From movies to action unit probabilities per frame: the extraction that a run needs, then its network.
+
+The run says itself how its features were made (recipes, and what their weights were called), so no config is needed.
+Features go into a store below the cache folder, one for every way of extraction: predicting again computes nothing.
+"""
+
+import csv
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract import runner
+from extract.au import AUS
+from extract.config import ExtractConfig, apply_overrides, load_extract_config, validated
+from extract.datasets.folder import clip_of_file
+from extract.engines.local import pick_device
+from extract.errors import StaleError, UsageError
+from extract.files import LocalFiles
+from extract.graph import Instance, build_graph
+from extract.models.weights import cache_folder, file_sha256
+from extract.runner import Options, Progress
+from extract.sources import sha256_of
+from extract.store import Store
+from fusion.config import ContextModality, FrameModality
+from fusion.data import FRAMES, Samples, first_difference, load_samples
+from fusion.device import arithmetic
+from fusion.evaluation import check_sizes, predict_logits
+from fusion.runs import MODEL, FittedModel, Run
+
+if TYPE_CHECKING:
+    from extract.manifest import Clip
+
+CSV_BEGINS = "frame,pts_s,valid,"
+"""How every table of ours begins; a file of that name that does not is somebody else's."""
+THRESHOLD = 0.5
+NAMES = tuple(f"AU{au:02d}" for au in AUS)
+
+UNITS = {
+    "frame": "row on the video's frame clock, from 0",
+    "pts_s": "presentation time in seconds",
+    "valid": "1 where a face was found and used; 0 where the numbers rest on sound and words, or on nothing",
+    "AUxx_p": "probability in [0, 1]",
+    "AUxx": "1 where the probability reaches the threshold",
+}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was written for one movie."""
+
+    video: Path
+    table: Path
+    """``<video>.csv``"""
+    facts: Path
+    """``<video>.json``"""
+    frames: int
+    present: Mapping[str, int]
+    """Modality -> frames that have it."""
+
+
+@dataclass
+class Predictions:
+    """The result of ``predict``."""
+
+    run: Path
+    written: list[Predicted] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    """Movie -> why there is no table of it."""
+    warnings: list[str] = field(default_factory=list)
+    """What holds for all of them."""
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 if a movie has no table."""
+        return 1 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """A line for every movie that has a table."""
+        return [
+            f"{one.video}: {one.frames} frames ({', '.join(f'{name} {count}' for name, count in one.present.items())}) "
+            f"-> {one.table}, {one.facts.name}"
+            for one in self.written
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a machine."""
+        return {
+            "run": str(self.run),
+            "written": [
+                {
+                    "video": str(one.video),
+                    "table": str(one.table),
+                    "facts": str(one.facts),
+                    "frames": one.frames,
+                    "present": dict(one.present),
+                }
+                for one in self.written
+            ],
+            "failed": {str(video): why for video, why in self.failed.items()},
+            "warnings": self.warnings,
+        }
+
+
+def predict(
+    videos: Iterable[str | Path],
+    run: str | Path | None = None,
+    *,
+    output: str | Path = ".",
+    config: str | None = None,
+    set: Sequence[str] = (),
+    device: str = "auto",
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Write ``<video>.csv`` and ``<video>.json`` for each of ``videos`` into the folder ``output``.
+
+    A transcript beside a movie (NAME.srt, .vtt, .csv or .json) gives its words. A movie without sound, words or a face
+    lacks these modalities, which the network knows how to miss.
+
+    Args:
+        run: the fitted run; the newest under ``runs/`` when None.
+        config: built-in config or file to extract with; None is what the run's own features were extracted with.
+        set: ``a.b=c`` each, over that config; ``swin.weights=PATH`` where weights have moved.
+        device: ``auto``, ``cpu`` or ``cuda:N``.
+
+    Raises:
+        UsageError: no such run; a file of the name to write is there and none of ours.
+        StaleError: the config does not give the features that the run was fitted on.
+        WeightsError: weights that the extraction needs are missing.
+        MachineError: disk or GPU gave up.
+    """
+    where = Run(run) if run is not None else Run.newest()
+    fitted = where.model()
+    torch_device = pick_device(device)
+    clips: dict[str, tuple[Path, Clip]] = {}
+    predictions = Predictions(where.path)
+    for video in dict.fromkeys(Path(video) for video in videos):
+        try:
+            clip = clip_of_file(video, file_sha256(video)[:8])
+        except OSError as error:
+            predictions.failed[video] = f"cannot be read ({error.strerror})"
+            continue
+        clips.setdefault(clip.id, (video, clip))
+    names = _file_names(clips)
+    _refuse_foreign(Path(output), names.values())
+
+    extraction = _extraction(fitted, config, set, torch_device.type)
+    recipes = {"recipes": fitted.recipes, "config": extraction.model_dump(mode="json")}
+    features = cache_folder() / "predict" / f"{sha256_of(recipes)[:16]}.zarr"
+    # What the cache holds of an edited transcript is of no use to anybody: made anew without asking.
+    options = Options(stages=tuple(fitted.recipes), device=device, offline=offline, overwrite=True)
+    listed = [clip for _, clip in clips.values()]
+    made, opened, sources = runner.make_plan(extraction, listed, features, options, torch_device.type)
+    told = f"config {config}" if config else f"the extraction of run {where.path}"
+    predictions.warnings = _check_recipes(
+        fitted, {name: made.prepared[name].recipe for name in fitted.recipes}, where, told
+    )
+    predictions.warnings += _warnings(fitted)
+    report = runner.execute(made, opened, sources, features, extraction, torch_device, options, progress)
+
+    store = Store.open(features)
+    troubles = {failure.clip: f"{failure.instance}: {failure.message}" for failure in reversed(report.failures)}
+    troubles |= {text.partition(":")[0]: text.partition(": ")[2] for text in (*report.busy, *report.damaged)}
+    identity = {"path": str(where.path), "epoch": fitted.epoch, "sha256": file_sha256(where.path / MODEL)}
+    for clip_id, (video, _) in clips.items():
+        frames = store.record(clip_id, FRAMES)
+        if clip_id in troubles:
+            predictions.failed[video] = troubles[clip_id]
+            continue
+        if frames is None or frames.state != "done":
+            predictions.failed[video] = f"{frames.reason if frames else 'no frames'}: there is no frame to predict for"
+            continue
+        samples = load_samples(store, [clip_id], fitted.config, labelled=False)
+        check_sizes(samples, fitted)
+        with arithmetic(torch_device):
+            model = fitted.model.to(torch_device)
+            logits = predict_logits(model, samples, torch_device, fitted.config.training.batch)
+        own = [text for text in report.warnings if text.startswith(f"clip {clip_id},")]
+        pts_s = store.read(clip_id, FRAMES, "pts_s").values
+        predictions.written.append(
+            _write(
+                Path(output), names[clip_id], video, fitted, samples, pts_s, logits,
+                {"clip": clip_id, "run": identity, "warnings": [*predictions.warnings, *own]},
+            )
+        )  # fmt: skip
+    return predictions
+
+
+# ---- which extraction ----------------------------------------------------------------------------------------------
+
+
+def _extraction(fitted: FittedModel, config: str | None, overrides: Sequence[str], device_kind: str) -> ExtractConfig:
+    """The config that makes the run's features, with the run's precisions where the device has them."""
+    if config is not None:
+        wanted = load_extract_config(config, overrides)
+    else:
+        section = apply_overrides(_rebuilt(fitted), "extract", overrides)
+        wanted = validated(ExtractConfig, section, "the extraction of the run")
+    graph = build_graph(wanted)
+    absent = [name for name in fitted.recipes if name not in graph]
+    if absent:
+        raise StaleError(
+            f"config {config} has no instance {absent[0]}, whose features the run was fitted on; leave out -c"
+        )
+    entries = {name: instance.config for name, instance in graph.items()}
+    for name, precision in _precisions(fitted, graph).items():
+        available = device_kind == "cuda" or precision == "float32"
+        if entries[name].precision == "auto" and available:
+            entries[name] = entries[name].model_copy(update={"precision": precision})
+    return wanted.model_copy(update={"instances": entries})
+
+
+def _rebuilt(fitted: FittedModel) -> dict[str, Any]:
+    """The section ``extract:`` whose recipes are the run's; an input is named by its slot where that name is free."""
+    instances: dict[str, dict[str, Any]] = {}
+    recipes: dict[str, Mapping[str, Any]] = dict(fitted.recipes)
+
+    def named(slot: str, recipe: Mapping[str, Any]) -> str:
+        candidates = itertools.chain([slot], (f"{slot}_{number}" for number in itertools.count(2)))
+        name = next(name for name in candidates if recipes.get(name, recipe) == recipe)
+        recipes[name] = recipe
+        add(name)
+        return name
+
+    def add(name: str) -> None:
+        if name in instances:
+            return
+        recipe = recipes[name]
+        entry = instances[name] = {"stage": recipe["stage"], **recipe["config"]}
+        if "weights" in recipe:
+            entry["weights"] = fitted.weights.get(recipe["weights"], recipe["weights"])
+        entry["inputs"] = {slot: named(slot, below) for slot, below in recipe["inputs"].items()}
+
+    for name in fitted.recipes:
+        add(name)
+    return {"instances": instances}
+
+
+def _precisions(fitted: FittedModel, graph: Mapping[str, Instance]) -> dict[str, str]:
+    """Instance of ``graph`` -> precision in the run's recipes, its inputs' too."""
+    found: dict[str, str] = {}
+    stack = list(fitted.recipes.items())
+    while stack:
+        name, recipe = stack.pop()
+        if "precision" in recipe:
+            found[name] = recipe["precision"]
+        feeds = graph[name].feeds
+        stack += [(feeds[slot], below) for slot, below in recipe["inputs"].items() if slot in feeds]
+    return {name: precision for name, precision in found.items() if graph[name].stage.device == "gpu"}
+
+
+def _check_recipes(fitted: FittedModel, recipes: Mapping[str, Any], where: Run, told: str) -> list[str]:
+    """Refuse features of another making; a warning for each that differs in nothing but precision.
+
+    Raises:
+        StaleError: names instance and field.
+    """
+    warnings = []
+    for name, wanted in fitted.recipes.items():
+        here = recipes[name]
+        if here == wanted:
+            continue
+        difference = first_difference(_without_precision(wanted), _without_precision(here))
+        if difference is not None:
+            raise StaleError(
+                f"instance {name}: run {where.path} was fitted on other features than {told} gives now "
+                f"({difference}); use the config and weights of the fit, or fit again"
+            )
+        warnings.append(
+            f"{name}: computed with another precision than in training ({first_difference(wanted, here)}); "
+            "probabilities may differ in the last digits"
+        )
+    return warnings
+
+
+def _without_precision(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {slot: _without_precision(below) for slot, below in recipe["inputs"].items()}
+    return {key: value for key, value in recipe.items() if key != "precision"} | {"inputs": inputs}
+
+
+def _warnings(fitted: FittedModel) -> list[str]:
+    """What a reader of the numbers must know of the run."""
+    found = []
+    if fitted.untrained:
+        found.append(f"untrained encoders (random weights): {', '.join(fitted.untrained)}")
+    if fitted.drawn:
+        seen = sum(len(clips) for clips in fitted.clips.values())
+        found.append(
+            f"the training data were drawn by a program, not recorded ({fitted.drawn} of {seen} clips): "
+            "the probabilities say nothing about people"
+        )
+    return found
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def _file_names(clips: Mapping[str, "tuple[Path, Clip]"]) -> dict[str, str]:
+    """Clip -> name of its files without suffix: the movie's own, or the clip's id where two movies share one."""
+    taken = Counter(video.stem.lower() for video, _ in clips.values())
+    return {clip: video.stem if taken[video.stem.lower()] == 1 else clip for clip, (video, _) in clips.items()}
+
+
+def _refuse_foreign(output: Path, names: Iterable[str]) -> None:
+    """Raise UsageError for a table or facts that would replace labels, a transcript or anything else not ours."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"-o {output}: is a file; name a folder")
+    for name in names:
+        for path, mark in ((output / f"{name}.csv", CSV_BEGINS), (output / f"{name}.json", '{\n "video": ')):
+            try:
+                begins = path.read_bytes()[: len(mark)]
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UsageError(
+                    f"{path}: cannot be replaced ({error.strerror}); name another folder with -o"
+                ) from None
+            if begins != mark.encode():
+                raise UsageError(f"{path}: is there and no prediction; name another folder with -o")
+
+
+def _write(
+    output: Path,
+    name: str,
+    video: Path,
+    fitted: FittedModel,
+    samples: Samples,
+    pts_s: NDArray[np.float64],
+    logits: NDArray[np.float32],
+    told: Mapping[str, Any],
+) -> Predicted:
+    present = {name: ranges[:, 0] < ranges[:, 1] for name, ranges in samples.ranges.items()}  # [T] each
+    pictures = [
+        present[name]
+        for name, modality in fitted.config.used.items()
+        if isinstance(modality, FrameModality | ContextModality)
+    ]
+    valid = np.all(pictures, axis=0) if pictures else np.any(list(present.values()), axis=0)
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # [T, 12]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["frame", "pts_s", "valid", *present, *(f"{au}_p" for au in NAMES), *NAMES])
+    columns: list[Iterable[Any]] = [
+        range(len(pts_s)),
+        (f"{time:.6f}" for time in pts_s),
+        *(flags.astype(int).tolist() for flags in (valid, *present.values())),
+        *([f"{value:.6f}" for value in column] for column in probabilities.T),
+        *((column >= 0).astype(int).tolist() for column in logits.T),  # logit 0 is probability 0.5
+    ]
+    writer.writerows(zip(*columns, strict=True))
+    counts = {name: int(flags.sum()) for name, flags in present.items()}
+    facts = {
+        "video": video.name,
+        **told,
+        "frames": len(pts_s),
+        "valid": int(valid.sum()),
+        "present": counts,
+        "aus": list(NAMES),
+        "thresholds": dict.fromkeys(NAMES, THRESHOLD),
+        "units": UNITS,
+        "recipes": dict(fitted.recipes),
+    }
+    files = LocalFiles(output)
+    files.write(f"{name}.csv", table.getvalue().encode())
+    files.write(f"{name}.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+    return Predicted(video, output / f"{name}.csv", output / f"{name}.json", len(pts_s), counts)
