@@ -1,11 +1,11 @@
-# `make test` alone sets everything up: a virtual environment of its own, the pinned packages, the tests.
+# `make test` and `make demo` each set everything up: a virtual environment of its own, the pinned packages.
 PYTHON ?= python3
 VENV ?= .venv
 UV := uv==0.13.8
 # One thread per test process: two-thread OpenMP collapses when the machine is shared.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: test lint setup kill lock clean
+.PHONY: test lint setup demo demo-seeds kill lock clean
 
 setup: $(VENV)/.ready
 
@@ -19,6 +19,15 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 test: setup
 	$(THREADS) $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+# Drawn clips, features, a fitted run, its table: demo/, with demo/metrics.json. No weights, no network, no GPU.
+demo: setup
+	$(VENV)/bin/python tools/demo.py
+
+# The same for other seeds of the generator, and the table over them.
+SEEDS ?= 1 2 3
+demo-seeds: setup
+	$(VENV)/bin/python tools/demo.py $(SEEDS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -74,8 +74,8 @@ class Evaluation:
     split: str
     epoch: int
     scores: Scores
-    interval: tuple[float, float] | None
-    """95 % bootstrap interval over clips of the mean F1; None for a single clip."""
+    draws: Floats
+    """[D] mean F1 of bootstrap draws over clips; none for a single clip."""
     clips: int
     frames: int
     """Annotated frames: all of them count, with or without a face."""
@@ -87,6 +87,11 @@ class Evaluation:
     """Clips whose pictures a program drew: the numbers say nothing about people."""
     left_out: Mapping[str, str]
     """Clips of the split that are not counted, and why."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval over clips of the mean F1; None for a single clip."""
+        return interval(self.draws) if len(self.draws) else None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -122,10 +127,10 @@ def score(labels: ArrayLike, predictions: ArrayLike) -> Scores:
     )
 
 
-def bootstrap_interval(
+def bootstrap(
     labels: ArrayLike, predictions: ArrayLike, clip: NDArray[np.int64], draws: int = 2000, seed: int = 0
-) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean F1 when clips are drawn with replacement (Efron 1979).
+) -> Floats:
+    """Mean F1 of every draw, [draws], when clips are drawn with replacement (Efron 1979).
 
     Frames of a clip are much alike, so clips are drawn, not frames. Few clips give a rough interval, and clips of the
     same few people one that is too narrow for other people.
@@ -136,12 +141,12 @@ def bootstrap_interval(
         clip: [N]: which clip each frame is of.
 
     Returns:
-        Low and high end, in [0, 1]; None where there is one clip only.
+        [draws] in [0, 1]; [0] where there is one clip only.
     """
     truth, guess = np.asarray(labels), np.asarray(predictions)
     numbers = np.unique(clip)
     if len(numbers) < 2:
-        return None
+        return np.empty(0)
     each = [confusion(truth[clip == number], guess[clip == number]) for number in numbers]
     random = np.random.default_rng(seed)
     drawn = random.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=draws)  # [draws, clips]
@@ -152,7 +157,13 @@ def bootstrap_interval(
         )
     )
     seen = confusion(truth, guess).annotated > 0
-    low, high = np.quantile(counts.f1[:, seen].mean(axis=1), [0.025, 0.975]) if seen.any() else (0.0, 0.0)
+    found: Floats = counts.f1[:, seen].mean(axis=1) if seen.any() else np.zeros(draws)
+    return found
+
+
+def interval(draws: Floats) -> tuple[float, float]:
+    """Low and high end of the middle 95 % of bootstrap draws (percentile method)."""
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -231,7 +242,7 @@ def assess(
         split=split,
         epoch=epoch,
         scores=score(labels, predictions),
-        interval=bootstrap_interval(labels, predictions, samples.clip),
+        draws=bootstrap(labels, predictions, samples.clip),
         clips=len(samples.clips),
         frames=len(samples),
         missing=samples.missing(),
