@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract import annotations, media
+from extract import annotations, media, transcripts
 from extract.engines.local import LocalEngine
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
 from extract.graph import Instance, upstream
@@ -281,6 +281,9 @@ class ClipWork:
                 au, expr = self.clip.labels.au, self.clip.labels.expr
                 inputs["labels.au"] = torch.from_numpy(annotations.read_au(au)) if au else None
                 inputs["labels.expr"] = torch.from_numpy(annotations.read_expr(expr)) if expr else None
+            elif part == "transcript":
+                given = self.clip.transcript
+                inputs[part] = transcripts.read_transcript(given) if given else None
             elif part == "choice.face":
                 inputs[part] = self.clip.face
         return inputs

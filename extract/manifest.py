@@ -71,7 +71,7 @@ class Clip(BaseModel):
     audio: Path | None = None
     """Sound file that replaces the movie's own sound."""
     transcript: Path | None = None
-    """Words with times: .srt, .vtt, or .csv with the header ``word,start_s,end_s``."""
+    """Words with times: .srt, .vtt, .json as Whisper writes it, or .csv with the header ``word,start_s,end_s``."""
     labels: Labels = Labels()
     subject: str | None = None
     """Who is seen; one subject never lies in two splits. ``None``: not known."""

@@ -89,9 +89,9 @@ class Video:
     """Facts for the record that are no error, JSON values; complete when ``frames`` is exhausted.
 
     ``rotation_deg``, ``mirrored``, ``video_streams {count, taken}``, ``declared_frames`` (where another number was
-    decoded), ``drawn`` (what the file says of its maker), ``truncated_at_s`` (time of the last frame of a file that ends early), ``corrupt_frames {count, first_s}``
+    decoded), ``truncated_at_s`` (time of the last frame of a file that ends early), ``corrupt_frames {count, first_s}``
     (given, as the decoder mended them), ``undecodable_packets {count, error}`` (no frame came of them),
-    ``repaired_pts {absent, not_increasing}``.
+    ``repaired_pts {absent, not_increasing}``, ``drawn`` (a file that says its pictures are a program's).
     """
 
     def __init__(

@@ -10,7 +10,9 @@ from extract.stages.faces import Faces
 from extract.stages.frames import Frames
 from extract.stages.hubert import Hubert
 from extract.stages.labels import Labels
+from extract.stages.roberta import Roberta
 from extract.stages.swin import Swin
+from extract.stages.transcribe import Transcribe
 from extract.stages.wave import Wave
 
 StageType = type[Stage[Any]]
@@ -26,4 +28,4 @@ def by_name(stages: Iterable[StageType]) -> dict[str, StageType]:
     return found
 
 
-STAGES = by_name((Frames, Wave, Detections, Faces, Crop, Swin, Hubert, Labels))
+STAGES = by_name((Frames, Wave, Detections, Faces, Crop, Swin, Hubert, Transcribe, Roberta, Labels))

@@ -76,6 +76,39 @@ def centred_windows(centre_s: ArrayLike, at_s: ArrayLike, before_s: float, after
     return np.stack([start, stop], axis=-1).astype(np.int64)
 
 
+def words_met(
+    start_s: ArrayLike, end_s: ArrayLike, at_s: ArrayLike, before_s: float, after_s: float
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """The words whose span [start, end] meets [t - before_s, t + after_s], both closed, for every t of ``at_s``.
+
+    Words [W] may overlap and end in any order; ``start_s`` must not decrease. Times [T] in any order.
+
+    Returns:
+        The distinct word sets, each as increasing indices, in the order in which they first occur, and [T] which of
+        them is each frame's. A set changes only when a word enters or leaves: about two sets per word, not one per
+        frame.
+    """
+    starts, ends, at = nanoseconds(start_s), nanoseconds(end_s), nanoseconds(at_s)
+    if starts.size and ((np.diff(starts) < 0).any() or (ends < starts).any()):
+        raise ValueError("start_s must not decrease, nor a word end before it starts")
+    by_end = np.argsort(ends, kind="stable")
+    rank = np.empty(len(ends), dtype=np.int64)  # of each word among the ends
+    rank[by_end] = np.arange(len(ends))
+    # A word that is over by then has begun by then: so two counts, of begun and of ended words, fix the set.
+    begun = np.searchsorted(starts, at + nanoseconds(after_s), side="right")
+    ended = np.searchsorted(ends[by_end], at - nanoseconds(before_s), side="left")
+    pairs, first, which = np.unique(np.stack([begun, ended], axis=1), axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    lowest = np.minimum.accumulate(by_end[::-1])[::-1]  # first word that is not over once k have ended
+    sets = []
+    for count, over in pairs[order].tolist():
+        low = int(lowest[over]) if over < len(lowest) else count
+        sets.append(low + np.flatnonzero(rank[low:count] >= over))
+    return sets, place[which.reshape(-1)]
+
+
 def neighbours(num_frames: int, before: int, after: int) -> NDArray[np.int64]:
     """Rows t - before .. t + after of every frame t, cut at the clip's ends: [T, 2] half-open row ranges."""
     t = np.arange(num_frames, dtype=np.int64)

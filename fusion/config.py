@@ -1,7 +1,7 @@
 """The section ``fusion:`` of an experiment file: which features, which network, how it is trained."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,11 +46,23 @@ class StepsModality(Frozen):
     """Width of one step into the encoder."""
 
 
-Modality = Annotated[FrameModality | ContextModality | StepsModality, Field(discriminator="kind")]
+class TokensModality(Frozen):
+    """The rows that the instance's own ``range`` [T, 2] gives each frame: each Linear(D, project), then the encoder."""
 
-DEFAULT_MODALITIES: Mapping[str, FrameModality | ContextModality | StepsModality] = {
+    kind: Literal["tokens"]
+    instance: str
+    array: str
+    project: int = Field(default=64, ge=1)
+    """Width of one token into the encoder."""
+
+
+AnyModality: TypeAlias = FrameModality | ContextModality | StepsModality | TokensModality
+Modality = Annotated[AnyModality, Field(discriminator="kind")]
+
+DEFAULT_MODALITIES: Mapping[str, AnyModality] = {
     "swin": FrameModality(instance="swin", array="feature"),
     "hubert": StepsModality(kind="steps", instance="hubert", array="feature"),
+    "roberta": TokensModality(kind="tokens", instance="roberta", array="token"),
 }
 """What the default config of ``extract`` computes."""
 
@@ -126,7 +138,7 @@ class FusionConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
 
     @property
-    def used(self) -> dict[str, FrameModality | ContextModality | StepsModality]:
+    def used(self) -> dict[str, AnyModality]:
         """The modalities that are not left out."""
         return {name: modality for name, modality in self.modalities.items() if modality is not None}
 

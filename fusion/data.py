@@ -20,7 +20,7 @@ from extract.au import AUS
 from extract.errors import ConfigError, StoreError, UnfinishedError, UsageError
 from extract.store import Record, Store
 from extract.timeline import centred_windows, neighbours
-from fusion.config import ContextModality, FrameModality, FusionConfig, StepsModality
+from fusion.config import AnyModality, ContextModality, FusionConfig, StepsModality, TokensModality
 
 ArrayName: TypeAlias = tuple[str, str]
 """Instance and array."""
@@ -368,7 +368,7 @@ def _windows(
     store: Store,
     clip: str,
     name: str,
-    modality: FrameModality | ContextModality | StepsModality,
+    modality: AnyModality,
     pts_s: NDArray[np.float64],
     table: _Table,
 ) -> NDArray[np.int64]:
@@ -383,6 +383,18 @@ def _windows(
         centre_s = store.read(clip, modality.instance, "centre_s").values  # [S]
         windows = centred_windows(centre_s, pts_s, modality.before_s, modality.after_s)
         expected, what = len(centre_s), "steps"
+    elif isinstance(modality, TokensModality):
+        if not store.has(clip, modality.instance, "range"):
+            raise ConfigError(
+                f"modality {name}: {modality.instance} has no `range`, so it has no tokens; is it of kind frame?"
+            )
+        windows = store.read(clip, modality.instance, "range").values.astype(np.int64)  # [T, 2]
+        expected, what = table.rows, "tokens"
+        outside = windows.size and (windows.min() < 0 or windows.max() > table.rows)
+        if len(windows) != len(pts_s) or outside or (windows[:, 1] < windows[:, 0]).any():
+            raise StoreError(
+                f"clip {clip}: {modality.instance}/range does not fit {table.rows} tokens, {len(pts_s)} frames"
+            )
     else:
         before, after = (modality.before, modality.after) if isinstance(modality, ContextModality) else (0, 0)
         windows = neighbours(len(pts_s), before, after)

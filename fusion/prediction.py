@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from extract import runner
 from extract.au import AUS
 from extract.config import ExtractConfig, apply_overrides, load_extract_config, validated
-from extract.datasets.folder import clip_of_file
+from extract.datasets.folder import PREDICTION_HEADER, clip_of_file
 from extract.engines.local import pick_device
 from extract.errors import StaleError, UsageError
 from extract.files import LocalFiles
@@ -38,8 +38,6 @@ from fusion.runs import MODEL, FittedModel, Run
 if TYPE_CHECKING:
     from extract.manifest import Clip
 
-CSV_BEGINS = "frame,pts_s,valid,"
-"""How every table of ours begins; a file of that name that does not is somebody else's."""
 THRESHOLD = 0.5
 NAMES = tuple(f"AU{au:02d}" for au in AUS)
 
@@ -314,7 +312,7 @@ def _refuse_foreign(output: Path, names: Iterable[str]) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError(f"-o {output}: is a file; name a folder")
     for name in names:
-        for path, mark in ((output / f"{name}.csv", CSV_BEGINS), (output / f"{name}.json", '{\n "video": ')):
+        for path, mark in ((output / f"{name}.csv", PREDICTION_HEADER), (output / f"{name}.json", '{\n "video": ')):
             try:
                 begins = path.read_bytes()[: len(mark)]
             except FileNotFoundError:

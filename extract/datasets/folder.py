@@ -2,9 +2,9 @@
 
 What belongs together lies side by side and shares a stem. For a video ``NAME.mp4``:
 
-* ``NAME.srt``, else ``NAME.vtt``, is its transcript;
-* ``NAME.csv`` is its AU labels; with the header ``word,start_s,end_s`` it is its transcript instead (.srt and .vtt go
-  first);
+* ``NAME.srt``, else ``NAME.vtt``, else ``NAME.json`` with Whisper's ``segments``, is its transcript;
+* ``NAME.csv`` is its AU labels; with the header ``word,start_s,end_s`` it is its transcript instead (the others go
+  first); what ``fusion predict`` wrote beside a movie is neither;
 * ``NAME.wav`` is a clip of its own: the video has its sound already, and whether this file is that sound, cut, delayed
   or something else cannot be told from its name. Both clips get one ``source_video``, so no split parts them.
 
@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from extract.errors import UsageError
 from extract.manifest import ID_MAX_CHARS, Clip, Labels, absolute, is_legal_id
+from extract.transcripts import HEADER as TRANSCRIPT_HEADER
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"),
@@ -39,7 +40,8 @@ AUDIO_SUFFIXES = (
     *(".oga", ".mka", ".ac3", ".amr", ".caf", ".au"),
 )
 
-TRANSCRIPT_HEADER = ("word", "start_s", "end_s")
+PREDICTION_HEADER = "frame,pts_s,valid,"
+"""How the tables of ``fusion predict`` begin."""
 
 _RANK = {suffix: rank for rank, suffix in enumerate(VIDEO_SUFFIXES + AUDIO_SUFFIXES)}
 
@@ -133,8 +135,13 @@ class _Beside:
         self.taken: set[PurePosixPath] = set()
         by_suffix = {_suffix(path): path for path in paths}
         self.table = by_suffix.get(".csv")
-        self.subtitles = by_suffix.get(".srt") or by_suffix.get(".vtt")
+        if self.table is not None and _begins(base / self.table).startswith(PREDICTION_HEADER):
+            self.table = None
         self.table_is_words = self.table is not None and _is_transcript(base / self.table)
+        whisper = by_suffix.get(".json")
+        if whisper is not None and not _is_whisper(base / whisper):
+            whisper = None
+        self.subtitles = by_suffix.get(".srt") or by_suffix.get(".vtt") or whisper
 
     def clip(self, path: PurePosixPath, clip_id: str, source_video: str) -> Clip:
         is_video = _suffix(path) in VIDEO_SUFFIXES
@@ -152,14 +159,25 @@ class _Beside:
 
 
 def _is_transcript(path: Path) -> bool:
-    """Whether the first line names the columns of a transcript; of a file that cannot be read, the run will tell."""
+    """Whether the first line names the columns of a transcript."""
+    return tuple(name.strip().lower() for name in _begins(path).split(",")) == TRANSCRIPT_HEADER
+
+
+def _is_whisper(path: Path) -> bool:
+    """Whether a JSON file looks like Whisper's: any other program may have put one there."""
     try:
-        with path.open("rb") as file:
-            header = file.readline(200)
+        return b'"segments"' in path.read_bytes()
     except OSError:
         return False
-    names = header.decode("utf-8-sig", errors="replace").strip().split(",")
-    return tuple(name.strip().lower() for name in names) == TRANSCRIPT_HEADER
+
+
+def _begins(path: Path) -> str:
+    """The first line; nothing of a file that cannot be read: the run will tell."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(200).decode("utf-8-sig", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def clip_of_file(path: Path, own: str) -> Clip:

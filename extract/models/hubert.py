@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.errors import WeightsError
 from extract.models import random
-from extract.models.weights import Weights, load_strictly
+from extract.models.weights import Weights, check_config, load_strictly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +107,7 @@ def load(architecture: str, weights: Weights) -> "HubertModel":
     tensors = named_like_transformers(weights.tensors())
     conv_bias = "feature_extractor.conv_layers.0.conv.bias" in tensors  # fairseq has none, some hub files do
     model = build(architecture, conv_bias=conv_bias)
-    _check_config(weights, architecture, model.config)
+    check_config(weights, architecture, model.config, SHOWN_IN_CONFIG)
     load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, weights.spec, assign=True)
     model.requires_grad_(False)
     return model
@@ -124,27 +123,6 @@ def named_like_transformers(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]"
         renamed[name] = tensor
     renamed.pop("masked_spec_embed", None)
     return renamed
-
-
-def _check_config(weights: Weights, architecture: str, expected: "HubertConfig") -> None:
-    """What no tensor's shape shows (heads, norms, strides) must be as ``config.json`` says, where there is one."""
-    found = weights.read_json("config.json")
-    if found is None:
-        return
-    wanted = {name: _plain(getattr(expected, name)) for name in SHOWN_IN_CONFIG}
-    wrong = [
-        f"{name} {found[name]!r}, expected {wanted[name]!r}"
-        for name in SHOWN_IN_CONFIG
-        if name in found and _plain(found[name]) != wanted[name]
-    ]
-    if wrong:
-        raise WeightsError(
-            f"weights {weights.spec!r}: config.json is not of architecture {architecture}: {'; '.join(wrong)}"
-        )
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def keep_layers(model: "HubertModel", num_layers: int) -> "nn.Module":

@@ -68,6 +68,20 @@ def _hubert(key: str, architecture: str, trained_on: str) -> WeightsRow:
     )
 
 
+def _roberta(key: str, architecture: str) -> WeightsRow:
+    return WeightsRow(
+        key=key,
+        stage="roberta",
+        architecture=architecture,
+        source=f"https://huggingface.co/FacebookAI/{key}",
+        files=("config.json", "vocab.json", "merges.txt"),
+        licence="MIT",
+        trained_on="160 GB of English text (books, Wikipedia, news, web)",
+        sha256=None,
+        note="lm_head.* and pooler.* are dropped",
+    )
+
+
 TABLE = by_key((
     WeightsRow(
         key="swin-tiny",
@@ -83,6 +97,8 @@ TABLE = by_key((
     _hubert("hubert-xlarge-ll60k", "xlarge", "Libri-Light, 60,000 h"),
     _hubert("hubert-large-ll60k", "large", "Libri-Light, 60,000 h"),
     _hubert("hubert-base-ls960", "base", "LibriSpeech, 960 h"),
+    _roberta("roberta-large", "large"),
+    _roberta("roberta-base", "base"),
     WeightsRow(
         key="dlib-68-landmarks",
         stage="detections",
@@ -308,6 +324,34 @@ def verify(cache: Path, of_file: Callable[[Path], str] = file_sha256) -> list[Lo
         entry if entry.missing else Located(entry.row, entry.path, (), path_sha256(entry.path, of_file))
         for entry in list_rows(cache)
     ]
+
+
+def check_config(weights: Weights, architecture: str, expected: object, fields: Sequence[str]) -> None:
+    """What no tensor's shape shows (heads, norms, strides) must be as ``config.json`` says, where there is one.
+
+    Args:
+        expected: the config that the network was built from; its attributes ``fields`` are compared.
+
+    Raises:
+        WeightsError: lists the fields that differ.
+    """
+    found = weights.read_json("config.json")
+    if found is None:
+        return
+    wanted = {name: _plain(getattr(expected, name)) for name in fields}
+    wrong = [
+        f"{name} {found[name]!r}, expected {wanted[name]!r}"
+        for name in fields
+        if name in found and _plain(found[name]) != wanted[name]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"weights {weights.spec!r}: config.json is not of architecture {architecture}: {'; '.join(wrong)}"
+        )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str, *, assign: bool = False) -> None:

@@ -1,0 +1,121 @@
+"""RoBERTa features of the words around each frame: one vector per token."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from extract.models import roberta
+from extract.stage import ClipResult, ClipStage, Context, Output, StageConfig
+from extract.timeline import FRAMES, Table, words_met
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+TOKENS = Table("token")
+PIECE_TOKENS = roberta.MAX_TOKENS - 2
+"""Tokens that fit between ``<s>`` and ``</s>``."""
+
+
+class RobertaConfig(StageConfig):
+    """The defaults are those of USC, ABAW5: large, the words uttered from t - 2 s to t + 2 s."""
+
+    weights: str = "roberta-large"
+    architecture: Literal["large", "base", "small"] = "large"
+    """Fixes the width of the features: 1024, 768, 64."""
+    before_s: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    after_s: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    """A word belongs to frame t if its span meets [t - before_s, t + after_s]."""
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class Roberta(ClipStage[RobertaConfig]):
+    """Last hidden states of the words of each frame's window, read as one text.
+
+    Frames share word sets, and texts come again: each distinct text is encoded once, and ``range`` says which token
+    rows are a frame's. ``<s>`` and ``</s>`` frame every text that the network reads and are not kept, so a text over
+    the network's limit is read in consecutive pieces whose tokens stand one after another.
+    """
+
+    name = "roberta"
+    version = 1
+    config_type = RobertaConfig
+    inputs = ("transcribe.text", "transcribe.start_s", "transcribe.end_s", "frames.pts_s")
+    device = "gpu"
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        width = roberta.ARCHITECTURES[self.config.architecture].width
+        return (
+            Output("token", TOKENS, ("feature",), (width,), self.config.dtype),
+            # Token rows [start, stop) of each frame; start == stop: no words.
+            Output("range", FRAMES, ("end",), (2,), "int32"),
+        )
+
+    def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
+        return roberta.random_weights(self.config.architecture)
+
+    def setup(self, context: Context) -> None:
+        from torch import nn
+
+        if context.weights is None:
+            raise ValueError("stage roberta needs weights")
+        self._tokenizer = roberta.load_tokenizer(self.config.architecture, context.weights)
+        self._device = context.device
+        self._model: nn.Module = roberta.load(self.config.architecture, context.weights)
+        nn.Module.to(self._model, context.device, context.precision)
+
+    def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
+        """``transcribe.text``: list of W str; ``.start_s``, ``.end_s``: float64 [W]; ``frames.pts_s``: float64 [T]."""
+        import torch
+
+        words: list[str] = inputs["transcribe.text"]
+        start_s, end_s, pts_s = (
+            inputs[name].cpu().numpy() for name in ("transcribe.start_s", "transcribe.end_s", "frames.pts_s")
+        )
+        sets, which = words_met(start_s, end_s, pts_s, self.config.before_s, self.config.after_s)
+        met = {int(word) for indices in sets for word in indices}
+        notes = {"words": len(words), "words_never_met": len(words) - len(met), "word_sets": len(sets)}
+        if not met:
+            return ClipResult({}, notes, empty="no_words")
+        said = [" ".join(words[i] for i in indices) for indices in sets]
+        texts = [text for text in dict.fromkeys(said) if text]
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        token, forwards = self._encode(ids)
+        stops = torch.tensor([len(text) for text in ids]).cumsum(0)  # [U]
+        rows = {"": (0, 0)}
+        for text, length, stop in zip(texts, map(len, ids), stops.tolist(), strict=True):
+            rows[text] = (stop - length, stop)
+        of_set = torch.tensor([rows[text] for text in said], dtype=torch.int32)  # [sets, 2]
+        # float32; the runner narrows it to ``dtype`` and looks for overflow.
+        found = {"token": token, "range": of_set[torch.from_numpy(which)]}
+        return ClipResult(found, {**notes, "texts": len(texts), "forwards": forwards})
+
+    def _encode(self, texts: Sequence[Sequence[int]]) -> "tuple[Tensor, int]":
+        """Tokens of all texts, one after another, float32 [K, D]; and how often the network ran."""
+        import torch
+
+        pieces = [tuple(text[at : at + PIECE_TOKENS]) for text in texts for at in range(0, len(text), PIECE_TOKENS)]
+        hidden: list[Tensor | None] = [None] * len(pieces)
+        forwards = 0
+        with torch.inference_mode():
+            for members in _equal_lengths(pieces, self.batch):
+                ids = [[roberta.BEGIN, *pieces[i], roberta.END] for i in members]
+                states = self._model(torch.tensor(ids, device=self._device)).last_hidden_state[:, 1:-1].float().cpu()
+                forwards += 1
+                for i, state in zip(members, states, strict=True):
+                    hidden[i] = state
+        return torch.cat([state for state in hidden if state is not None]), forwards
+
+
+def _equal_lengths(pieces: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+    """Indices of pieces of one length, at most ``most`` together: nothing is padded, and nothing beside a text changes
+    what it is paired with but the clip itself."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, piece in enumerate(pieces):
+        by_length[len(piece)].append(index)
+    for members in by_length.values():
+        for at in range(0, len(members), most):
+            yield members[at : at + most]
