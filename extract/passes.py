@@ -326,7 +326,10 @@ def as_declared(stage: Stage[Any], computed: Mapping[str, Any], num_rows: int | 
         output = declared[name]
         if num_rows is not None and len(array) != num_rows:
             raise ClipError("broken_promise", f"{name}: {len(array)} rows for {num_rows} given")
-        for row in array if isinstance(array, list) else ():
+        is_text = output.dtype == "str"
+        if is_text and not (isinstance(array, list) and all(isinstance(row, str) for row in array)):
+            raise ClipError("broken_promise", f"{name}: declares text, gave something else")
+        for row in array if isinstance(array, list) and not is_text else ():
             _check_form(output, tuple(row.shape), row.dtype)
         if isinstance(array, Tensor):
             _check_form(output, tuple(array.shape[1:]), array.dtype)

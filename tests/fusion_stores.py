@@ -37,7 +37,7 @@ def add_instance(
     outputs = {
         Output(
             name,
-            STEPS if instance == "hubert" else FRAMES,
+            STEPS if instance == "hubert" or name == "token" else FRAMES,
             tuple(f"axis{axis}" for axis in range(1, values.ndim)),
             values.shape[1:],
             str(values.dtype),

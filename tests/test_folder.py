@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from extract.datasets import folder
-from extract.datasets.folder import FolderScan, scan_folder
+from extract.datasets.folder import FolderScan, clip_of_file, scan_folder
 from extract.errors import UsageError
 from extract.manifest import is_legal_id, load_manifest, write_manifest
 
@@ -320,3 +320,33 @@ def test_a_folder_named_from_beside(make, tmp_path, monkeypatch):
     write_manifest(Path("m.yaml"), scan_folder(Path("../videos")).clips)
     assert "video: ../videos/a.mp4\n" in Path("m.yaml").read_text()
     assert load_manifest(Path("m.yaml"))[0].video == tmp_path / "videos/a.mp4"
+
+
+def test_whispers_json_is_a_transcript_and_other_json_is_not(make, tmp_path):
+    scan = make("a.mp4", "b.mp4", "c.mp4", "c.vtt")
+    folder = tmp_path / "videos"
+    (folder / "a.json").write_text('{"segments": []}')
+    (folder / "b.json").write_text('{"video": "b.mp4"}')
+    (folder / "c.json").write_text('{"segments": []}')
+    scan = scan_folder(folder)
+    assert [clip.transcript for clip in scan.clips] == [folder / "a.json", None, folder / "c.vtt"]
+    assert scan.left_out == {".json": 2}
+
+
+def test_what_predict_wrote_is_neither_labels_nor_words(make):
+    """Predicting beside a movie must not break the next manifest."""
+    scan = make("a.mp4", a__csv="frame,pts_s,valid,swin,AU01_p\n0,0.0,1,1,0.5\n")
+    assert (scan.clips[0].labels.au, scan.clips[0].transcript) == (None, None)
+    assert scan.left_out == {".csv": 1}
+
+
+def test_one_file_as_a_clip(make, tmp_path):
+    """For predict: the transcript beside it, never its labels; a name that an id can hold."""
+    make("a b.mp4", "a b.srt", "c.mp4", c__csv="AU1\n0\n")
+    folder = tmp_path / "videos"
+    one, other = clip_of_file(folder / "a b.mp4", "12345678"), clip_of_file(folder / "c.mp4", "12345678")
+    assert (one.id, one.video, one.transcript) == ("a_b-12345678", folder / "a b.mp4", folder / "a b.srt")
+    assert (other.id, other.transcript, other.labels.au) == ("c-12345678", None, None)
+    long = clip_of_file(folder / ("x" * 200 + ".mp4"), "12345678")
+    assert len(long.id) == 120
+    assert long.id.endswith("x-12345678")

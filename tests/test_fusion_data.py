@@ -19,7 +19,7 @@ from fusion.data import (
     select_clips,
     shared_people,
 )
-from tests.fusion_stores import add_clip, add_instance, remove_instance
+from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({
     "modalities": {
@@ -296,3 +296,48 @@ def test_constant_features_keep_their_scale():
     assert moments(rounding)[1].item() == 1
     with pytest.raises(ValueError, match="no rows"):
         moments(torch.empty(0, 3))
+
+
+TOKENS = FusionConfig.model_validate({
+    "modalities": {"words": {"kind": "tokens", "instance": "roberta", "array": "token", "project": 4}}
+})
+
+
+def spoken_store(path, ranges, tokens=6):
+    """A clip with words, and one before it and one after it without; token k holds the value k."""
+    store = Store.open(path, "a")
+    for clip in ("a", "b", "c"):
+        add_clip(store, clip)
+        add_instance(store, clip, "frames", {"pts_s": np.arange(len(ranges)) / 25})
+        add_instance(store, clip, "labels", {"au": np.ones((len(ranges), 12), dtype=np.int8)})
+        add_instance(store, clip, "roberta", {}, state="empty", reason="no_words")
+    arrays = {"range": np.int32(ranges), "token": np.tile(np.arange(tokens, dtype=np.float32)[:, None], (1, 3))}
+    add_instance(store, "b", "roberta", arrays)
+    return store
+
+
+def test_tokens_are_the_rows_that_range_names(tmp_path):
+    """Frames share rows, and a clip without words lacks the modality in every frame."""
+    ranges = [[0, 2], [0, 2], [2, 2], [1, 6], [0, 0]]
+    samples = load_samples(spoken_store(tmp_path / "s.zarr", ranges), ["a", "b", "c"], TOKENS)
+    assert samples.missing() == {"words": 5 + 2 + 5}
+    batch = samples.batch(np.arange(5, 10))
+    words = batch.inputs["words"]
+    assert words.samples.tolist() == [0, 1, 3]
+    assert words.rows[:, 0].tolist() == [0, 1, 0, 1, 1, 2, 3, 4, 5]
+    assert len(samples.tables["roberta", "token"]) == 6
+
+
+@pytest.mark.parametrize("ranges", [[[0, 7]], [[-1, 2]], [[3, 2]]])
+def test_a_range_beyond_its_tokens_is_refused(tmp_path, ranges):
+    with pytest.raises(StoreError, match=r"clip b: roberta/range does not fit 6 tokens, 1 frames"):
+        load_samples(spoken_store(tmp_path / "s.zarr", ranges), ["b"], TOKENS)
+
+
+def test_tokens_of_an_instance_without_range_are_refused(tmp_path):
+    store = planted_store(tmp_path / "s.zarr")
+    config = FusionConfig.model_validate({
+        "modalities": {"words": {"kind": "tokens", "instance": "hubert", "array": "feature"}}
+    })
+    with pytest.raises(ConfigError, match="modality words: hubert has no `range`, so it has no tokens; is it of kind"):
+        load_samples(store, ["a"], config)

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from extract.timeline import Regular, centred_windows, nanoseconds, neighbours
+from extract.timeline import Regular, centred_windows, nanoseconds, neighbours, words_met
 
 STEPS = Regular(Fraction(320, 16_000), Fraction(400, 16_000))
 
@@ -79,3 +79,44 @@ def test_neighbours_are_cut_at_the_ends_and_never_wrap():
 
 def test_nanoseconds_round_to_the_nearest():
     assert nanoseconds([1 / 3, 0.1, -0.5]).tolist() == [333_333_333, 100_000_000, -500_000_000]
+
+
+def test_words_met_is_what_counting_finds():
+    """Random spans that overlap and end in any order, at times in any order, some words long, some of no length."""
+    random = np.random.default_rng(5)
+    for trial in range(30):
+        num_words = int(random.integers(0, 25))
+        start = np.sort(np.round(random.uniform(0, 30, num_words), 1))
+        end = np.round(start + random.choice([0, 0.2, 0.5, 9], num_words), 1)
+        at = np.round(random.uniform(-3, 34, 60), 1)
+        before, after = [(2.0, 2.0), (0.0, 0.5), (1.0, 0.0)][trial % 3]
+        sets, which = words_met(start, end, at, before, after)
+        tenths = [np.rint(10 * np.asarray(values)).astype(int) for values in (start, end, at, before, after)]
+        s, e, t, b, a = tenths
+        for frame in range(60):
+            expected = [w for w in range(num_words) if s[w] <= t[frame] + a and e[w] >= t[frame] - b]
+            assert sets[which[frame]].tolist() == expected
+        assert list(dict.fromkeys(which.tolist())) == list(range(len(sets))), "in the order of first occurrence"
+
+
+def test_words_met_makes_a_set_per_change_not_per_frame():
+    """30 fps, a word every 0.4 s: at most two changes a word."""
+    start = np.arange(0, 60, 0.4)
+    sets, which = words_met(start, start + 0.3, np.arange(1800) / 30, 2.0, 2.0)
+    assert len(which) == 1800
+    assert len(sets) <= 2 * len(start) + 1
+    assert sets[which[900]].tolist() == [w for w in range(150) if start[w] <= 32 and start[w] + 0.3 >= 28]
+
+
+def test_words_met_scales_to_an_hour():
+    """108,000 frames and 9,000 words: no table of frames by words."""
+    start = np.arange(9000) * 0.4
+    sets, which = words_met(start, start + 0.3, np.arange(108_000) / 30, 2.0, 2.0)
+    assert len(which) == 108_000
+    assert max(map(len, sets)) <= 12
+
+
+@pytest.mark.parametrize(("start", "end"), [([1.0, 0.0], [2.0, 2.0]), ([1.0], [0.5])])
+def test_words_out_of_order_are_refused(start, end):
+    with pytest.raises(ValueError, match="must not decrease, nor a word end before it starts"):
+        words_met(start, end, [0.0], 2.0, 2.0)

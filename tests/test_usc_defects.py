@@ -1,6 +1,8 @@
 """Defects of the public ABAW5 code (ca986e6) that must not come back; numbered as in the list of the paper's reading.
 
 1  the audio window of the first two seconds starts at a negative index, and Python's slicing wraps
+2  the first word of a text window has no upper bound in time: a word far in the future serves an empty window
+3  a window that spans two utterances uses only the tokens of the first
 4  frame numbers are 1-based but the time is number / fps, and the rate is taken as constant
 5  missing features become zeros without a mask
 6  padded positions enter the recurrent layers
@@ -13,12 +15,18 @@ import numpy as np
 import pytest
 import torch
 
+import extract
+from extract.config import ExtractConfig
+from extract.manifest import Clip
+from extract.stages.roberta import Roberta, RobertaConfig
 from extract.store import Store
 from fusion.config import FusionConfig
 from fusion.data import load_samples
 from fusion.evaluation import predict_logits
 from fusion.model import FusionModel
+from tests.contract import context
 from tests.fusion_stores import add_clip, add_instance
+from tests.media_files import greys, write_clip
 
 CONFIG = FusionConfig.model_validate({
     "modalities": {
@@ -125,3 +133,44 @@ def test_6_what_shares_a_batch_changes_nothing(tmp_path, batch_size):
     with torch.inference_mode():
         alone = [model(samples.batch(np.array([i])).inputs, 1)[0].numpy() for i in range(len(samples))]
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def spoken(tmp_path: Path, transcript: str) -> list[list[str]]:
+    """Words given as subtitles, through the commands' own stages: what each frame's tokens spell (they are bytes)."""
+    clip = Clip(id="a", video=write_clip(tmp_path / "a.mov", greys(30), rate=2), transcript=tmp_path / "a.srt")
+    (tmp_path / "a.srt").write_text(transcript)
+    config = ExtractConfig(instances={"frames": {}, "roberta": {"weights": "random", "architecture": "small"}})
+    assert extract.run([clip], tmp_path / "store.zarr", config).exit_code == 0
+    store = extract.open_store(tmp_path / "store.zarr")
+    tokens = store.read("a", "roberta", "token").values
+    ranges = store.read("a", "roberta", "range").values
+    stage = Roberta(RobertaConfig(weights="random", architecture="small"))
+    stage.setup(context(stage))
+
+    def spell(start: int, stop: int) -> list[str]:
+        """The words whose encoding these rows are: found by encoding every run of words."""
+        for text in texts:
+            ids = stage._tokenizer.encode(text, add_special_tokens=False).ids
+            encoded = stage._encode([ids])[0].numpy().astype(np.float16)
+            if encoded.shape == (stop - start, tokens.shape[1]) and np.abs(encoded - tokens[start:stop]).max() < 1e-2:
+                return text.split()
+        return ["?"] if stop > start else []
+
+    words = store.read("a", "transcribe", "text").values.tolist()
+    texts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    return [spell(*span) for span in ranges.tolist()]
+
+
+def test_2_a_word_far_in_the_future_is_not_used(tmp_path):
+    """Frames every half second for 15 s; one word early, one late: between them lies silence."""
+    found = spoken(tmp_path, "1\n00:00:00,000 --> 00:00:01,000\nhere\n\n2\n00:00:12,000 --> 00:00:13,000\nthere\n")
+    for t, words in zip(np.arange(30) / 2, found, strict=True):
+        assert words == (["here"] if t <= 3 else ["there"] if t >= 10 else []), t
+
+
+def test_3_a_window_over_two_utterances_has_the_words_of_both(tmp_path):
+    cues = "1\n00:00:02,000 --> 00:00:04,000\nbin blue\n\n2\n00:00:04,500 --> 00:00:05,500\nat F\n"
+    found = spoken(tmp_path, cues)
+    assert found[8] == ["bin", "blue", "at", "F"]  # 4 s: the window reaches from 2 to 6 s
+    assert found[0] == ["bin"]  # 2 s is where it begins
+    assert found[14] == ["at", "F"]  # 7 s: the window begins at 5 s

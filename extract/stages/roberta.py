@@ -12,7 +12,7 @@ from extract.timeline import FRAMES, Table, words_met
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
 TOKENS = Table("token")
 PIECE_TOKENS = roberta.MAX_TOKENS - 2
@@ -49,9 +49,9 @@ class Roberta(ClipStage[RobertaConfig]):
     def outputs(self) -> tuple[Output, ...]:
         width = roberta.ARCHITECTURES[self.config.architecture].width
         return (
-            Output("token", TOKENS, ("feature",), (width,), self.config.dtype),
             # Token rows [start, stop) of each frame; start == stop: no words.
             Output("range", FRAMES, ("end",), (2,), "int32"),
+            Output("token", TOKENS, ("feature",), (width,), self.config.dtype),
         )
 
     def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":

@@ -158,7 +158,7 @@ def test_words_that_no_frame_meets_are_empty_and_counted():
 
 @pytest.mark.parametrize(("architecture", "width"), [("large", 1024), ("base", 768), ("small", 64)])
 def test_width_is_known_without_weights(architecture, width):
-    token, span = Roberta(RobertaConfig(architecture=architecture)).outputs
+    span, token = Roberta(RobertaConfig(architecture=architecture)).outputs
     assert (token.sizes, token.dtype, span.sizes, span.dtype) == ((width,), "float16", (2,), "int32")
 
 
