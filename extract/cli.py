@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
-from extract.errors import AuFusionError, CorruptError, StaleError, UsageError
+from extract.errors import AuFusionError, CorruptError, StaleError, UsageError, WeightsError
 
 P = ParamSpec("P")
 
@@ -223,6 +223,27 @@ def verify(
     return code
 
 
+@app.command()
+@reported
+def demo(
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other people and clips.", min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for them. [default: demo, or demo/seed_N]")
+    ] = None,
+    quiet: Quiet = False,
+) -> int:
+    """Draw the demo clips: faces warped by known action units, with speech, words and labels (about two minutes)."""
+    try:
+        from extract.demo import make
+    except ImportError as error:
+        raise WeightsError(f"drawing needs {error.name}: pip install 'au-fusion[demo]'") from error
+
+    made = make.make_demo(seed, out, (lambda _: None) if quiet else (lambda text: print(f"drawn: {text}", flush=True)))
+    print(f"{made.clips}: {made.drawn} clips drawn, {made.there} were there; {made.manifest} describes them")
+    print(f"next: extract run -c demo --manifest {made.manifest} --store {made.clips.parent / 'store.zarr'}")
+    return 0
+
+
 @manifest_app.command("folder")
 @reported
 def manifest_folder(
@@ -265,7 +286,6 @@ def weights_list(as_json: AsJson = False) -> int:
 def weights_verify(as_json: AsJson = False) -> int:
     """Hash the files that are here; exit 3 if one is not what the table names."""
     from extract import console
-    from extract.errors import WeightsError
     from extract.models import weights
 
     rows = weights.verify(weights.cache_folder())

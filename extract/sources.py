@@ -116,7 +116,9 @@ class Sources:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             except FileNotFoundError:
-                raise ClipError("missing_file", f"{path}: no such file; is the path right?") from None
+                of_demo = path.parts[-3:-1] == ("demo", "clips")
+                remedy = "`extract demo` draws the demo's clips" if of_demo else "is the path right?"
+                raise ClipError("missing_file", f"{path}: no such file; {remedy}") from None
             except OSError as error:
                 raise ClipError("unreadable", f"{path}: {error.strerror or error}") from None
             self._seen[path] = (stamp or (0, 0), sha256)
