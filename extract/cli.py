@@ -16,6 +16,8 @@ from extract.errors import AuFusionError, CorruptError, StaleError, UsageError, 
 P = ParamSpec("P")
 
 INTERRUPTED = 130
+SHOWN = 10
+"""Lines of a list before it is cut."""
 
 app = typer.Typer(
     help="From raw videos to per-frame multimodal features in one resumable Zarr store.",
@@ -267,6 +269,36 @@ def manifest_folder(
         print(f"left out: {told}")
     for note in scan.notes:
         print(f"note: {note}")
+    return 0
+
+
+@manifest_app.command("affwild2")
+@reported
+def manifest_affwild2(
+    root: Annotated[Path, typer.Argument(help="Folder of Aff-Wild2: annotations, cropped_aligned, movies.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Manifest to write.")],
+    seed: Annotated[int, typer.Option("--seed", help="Of the 90/10 parting of the training set.", min=0)] = 0,
+    fps: Annotated[float | None, typer.Option("--fps", help="Take crops without a movie to have this rate.")] = None,
+) -> int:
+    """Official splits (validation is test), annotations, given crops, two faces of one movie."""
+    from extract.datasets.affwild2 import KNOWN, scan_affwild2
+    from extract.manifest import write_manifest
+
+    found = scan_affwild2(root, seed=seed, fps=fps)
+    write_manifest(
+        out, found.clips, f"Aff-Wild2, by `extract manifest affwild2`, seed {seed}: {len(found.clips)} clips."
+    )
+    splits = ", ".join(f"{name} {sum(c.split == name for c in found.clips)}" for name in ("train", "val", "test"))
+    print(f"{out}: {len(found.clips)} clips ({splits})")
+    for what, sets in found.counts.items():
+        for official, number in sets.items():
+            print(f"  {what}, {official}: {number:,} (others counted {KNOWN[what][official]})")
+    for note in found.notes:
+        print(f"note: {note}")
+    for name, why in list(found.left_out.items())[:SHOWN]:
+        print(f"left out: {name}: {why}")
+    if len(found.left_out) > SHOWN:
+        print(f"left out: {len(found.left_out) - SHOWN} more")
     return 0
 
 

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from extract import annotations, media, transcripts
+from extract.crops import Assumed, Continued, GivenCrops, Pictures, list_crops
 from extract.engines.local import LocalEngine
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
 from extract.graph import Instance, upstream
 from extract.lease import Lease, LeaseLostError
 from extract.manifest import Clip
-from extract.media import Audio, Video
+from extract.media import Audio
 from extract.passes import FramePass, Node, as_declared, stored_form
 from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task
 from extract.sources import Sources, fingerprint, parts_of
 from extract.stage import ClipResult, RowsStage, SourceStage
+from extract.stages.crop import GivenCrop
 from extract.store import Record, Rows, State, Store, default_block_rows
 from extract.timeline import FrameClock, Regular
 
@@ -65,8 +67,10 @@ class ClipWork:
         block_rows: int | None,
         retry: bool,
     ) -> None:
-        self.plan, self.clip, self.store, self.engine, self.sources = plan, clip, store, engine, sources
+        self.clip, self.store, self.engine, self.sources = clip, store, engine, sources
         self.lease, self.provenance, self.progressed, self.block_rows = lease, provenance, progressed, block_rows
+        own = plan.of(clip)
+        self.graph, self.prepared = own.graph, own.prepared
         self.tasks = tasks
         # Attempts of earlier runs count only if one of them died here: it left its lease behind.
         self.attempts_count = lease.inherited and not retry
@@ -90,7 +94,7 @@ class ClipWork:
         levels = self._levels()
         try:
             for level in sorted(set(levels.values())):
-                names = [name for name in self.plan.prepared if levels[name] == level and name in self.todo]
+                names = [name for name in self.prepared if levels[name] == level and name in self.todo]
                 per_row = [name for name in names if not self._instance(name).is_clip_stage]
                 for frames in dict.fromkeys(self._frames_of(name) for name in per_row):  # each decodes in its own way
                     self._pass([name for name in per_row if self._frames_of(name) == frames])
@@ -110,17 +114,20 @@ class ClipWork:
     def _levels(self) -> dict[str, int]:
         """Instance -> number of the pass it belongs to: rows stages fed by a clip stage wait for the next pass."""
         levels: dict[str, int] = {}
-        for name, prepared in self.plan.prepared.items():
+        for name, prepared in self.prepared.items():
             instance = prepared.instance
             below = 0
             for source in instance.feeds.values():
-                waits = isinstance(instance.stage, RowsStage) and self._instance(source).is_clip_stage
+                # Given crops are numbered by frames: how many there are must be known first.
+                waits = isinstance(instance.stage, GivenCrop) or (
+                    isinstance(instance.stage, RowsStage) and self._instance(source).is_clip_stage
+                )
                 below = max(below, levels[source] + int(waits))
             levels[name] = below
         return levels
 
     def _instance(self, name: str) -> Instance:
-        return self.plan.prepared[name].instance
+        return self.prepared[name].instance
 
     # ---- one pass over the frames ------------------------------------------------------------------------------
 
@@ -130,7 +137,7 @@ class ClipWork:
         if not names:
             return
         helpers = [n for n in self._feeding_in_memory(names) if n not in names]
-        order = [n for n in self.plan.prepared if n in {*names, *helpers}]
+        order = [n for n in self.prepared if n in {*names, *helpers}]
         source = next((n for n in order if isinstance(self._instance(n).stage, SourceStage)), None)
         try:
             video = self._open_video(source) if source else None
@@ -146,7 +153,7 @@ class ClipWork:
             for name in names:
                 self._fail(name, error, source)
 
-    def _run_pass(self, order: Sequence[str], names: set[str], video: Video | None) -> None:
+    def _run_pass(self, order: Sequence[str], names: set[str], video: Pictures | None) -> None:
         known = self.outcomes.get(self._frames_of(order[-1]))
         num_frames = known.rows if known else None
         expected = num_frames if num_frames is not None else (video and video.declared_frames) or 0
@@ -185,7 +192,7 @@ class ClipWork:
         return inherited or getattr(instance.stage, "empty_reason", None) or "no_rows"
 
     def _node(self, name: str, order: Sequence[str], wanted: bool, expected_rows: int) -> Node:
-        prepared = self.plan.prepared[name]
+        prepared = self.prepared[name]
         instance = prepared.instance
         from_pass, from_store = {}, {}
         for declared in instance.stage.inputs:
@@ -205,7 +212,8 @@ class ClipWork:
                 rows=expected_rows,
                 block_rows=block_rows,
             )
-        stage = self.engine.ready(prepared)
+        is_source = isinstance(instance.stage, SourceStage)  # another stage of this name may serve other clips
+        stage = instance.stage if is_source else self.engine.ready(prepared)
         return Node(prepared, stage, from_pass, from_store, writer, instance.config.batch or stage.batch)
 
     def _feeding_in_memory(self, names: Sequence[str]) -> list[str]:
@@ -224,24 +232,26 @@ class ClipWork:
 
     def _frames_of(self, name: str) -> str:
         """The frames instance that ``name`` rests on."""
-        return next(n for n in upstream(self.plan.graph, [name]) if self._instance(n).stage.name == "frames")
+        return next(n for n in upstream(self.graph, [name]) if self._instance(n).stage.name == "frames")
 
-    def _open_video(self, source: str) -> Video | None:
-        if self.clip.crops is not None:
-            raise ClipError("unsupported", "the clip brings face crops, which this version does not read")
+    def _open_video(self, source: str) -> Pictures | None:
+        folder = list_crops(self.clip.crops) if self.clip.crops else None
+        if folder is not None and isinstance(self._instance(source).stage, GivenCrop):
+            return GivenCrops(folder, self.outcomes[self._frames_of(source)].rows)
         if self.clip.video is None:
-            return None
+            return Assumed(self.clip.fps, folder.num_frames) if folder and self.clip.fps else None
         config = self._instance(source).stage.config
-        return media.open_video(
+        video = media.open_video(
             self.clip.video, start_s=self.clip.start_s, end_s=self.clip.end_s, repair_pts=config.repair_pts
         )
+        return Continued(video, folder.num_frames) if folder and video else video
 
     # ---- clip stages -------------------------------------------------------------------------------------------
 
     def _clip_stage(self, name: str) -> None:
         if self._settled_by_feeds(name) or not self._begin(name):
             return
-        prepared = self.plan.prepared[name]
+        prepared = self.prepared[name]
         stage = self.engine.ready(prepared)
         try:
             inputs = self._clip_inputs(prepared)
@@ -400,12 +410,12 @@ class ClipWork:
         return True
 
     def _fresh_record(self, name: str) -> Record:
-        parts = parts_of(self.plan.graph, name, self.clip)
+        parts = parts_of(self.graph, name, self.clip)
         # A clip stage on stored arrays (faces, labels) needs no media: a recorded hash stands for a file that is gone.
         instance = self._instance(name)
         from_store = instance.is_clip_stage and all(self._instance(n).kept for n in instance.feeds.values())
         source = self.sources.source(self.clip, parts, believe_gone=from_store)
-        prepared = self.plan.prepared[name]
+        prepared = self.prepared[name]
         return replace(
             self._bare_record(name),
             source=source,
@@ -414,8 +424,8 @@ class ClipWork:
         )
 
     def _bare_record(self, name: str) -> Record:
-        prepared = self.plan.prepared[name]
-        weights = {n: self.plan.prepared[n].weights for n in upstream(self.plan.graph, [name])}
+        prepared = self.prepared[name]
+        weights = {n: self.prepared[n].weights for n in upstream(self.graph, [name])}
         named = {n: w for n, w in weights.items() if w}
         provenance = {
             **self.provenance,
@@ -423,6 +433,9 @@ class ClipWork:
             "weights": {n: {"spec": w.spec, "sha256": w.sha256} for n, w in named.items()},
             "untrained": any(w.untrained for w in named.values()),
         }
+        provided = {"crop": self.clip.crops and "crops", "transcribe": self.clip.transcript and "transcript"}
+        if part := provided.get(prepared.instance.stage.name):
+            provenance["provided"] = part
         return Record("partial", prepared.recipe, {}, "", provenance=provenance)
 
     def _clear_attempts(self) -> None:
@@ -436,7 +449,7 @@ class ClipWork:
         """Write the final record, after the source was seen to be the one that was hashed."""
         try:
             if self._instance(name).kept:
-                self.sources.check_unchanged(self.clip, parts_of(self.plan.graph, name, self.clip))
+                self.sources.check_unchanged(self.clip, parts_of(self.graph, name, self.clip))
         except ClipError as error:
             self._fail(name, error)
         else:

@@ -168,6 +168,7 @@ def show_plan(plan: Plan) -> None:
     print(f"{len(plan.clips)} clips")
     for name, counts in needs.items():
         told = ", ".join(f"{count} {need}" for need, count in sorted(counts.items()))
+        told = told or "not needed: the clips bring their crops"
         feeds = ", ".join(plan.graph[name].feeds.values())
         print(f"  {name:<12} {told}" + (f"   <- {feeds}" if feeds else ""))
 

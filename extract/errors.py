@@ -21,6 +21,7 @@ FAILED_REASONS = {
     "audio_undecodable": "an audio stream is present but no sample decodes",
     "bad_labels": "the label file is malformed",
     "bad_transcript": "the transcript is malformed",
+    "bad_crops": "a given face crop is of another size, or numbered twice",
     "labels_mismatch": "the label file has another number of rows than the clip has frames",
     "out_of_memory": "the clip does not fit the memory of the device",
     "overflow": "a value does not fit the stored number type",

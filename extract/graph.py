@@ -6,8 +6,10 @@ from typing import Any
 
 from extract.config import ExtractConfig, InstanceConfig, validated
 from extract.errors import ConfigError, UsageError
+from extract.manifest import Clip
 from extract.registry import STAGES
 from extract.stage import ClipStage, Output, RowsStage, Stage
+from extract.stages.crop import GivenCrop
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,27 @@ def build_graph(config: ExtractConfig) -> dict[str, Instance]:
     for name in listed:
         add(name, ())
     return graph
+
+
+def with_provided(graph: Mapping[str, Instance], clip: Clip) -> dict[str, Instance]:
+    """The graph as it is for one clip: what the clip brings along is read, and nothing upstream of it runs.
+
+    A clip with ``crops`` brings every instance of stage ``crop``. What served only them (detections, faces) is left out
+    for this clip; ``frames`` stays: it is the clock.
+    """
+    if clip.crops is None:
+        return dict(graph)
+    own = dict(graph)
+    given = [name for name, instance in graph.items() if instance.stage.name == "crop"]
+    for name in given:
+        instance = graph[name]
+        clock = {slot: source for slot, source in instance.feeds.items() if graph[source].stage.name == "frames"}
+        own[name] = Instance(name, GivenCrop(instance.stage.config), clock, instance.config)
+    above = {name for name in upstream(graph, given) if graph[name].stage.name != "frames"} - set(given)
+    for name in reversed(list(own)):
+        if name in above and not any(name in instance.feeds.values() for instance in own.values()):
+            del own[name]
+    return own
 
 
 def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instance:

@@ -133,7 +133,9 @@ class Clip(BaseModel):
 
     @model_validator(mode="after")
     def _has_media(self) -> "Clip":
-        given = [key for key in ("video", "crops", "audio", "fps") if getattr(self, key) is not None]
+        given = [
+            key for key in ("video", "crops", "audio", "fps", "start_s", "end_s") if getattr(self, key) is not None
+        ]
         if (problem := _media_problem(given)) is not None:
             raise ValueError(problem)
         return self
@@ -375,6 +377,8 @@ def _media_problem(given: Collection[str]) -> str | None:
     """What the keys of a clip lack to make a recording, or ``None``."""
     if not {"video", "crops", "audio"} & set(given):
         return "the clip names no recording; expected at least one of video, crops, audio"
+    if "crops" in given and {"start_s", "end_s"} & set(given):
+        return "start_s and end_s cut a movie; crops are numbered by its whole frames: leave one of them out"
     if "crops" in given and not {"video", "fps"} & set(given):
         return "crops have no times of their own; expected `video` (the movie they come from) or `fps`"
     return None

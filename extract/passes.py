@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from extract.crops import Pictures
 from extract.engines.local import LocalEngine, ahead
 from extract.errors import ClipError, MachineError
-from extract.media import Video
 from extract.planning import Prepared
 from extract.stage import Output, RowsStage, SourceStage, Stage
 from extract.store import BlockWriter, Rows
@@ -59,6 +59,11 @@ class Node:
         """Micro-batches are cut at multiples of this many rows: none crosses a block, a group, or the batch size."""
         most = min(self.batch, GROUP_ROWS, self.writer.block_rows if self.writer else GROUP_ROWS)
         return 1 << (most.bit_length() - 1)
+
+    @property
+    def has_valid(self) -> bool:
+        """Whether it can lack rows."""
+        return any(output.name == "valid" for output in self.stage.outputs)
 
     def missing(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows lie in blocks that the store lacked when the pass began."""
@@ -141,7 +146,7 @@ class FramePass:
     def __init__(
         self,
         nodes: Sequence[Node],
-        video: Video | None,
+        video: Pictures | None,
         num_frames: int | None,
         engine: LocalEngine,
         *,
@@ -234,6 +239,8 @@ class FramePass:
         pixels = np.zeros(len(rows), np.bool_)
         for node in reversed(self.nodes):
             if isinstance(node.stage, SourceStage):
+                if node.has_valid:
+                    pixels |= needs[node.name]
                 continue
             units = np.unique(rows[needs[node.name]] // node.unit)
             needs[node.name] = np.isin(rows // node.unit, units) & node.stored_valid(rows)
@@ -254,10 +261,13 @@ class FramePass:
             if node.error:
                 continue
             if isinstance(node.stage, SourceStage):
-                if len(group.pts_s):
-                    node.put(group.rows, {"pts_s": torch.from_numpy(group.pts_s)})
                 seen = [i for i, image in enumerate(group.images) if image is not None]
-                given[f"{node.name}.image"] = (group.rows[seen], [cast(Tensor, group.images[i]) for i in seen])
+                images = [cast(Tensor, group.images[i]) for i in seen]
+                given[f"{node.name}.image"] = (group.rows[seen], images)
+                if node.has_valid:  # given crops: a row without a picture is not valid
+                    node.put(group.rows[seen], {"image": images})
+                elif len(group.pts_s):
+                    node.put(group.rows, {"pts_s": torch.from_numpy(group.pts_s)})
                 continue
             rows = group.rows[group.needs[node.name]]
             for source in node.from_pass.values():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from extract.errors import ClipError, StaleError, WeightsError
-from extract.graph import Instance, downstream
+from extract.graph import Instance, downstream, with_provided
 from extract.manifest import Clip
 from extract.models import weights as weights_table
 from extract.models.weights import Weights
@@ -134,6 +134,15 @@ class Task:
     """Finished, but its source is gone and could not be compared."""
 
 
+@dataclass(frozen=True)
+class ClipPlan:
+    """A plan for one clip."""
+
+    graph: dict[str, Instance]
+    prepared: dict[str, Prepared]
+    """As of the plan, less what this clip does not need."""
+
+
 @dataclass
 class Plan:
     """What a run would do."""
@@ -144,6 +153,12 @@ class Plan:
     clips: list[Clip]
     tasks: dict[str, dict[str, Task]] = field(default_factory=dict)
     """Clip -> instance -> task."""
+
+    def of(self, clip: Clip) -> "ClipPlan":
+        """What of it concerns this clip, with what the clip brings along in its place."""
+        graph = with_provided(self.graph, clip)
+        prepared = {name: replace(one, instance=graph[name]) for name, one in self.prepared.items() if name in graph}
+        return ClipPlan(graph, prepared)
 
     def todo(self) -> Iterator[tuple[str, Task]]:
         """(clip, task) of everything that a run would compute."""
@@ -160,17 +175,18 @@ class Plan:
 def plan_clip(plan: Plan, store: Store | None, clip: Clip, sources: Sources, *, retry: bool) -> dict[str, Task]:
     """Compare what the store holds of one clip with what is wanted."""
     tasks: dict[str, Task] = {}
-    for name, prepared in plan.prepared.items():
+    own = plan.of(clip)
+    for name, prepared in own.prepared.items():
         if not prepared.instance.kept:
             tasks[name] = Task(name, "transient", None)
             continue
         record = store.record(clip.id, name) if store else None
-        tasks[name] = _task(plan, store, clip, prepared, record, sources, retry=retry)
+        tasks[name] = _task(own, store, clip, prepared, record, sources, retry=retry)
     return tasks
 
 
 def _task(
-    plan: Plan,
+    plan: ClipPlan,
     store: Store | None,
     clip: Clip,
     prepared: Prepared,

@@ -36,6 +36,8 @@ WARNINGS = {
     "audio_streams": "several audio streams: {}",
     "corrupt_frames": "frames decoded with errors: {}",
     "undecodable_packets": "packets that do not decode: {}",
+    "frames_beyond_movie": "crops are numbered beyond the movie's last frame: {} times are continued",
+    "unreadable_crops": "crops that are damaged, taken for absent: {}",
     "repaired_pts": "presentation times repaired: {}",
     "start_assumed": "no presentation time on the sound; it is taken to begin at 0 s",
     "audio_gaps": "gaps in the sound filled with silence ([start_s, duration_s]): {}",

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from extract.crops import folder_sha256, list_crops, listing_stamp
 from extract.errors import ClipError
 from extract.graph import Instance, upstream
 from extract.manifest import Clip
@@ -21,11 +23,19 @@ def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str,
                 parts.add("audio" if clip.audio else "media")
             elif not part.startswith("choice.") or choice(clip, part) is not None:
                 parts.add(part)
+        if clip.crops is not None and graph[source].stage.name == "frames":
+            parts.add("choice.last_crop")
     return tuple(sorted(parts))
 
 
 def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
-    """A choice that the manifest makes for a clip; None where it makes none."""
+    """A choice that the manifest makes for a clip; None where it makes none.
+
+    Raises:
+        ClipError: the folder of crops cannot be listed.
+    """
+    if part == "choice.last_crop":  # of all the pictures, the clock depends on the largest number alone
+        return list_crops(clip.crops).num_frames if clip.crops else None
     if part == "choice.face":
         return clip.face
     if part == "choice.fps":
@@ -113,8 +123,11 @@ class Sources:
         if path not in self._seen:
             stamp = _stamp(path)
             try:
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                if path.is_dir():
+                    sha256 = folder_sha256(path)
+                else:
+                    with path.open("rb") as file:
+                        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             except FileNotFoundError:
                 of_demo = path.parts[-3:-1] == ("demo", "clips")
                 remedy = "`extract demo` draws the demo's clips" if of_demo else "is the path right?"
@@ -128,6 +141,8 @@ class Sources:
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return listing_stamp(path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns

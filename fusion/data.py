@@ -328,9 +328,9 @@ class _Table:
             self.before = np.full(1, self.size)
             return
         if not store.has(clip, self.instance, self.array):
-            raise ConfigError(
-                f"clip {clip}: instance {self.instance} has no array {self.array!r}; see `extract status`"
-            )
+            provided = record.provenance.get("provided") if record else None
+            why = f": the clip brought its own {provided}, without that" if provided else "; see `extract status`"
+            raise ConfigError(f"clip {clip}: instance {self.instance} has no array {self.array!r}{why}")
         values, valid = store.read(clip, self.instance, self.array)
         if values.dtype.kind != "f":
             raise ConfigError(f"{self.instance}/{self.array} is of type {values.dtype}; a modality needs real numbers")

@@ -221,11 +221,3 @@ def test_a_store_of_another_schema_and_a_folder_that_is_not_ours_exit_2(desk, tm
     result = desk.run("--stage", "frames")
     assert result.exit_code == 2
     assert "schema 9" in result.stderr
-
-
-def test_crops_are_refused_by_a_clear_line(desk, tmp_path):
-    (tmp_path / "faces").mkdir()
-    desk.add("aff", crops="faces", fps="30")
-    result = desk.run("--stage", "colour")
-    assert result.exit_code == 1
-    assert "clip aff, stage frames: unsupported: the clip brings face crops" in result.stderr

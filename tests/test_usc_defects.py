@@ -6,6 +6,7 @@
 4  frame numbers are 1-based but the time is number / fps, and the rate is taken as constant
 5  missing features become zeros without a mask
 6  padded positions enter the recurrent layers
+7  two faces of one movie (_left, _right) do not find the sound and words of the bare name
 """
 
 from fractions import Fraction
@@ -14,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import extract
 from extract.config import ExtractConfig
-from extract.manifest import Clip
+from extract.manifest import Clip, Labels
 from extract.stages.roberta import Roberta, RobertaConfig
 from extract.store import Store
 from fusion.config import FusionConfig
@@ -26,7 +28,7 @@ from fusion.evaluation import predict_logits
 from fusion.model import FusionModel
 from tests.contract import context
 from tests.fusion_stores import add_clip, add_instance
-from tests.media_files import greys, write_clip
+from tests.media_files import greys, tone, write_clip
 
 CONFIG = FusionConfig.model_validate({
     "modalities": {
@@ -174,3 +176,41 @@ def test_3_a_window_over_two_utterances_has_the_words_of_both(tmp_path):
     assert found[8] == ["bin", "blue", "at", "F"]  # 4 s: the window reaches from 2 to 6 s
     assert found[0] == ["bin"]  # 2 s is where it begins
     assert found[14] == ["at", "F"]  # 7 s: the window begins at 5 s
+
+
+def test_7_two_faces_of_one_movie_share_its_sound_and_words(tmp_path):
+    """Their crops and labels are their own."""
+    movie = write_clip(tmp_path / "v.mov", greys(10), sound=tone(0.5))
+    (tmp_path / "v.srt").write_text("1\n00:00:00,000 --> 00:00:00,300\nhello\n")
+    clips = []
+    for side, grey in (("left", 60), ("right", 200)):
+        (tmp_path / side).mkdir()
+        for number in range(1, 11):
+            Image.new("RGB", (112, 112), (grey, number, 0)).save(tmp_path / side / f"{number:05d}.png")
+        (tmp_path / f"{side}.txt").write_text("AU1\n" + f"{int(side == 'left')}\n" * 10)
+        clips.append(
+            Clip(
+                id=f"v_{side}",
+                video=movie,
+                crops=tmp_path / side,
+                transcript=tmp_path / "v.srt",
+                labels=Labels(au=tmp_path / f"{side}.txt"),
+                source_video="v",
+                face=side,
+            )
+        )
+    small = {"weights": "random", "architecture": "small"}
+    instances = {"labels": {}, "swin": small | {"resize": 64, "crop": 64}, "hubert": small, "roberta": small}
+    assert extract.run(clips, tmp_path / "store.zarr", ExtractConfig(instances=instances)).exit_code == 0
+    store = extract.open_store(tmp_path / "store.zarr")
+
+    def same(instance: str, array: str) -> bool:
+        left, right = (store.read(f"v_{side}", instance, array).values for side in ("left", "right"))
+        return np.array_equal(left, right)
+
+    assert same("hubert", "feature")
+    assert same("hubert", "centre_s")
+    assert same("roberta", "token")
+    assert same("frames", "pts_s")
+    assert not same("swin", "feature")
+    assert not same("labels", "au")

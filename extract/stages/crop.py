@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from extract.stage import VALID, Output, RowsBatch, RowsStage, StageConfig
+from extract.stage import VALID, Output, RowsBatch, RowsStage, SourceStage, StageConfig
 from extract.stages.detections import NUM_LANDMARKS
 from extract.timeline import FRAMES
 
@@ -70,6 +70,23 @@ class Crop(RowsStage[CropConfig]):
             "point": point.float() * valid[:, None, None],
             "valid": valid,
         }
+
+
+class GivenCrop(SourceStage[CropConfig]):
+    """What stands for ``Crop`` in a clip that brings its crops: read from files, without landmarks.
+
+    Its recipe is that of ``Crop``; its source names the part ``crops``.
+    """
+
+    name = "crop"
+    version = Crop.version
+    config_type = CropConfig
+    parts = ("crops",)
+    empty_reason = "no_face"
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (Output("image", FRAMES, ("y", "x", "rgb"), (SIZE_PX, SIZE_PX, 3), "uint8", kept=False), VALID)
 
 
 def five_points(landmarks: "Tensor") -> "Tensor":

@@ -1,0 +1,218 @@
+"""Face crops that a clip brings along: a folder of pictures named by frame number, as Aff-Wild2's ``cropped_aligned``.
+
+``00001.jpg`` belongs to the first frame. A number without a picture is a frame without a face. Pictures that are not
+named by a number are left out and counted.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from extract.errors import ClipError
+from extract.media import VideoFrame
+from extract.stages.crop import SIZE_PX
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+LONE_FRAME_S = 1 / 30
+"""How long the only frame of a movie is taken to last."""
+
+
+class Pictures(Protocol):
+    """What the runner decodes: a movie, or what stands for one."""
+
+    notes: dict[str, Any]
+    declared_frames: int | None
+
+    def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
+        """Every frame in order; pixels only of those that are wanted."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class CropFolder:
+    """The pictures of a folder."""
+
+    path: Path
+    by_frame: dict[int, str]
+    """Row on the frame clock (the picture's number - 1) -> file name."""
+    left_out: int
+    """Files that are no numbered picture."""
+
+    @property
+    def num_frames(self) -> int:
+        """Rows up to the last picture."""
+        return max(self.by_frame, default=-1) + 1
+
+
+def list_crops(path: Path) -> CropFolder:
+    """Look a folder of crops through; no picture is read.
+
+    Raises:
+        ClipError: ``missing_file``, ``unreadable``, or ``bad_crops``: two files of one number, or the number 0.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(path))
+    except FileNotFoundError:
+        raise ClipError("missing_file", f"{path}: no such folder of crops; is the path right?") from None
+    except OSError as error:
+        raise ClipError("unreadable", f"{path}: {error.strerror}; `crops` names a folder of pictures") from None
+    by_frame: dict[int, str] = {}
+    left_out = 0
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in SUFFIXES or not (stem.isascii() and stem.isdigit()):
+            left_out += 1
+            continue
+        row = int(stem) - 1
+        if row < 0:
+            raise ClipError("bad_crops", f"{path / name}: found number 0, expected pictures numbered from 1")
+        if row in by_frame:
+            raise ClipError("bad_crops", f"{path}: found {by_frame[row]} and {name}, expected one picture of a frame")
+        by_frame[row] = name
+    return CropFolder(path, by_frame, left_out)
+
+
+def listing_stamp(path: Path) -> tuple[int, int]:
+    """Number of files, and a hash of their names, sizes and times: what tells that a folder is unchanged.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    with os.scandir(path) as entries:
+        found = sorted((entry.name, (status := entry.stat()).st_size, status.st_mtime_ns) for entry in entries)
+    digest = hashlib.sha256(repr(found).encode()).digest()
+    return len(found), int.from_bytes(digest[:7])  # fits a JSON number
+
+
+def folder_sha256(path: Path) -> str:
+    """sha256 over the sorted names and hashes of the pictures.
+
+    Raises:
+        ClipError: as ``list_crops``.
+        OSError: a picture cannot be read.
+    """
+    digest = hashlib.sha256()
+    folder = list_crops(path)
+    for name in sorted(folder.by_frame.values()):
+        with (path / name).open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+class _Whole:
+    """Nothing to close."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        return None
+
+
+class GivenCrops(_Whole):
+    """A folder's pictures as frames, one per row of the frame clock; a row without a readable picture has no image.
+
+    Notes: ``missing_crops``, and ``unreadable_crops {count, first}``, complete when ``frames`` is exhausted.
+    """
+
+    def __init__(self, folder: CropFolder, num_frames: int) -> None:
+        self._folder = folder
+        self.declared_frames: int | None = num_frames
+        self.notes: dict[str, Any] = {}
+
+    def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
+        """Raises ClipError ``bad_crops`` at a picture of another size."""
+        rows = self.declared_frames or 0
+        self.notes.clear()
+        if missing := rows - len(self._folder.by_frame):
+            self.notes["missing_crops"] = missing
+        if self._folder.left_out:
+            self.notes["left_out_files"] = self._folder.left_out
+        unreadable: list[str] = []
+        for row in range(rows):
+            image = None
+            name = self._folder.by_frame.get(row)
+            asked = wanted is None or wanted(row)
+            if name is not None and asked:
+                image = read_crop(self._folder.path / name)
+                if image is None:
+                    unreadable.append(name)
+            yield VideoFrame(row, 0.0, image)
+        if unreadable:
+            self.notes["unreadable_crops"] = {"count": len(unreadable), "first": unreadable[0]}
+
+
+def read_crop(path: Path) -> NDArray[np.uint8] | None:
+    """RGB [112, 112, 3], C-contiguous; None for a damaged picture.
+
+    Raises:
+        ClipError: ``bad_crops``: a picture of another size is aligned in another way.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = np.array(opened.convert("RGB"), dtype=np.uint8)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # what Pillow raises for torn files
+        return None
+    if image.shape[:2] != (SIZE_PX, SIZE_PX):
+        height, width = image.shape[:2]
+        raise ClipError(
+            "bad_crops",
+            f"{path}: found {width} x {height} pixels, expected {SIZE_PX} x {SIZE_PX} as `cropped_aligned` has",
+        )
+    return image
+
+
+class Continued(_Whole):
+    """A movie whose crops reach beyond its last frame: times go on at the last interval.
+
+    Notes: the movie's, and ``frames_beyond_movie``.
+    """
+
+    def __init__(self, movie: Pictures, num_frames: int) -> None:
+        self._movie, self._num_frames = movie, num_frames
+        self.declared_frames: int | None = max(movie.declared_frames or 0, num_frames)
+        self.notes: dict[str, Any] = {}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._movie.__exit__(kind, error, tb)
+
+    def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
+        before_s = last_s = 0.0
+        given = 0
+        for frame in self._movie.frames(wanted):
+            before_s, last_s = last_s, frame.pts_s
+            given = frame.index + 1
+            yield frame
+        self.notes.update(self._movie.notes)
+        if given < self._num_frames:
+            self.notes["frames_beyond_movie"] = self._num_frames - given
+        step_s = last_s - before_s if given > 1 else LONE_FRAME_S
+        for row in range(given, self._num_frames):
+            yield VideoFrame(row, last_s + (row - given + 1) * step_s, None)
+
+
+class Assumed(_Whole):
+    """Times of crops without a movie: row / fps. Notes: ``time: assumed``."""
+
+    def __init__(self, fps: float, num_frames: int) -> None:
+        self._fps = fps
+        self.declared_frames: int | None = num_frames
+        self.notes: dict[str, Any] = {"time": "assumed"}
+
+    def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
+        del wanted  # there are no pixels
+        for row in range(self.declared_frames or 0):
+            yield VideoFrame(row, row / self._fps, None)

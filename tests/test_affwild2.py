@@ -1,0 +1,204 @@
+"""A tiny tree of Aff-Wild2's exact layout, from the folder to a fitted model."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import extract
+import fusion
+from extract.cli import app
+from extract.datasets.affwild2 import scan_affwild2
+from extract.errors import UsageError
+from extract.manifest import load_manifest
+from fusion.config import FusionConfig
+from tests.media_files import greys, tone, write_clip
+
+HEADER = "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
+T = 12
+FACES = {
+    "Train_Set": ["10-60-1280x720_left", "10-60-1280x720_right", "102", "video18", "122-60-1920x1080-1"],
+    "Validation_Set": ["video45_1", "146"],
+}
+MOVIES = ["10-60-1280x720.mp4", "102.mp4", "video18.avi", "122-60-1920x1080-1.mp4", "video45_1.mp4", "146.mp4"]
+
+
+def au_file(name, rows=T):
+    values = np.random.default_rng(sum(name.encode())).integers(0, 2, (rows, 12))
+    lines = [",".join(map(str, row)) for row in values]
+    lines[3] = ",".join(["-1"] * 12)
+    return "\n".join([HEADER, *lines]) + "\n"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path / "Aff-Wild2"
+    for official, names in FACES.items():
+        for challenge in ("AU_Detection_Challenge", "EXPR_Classification_Challenge"):
+            folder = root / "Third ABAW Annotations" / challenge / official
+            folder.mkdir(parents=True)
+            for name in names:
+                text = au_file(name)
+                if challenge.startswith("EXPR"):
+                    if name == "102":
+                        continue
+                    text = "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other\n" + "4\n" * T
+                (folder / f"{name}.txt").write_text(text)
+        for name in names:
+            crops = root / "cropped_aligned" / name
+            crops.mkdir(parents=True)
+            for number in range(1, T + 1):
+                if number != 5:
+                    noise = np.random.default_rng([number, *name.encode()]).integers(0, 256, (112, 112, 3), np.uint8)
+                    Image.fromarray(noise).save(crops / f"{number:05d}.jpg")
+    for number, name in enumerate(MOVIES):
+        folder = root / f"batch{number % 2 + 1}"
+        folder.mkdir(exist_ok=True)
+        movie = write_clip(folder / "m.mov", greys(T), rate=25, sound=tone(0.5, frequency_hz=200 + 60 * number))
+        movie.rename(folder / name)
+    (root / "batch1" / "10-60-1280x720.srt").write_text("1\n00:00:00,000 --> 00:00:00,400\nhello you\n")
+    return root
+
+
+def test_what_belongs_together(tree):
+    found = scan_affwild2(tree)
+    clips = {clip.id: clip for clip in found.clips}
+    assert sorted(clips) == sorted(name for names in FACES.values() for name in names)
+    left, right = clips["10-60-1280x720_left"], clips["10-60-1280x720_right"]
+    assert left.video == right.video == tree / "batch1/10-60-1280x720.mp4"
+    assert left.transcript == right.transcript == tree / "batch1/10-60-1280x720.srt"
+    assert left.source_video == right.source_video == "10-60-1280x720"
+    assert (left.face, right.face, clips["102"].face) == ("left", "right", "largest")
+    assert left.crops == tree / "cropped_aligned/10-60-1280x720_left"
+    assert right.labels.au.name == "10-60-1280x720_right.txt"
+    assert left.labels.expr.parent.parent.name == "EXPR_Classification_Challenge"
+    assert clips["102"].labels.expr is None
+    assert clips["video18"].video.suffix == ".avi"
+    assert {clip.split for clip in found.clips if clip.id in FACES["Validation_Set"]} == {"test"}
+    assert found.counts == {
+        "annotation files": {"Train_Set": 5, "Validation_Set": 2},
+        "annotated frames": {"Train_Set": 55, "Validation_Set": 22},
+        "annotated frames without a crop": {"Train_Set": 5, "Validation_Set": 2},
+    }
+
+
+def test_the_training_set_is_parted_by_source_video(tree):
+    """Both faces of a movie on one side, whatever the seed; the seed says which."""
+    seen = set()
+    for seed in range(12):
+        splits = {clip.id: clip.split for clip in scan_affwild2(tree, seed=seed).clips}
+        assert splits["10-60-1280x720_left"] == splits["10-60-1280x720_right"]
+        val = {clip for clip, split in splits.items() if split == "val"}
+        assert len({clip.removesuffix("_left").removesuffix("_right") for clip in val}) == 1
+        assert splits == {clip.id: clip.split for clip in scan_affwild2(tree, seed=seed).clips}
+        seen.add(tuple(sorted(val)))
+    assert len(seen) > 1
+
+
+def test_the_command_prints_counts_beside_the_known_ones(tree, tmp_path):
+    (tree / "batch2" / "146.mp4").unlink(missing_ok=True)
+    result = CliRunner().invoke(app, ["manifest", "affwild2", str(tree), "-o", str(tmp_path / "m.yaml"), "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("6 clips (train 4, val 1, test 1)") or lines[0].endswith(
+        "6 clips (train 3, val 2, test 1)"
+    )
+    assert "  annotation files, Train_Set: 5 (others counted 295)" in lines
+    assert "  annotated frames, Validation_Set: 22 (others counted 445,845)" in lines
+    assert "left out: 146: no movie 146.*, so no frame times; --fps N assumes them" in lines
+    assert len(load_manifest(tmp_path / "m.yaml")) == 6
+    assert "seed 3" in (tmp_path / "m.yaml").read_text().splitlines()[0]
+    assumed = CliRunner().invoke(
+        app, ["manifest", "affwild2", str(tree), "-o", str(tmp_path / "n.yaml"), "--fps", "30"]
+    )
+    assert "7 clips" in assumed.stdout.splitlines()[0]
+    (clip,) = [clip for clip in load_manifest(tmp_path / "n.yaml") if clip.id == "146"]
+    assert (clip.video, clip.fps) == (None, 30)
+
+
+CONFIG = """\
+extract:
+  instances:
+    labels: {}
+    detections: {}
+    swin: {weights: random, architecture: small, resize: 64, crop: 64}
+    hubert: {weights: random, architecture: small}
+    roberta: {weights: random, architecture: small}
+fusion:
+  modalities:
+    swin: {kind: frame, instance: swin, array: feature, project: 8}
+    hubert: {kind: steps, instance: hubert, array: feature, before_s: 0.1, after_s: 0.1, project: 8}
+    roberta: {kind: tokens, instance: roberta, array: token, project: 8}
+  model: {hidden: 8, head: 16}
+  training: {max_epochs: 1}
+"""
+
+
+def test_from_the_tree_to_a_fitted_model(tree, tmp_path):
+    """Three broken annotation files fail their clips alone; the rest is extracted and fitted."""
+    annotations = tree / "Third ABAW Annotations/AU_Detection_Challenge/Train_Set"
+    (annotations / "video18.txt").write_text(au_file("video18").partition("\n")[2])
+    (annotations / "102.txt").write_text(au_file("102").replace("-1,-1", "-1", 1))
+    wrong = au_file("122").splitlines()
+    (annotations / "122-60-1920x1080-1.txt").write_text("\n".join([*wrong[:5], "2" + wrong[5][1:], *wrong[6:]]) + "\n")
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    manifest, store_path = tmp_path / "m.yaml", tmp_path / "s.zarr"
+    assert CliRunner().invoke(app, ["manifest", "affwild2", str(tree), "-o", str(manifest)]).exit_code == 0
+    common = ["--manifest", str(manifest), "--store", str(store_path), "-c", str(tmp_path / "c.yaml")]
+    result = CliRunner().invoke(app, ["run", *common, "--json"])
+    assert result.exit_code == 1, result.output
+    failures = {(f["clip"], f["instance"]): f["message"] for f in json.loads(result.stdout)["failures"]}
+    assert {clip for clip, _ in failures} == {"video18", "102", "122-60-1920x1080-1"}
+    assert {instance for _, instance in failures} == {"labels"}
+    assert "video18.txt:1: found column" in failures["video18", "labels"]
+    assert "102.txt:5: found 11 columns" in failures["102", "labels"]
+    assert "122-60-1920x1080-1.txt:6: found value '2', expected 0, 1 or -1" in failures["122-60-1920x1080-1", "labels"]
+
+    store = extract.open_store(store_path)
+    assert "detections" not in store.instances("10-60-1280x720_left")
+    assert store.read("video45_1", "swin", "feature").valid.tolist() == [i != 4 for i in range(T)]
+    expr = store.read("10-60-1280x720_left", "labels", "expr").values
+    assert expr.tolist() == [4] * T
+    assert set(store.read("146", "labels", "au").values[3].tolist()) == {-1}
+
+    for name in FACES["Train_Set"]:  # let the two whole ones train, whatever the seed held out
+        store_write = extract.store.Store.open(store_path, "a")
+        store_write.set_attributes(name, {**store.attributes(name), "split": "train"})
+    leave_one = FusionConfig.model_validate(fusion_section())
+    (scores,) = fusion.fit(store_path, tmp_path / "run", leave_one, skip_failed=True)
+    assert (scores.clips, scores.frames) == (2, 2 * (T - 1))
+    tested = fusion.evaluate(store_path, tmp_path / "run", split="test")
+    assert (tested.clips, tested.frames, tested.missing["swin"]) == (2, 22, 2)
+
+
+def fusion_section():
+    import yaml
+
+    return yaml.safe_load(CONFIG)["fusion"]
+
+
+def test_two_annotations_of_a_face_are_refused(tree):
+    other = tree / "5th ABAW Annotations/AU_Detection_Challenge/Train_Set"
+    other.mkdir(parents=True)
+    (other / "102.txt").write_text(au_file("102"))
+    with pytest.raises(UsageError, match="two annotations of one face; name the folder of one year"):
+        scan_affwild2(tree)
+
+
+def test_what_is_no_such_tree_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is not there; expected the folder of Aff-Wild2"):
+        scan_affwild2(tmp_path / "gone")
+    with pytest.raises(UsageError, match="no action unit annotations; expected AU_Detection_Challenge or AU_Set with"):
+        scan_affwild2(tmp_path)
+    lone = tmp_path / "AU_Set/Train_Set"
+    lone.mkdir(parents=True)
+    (lone / "a.txt").write_text(au_file("a"))
+    with pytest.raises(UsageError, match=r"1 annotated faces and none makes a clip; a: neither a movie a\.\* nor"):
+        scan_affwild2(tmp_path)
+
+
+def test_crops_of_unannotated_faces_are_told_of(tree):
+    (tree / "cropped_aligned" / "test_video").mkdir()
+    assert any("crops of 1 faces without annotations (first: test_video)" in note for note in scan_affwild2(tree).notes)
