@@ -313,6 +313,41 @@ def weights_list(as_json: AsJson = False) -> int:
     return 0
 
 
+@weights_app.command("fetch")
+@reported
+def weights_fetch(
+    key: Annotated[list[str] | None, typer.Argument(help="Keys. [default: what the config's instances need]")] = None,
+    config: Config = None,
+    set_: Set = None,
+    stage: Stages = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only check what is here.")] = False,
+) -> int:
+    """Fetch published weights into the cache and pin them in weights.lock (kept with the experiment)."""
+    from extract.models import fetch, weights
+
+    keys = key or _keys_needed(config, set_, stage)
+    if offline:
+        needed = [weights.TABLE[name] for name in keys if name in weights.TABLE]
+        lacking = [row.key for row in needed if weights.locate(row, weights.cache_folder())[1]]
+        if lacking:
+            raise WeightsError(f"not here, and --offline forbids fetching: {', '.join(lacking)}")
+    fetched = fetch.fetch(keys, told=lambda text: print(text, flush=True))
+    print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {weights.LOCK}")
+    print("next: extract run")
+    return 0
+
+
+def _keys_needed(config: str | None, overrides: list[str] | None, stages: list[str] | None) -> list[str]:
+    """Keys of the table that a run with these flags would ask for."""
+    from extract.config import load_extract_config
+    from extract.graph import build_graph, select, upstream
+    from extract.models import weights
+
+    graph = build_graph(load_extract_config(config, overrides or ()))
+    specs = (getattr(graph[n].stage.config, "weights", None) for n in upstream(graph, select(graph, stages or ())))
+    return [spec for spec in dict.fromkeys(specs) if spec in weights.TABLE]
+
+
 @weights_app.command("verify")
 @reported
 def weights_verify(as_json: AsJson = False) -> int:

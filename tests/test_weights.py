@@ -97,6 +97,8 @@ def test_the_table():
         "hubert-xlarge-ll60k",
         "hubert-large-ll60k",
         "hubert-base-ls960",
+        "roberta-large",
+        "roberta-base",
         "dlib-68-landmarks",
     ]
     for row in TABLE.values():
@@ -142,7 +144,7 @@ def test_the_landmark_file_comes_with_its_package():
     ],
 )
 def test_missing_weights_are_named_with_the_way_to_get_them(tmp_path, spec, stage, parts):
-    with pytest.raises(WeightsError, match="are not on this machine and nothing is fetched by itself") as caught:
+    with pytest.raises(WeightsError, match="are not on this machine and a run fetches nothing") as caught:
         resolve(spec, stage, cache=tmp_path)
     for part in [*parts, str(tmp_path / "weights" / spec)]:
         assert part in str(caught.value)

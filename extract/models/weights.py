@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 """The spec that draws weights by name instead of reading a file; the result is called untrained everywhere."""
+
+HUB = "https://huggingface.co"
+LOCK = Path("weights.lock")
+"""What the first fetch resolved, beside the experiment: in the current folder."""
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a weights folder may call its tensors; the first one present counts."""
@@ -35,13 +39,15 @@ class WeightsRow:
     source: str
     """Page or package they come from."""
     files: tuple[str, ...]
-    """Files beside the tensors, which are one of TENSOR_FILES; or, with ``package``, the one file below it."""
+    """Files beside the tensors, which are one of TENSOR_FILES; with ``package`` or ``download`` the one file itself."""
     licence: str
     trained_on: str
     sha256: str | None
     """Of the file or folder; ``None`` (shown as ``unpinned``) where no file was at hand to compute it from."""
     package: str | None = None
     """Python package that brings the file along; ``None``: the cache folder holds it."""
+    download: str | None = None
+    """Address of the one file, for what lies on a release page; ``None``: ``source`` is a repository of the hub."""
     note: str = ""
 
 
@@ -60,7 +66,7 @@ def _hubert(key: str, architecture: str, trained_on: str) -> WeightsRow:
         key=key,
         stage="hubert",
         architecture=architecture,
-        source=f"https://huggingface.co/facebook/{key}",
+        source=f"{HUB}/facebook/{key}",
         files=("config.json", "preprocessor_config.json"),
         licence="Apache-2.0",
         trained_on=trained_on,
@@ -73,7 +79,7 @@ def _roberta(key: str, architecture: str) -> WeightsRow:
         key=key,
         stage="roberta",
         architecture=architecture,
-        source=f"https://huggingface.co/FacebookAI/{key}",
+        source=f"{HUB}/FacebookAI/{key}",
         files=("config.json", "vocab.json", "merges.txt"),
         licence="MIT",
         trained_on="160 GB of English text (books, Wikipedia, news, web)",
@@ -87,7 +93,7 @@ TABLE = by_key((
         key="swin-tiny",
         stage="swin",
         architecture="tiny",
-        source="https://huggingface.co/timm/swin_tiny_patch4_window7_224.ms_in1k",
+        source=f"{HUB}/timm/swin_tiny_patch4_window7_224.ms_in1k",
         files=(),
         licence="MIT",
         trained_on="ImageNet-1k classification",
@@ -254,27 +260,60 @@ def _resolve_key(
             f"weights {row.key!r} are of architecture {row.architecture}, the config says {asked}; "
             f"use --set {instance}.architecture={row.architecture}, or other weights"
         )
-    path, missing = _locate(row, cache)
+    path, missing = locate(row, cache)
     if missing:
-        means = "--offline forbids fetching them" if offline else "nothing is fetched by itself"
+        means = "--offline forbids fetching them" if offline else "a run fetches nothing"
         if row.package:
             remedy = f"install the package {row.package.replace('_', '-')}"
         else:
-            remedy = f"put the files of {row.source} (licence {row.licence}) into {path}"
+            remedy = (
+                f"`extract weights fetch {row.key}` gets them (licence {row.licence}), or put the files of "
+                f"{row.source} into {path if row.download is None else path.parent}"
+            )
         raise WeightsError(
             f"weights {row.key!r} are not on this machine and {means}: {path} lacks {', '.join(missing)}; "
             f"{remedy}, or name a local file or folder: --set {instance}.weights=PATH"
         )
     sha256 = path_sha256(path, of_file)
-    if row.sha256 not in {None, sha256}:
+    pinned = pinned_sha256(row, read_lock(LOCK))
+    if pinned not in {None, sha256}:
+        by = "" if row.sha256 else f" by {LOCK}"
         raise WeightsError(
-            f"weights {row.key!r}: {path} has sha256 {sha256}, expected {row.sha256}; "
+            f"weights {row.key!r}: {path} has sha256 {sha256}, expected{by} {pinned}; "
             f"get it anew from {row.source}, or use it by its path: --set {instance}.weights={path}"
         )
     return Weights(row.key, sha256, row.licence, row.trained_on, path=path)
 
 
-def _locate(row: WeightsRow, cache: Path) -> tuple[Path, list[str]]:
+def read_lock(path: Path) -> dict[str, Any]:
+    """Key -> what was pinned: ``source``, ``commit``, ``fetched``, ``sha256``, ``files``; empty without that file.
+
+    Raises:
+        WeightsError: it is no lock of ours.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); restore it from where the experiment is kept") from None
+    whole = isinstance(found, dict) and all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("files"), dict)
+        for entry in found.values()
+    )
+    if not whole:
+        raise WeightsError(f"{path}: is no weights.lock; expected an object of keys with sha256 and files")
+    return dict(found)
+
+
+def pinned_sha256(row: WeightsRow, lock: Mapping[str, Any]) -> str | None:
+    """What the bytes must be: as the table says, else as the lock does; ``None``: nobody has pinned them."""
+    if row.sha256 is not None:
+        return row.sha256
+    return lock[row.key]["sha256"] if row.key in lock else None
+
+
+def locate(row: WeightsRow, cache: Path) -> tuple[Path, list[str]]:
     """Where a row's files are or would be, and which of them are not there."""
     if row.package is not None:
         # Found without importing it: that import needs pkg_resources, which setuptools 81 dropped.
@@ -283,6 +322,9 @@ def _locate(row: WeightsRow, cache: Path) -> tuple[Path, list[str]]:
         path = Path(folders[0] if folders else row.package, *row.files)
         return path, [] if path.is_file() else list(row.files)
     path = cache / "weights" / row.key
+    if row.download is not None:
+        path /= row.files[0]
+        return path, [] if path.is_file() else list(row.files)
     missing = [name for name in row.files if not (path / name).is_file()]
     if not any((path / name).is_file() for name in TENSOR_FILES):
         missing.append(" or ".join(TENSOR_FILES))
@@ -299,29 +341,32 @@ class Located:
     missing: tuple[str, ...]
     sha256: str | None
     """Of what is there; ``None`` if nothing is, or it was not hashed."""
+    pinned: str | None
+    """What it must be, by the table or ``weights.lock``."""
 
     @property
     def state(self) -> Literal["missing", "present", "unpinned", "ok", "wrong"]:
-        """``present``: there, not hashed; ``unpinned``: there, but the table names no sha256 to compare with."""
+        """``present``: there, not hashed; ``unpinned``: there, but nothing to compare it with."""
         if self.missing:
             return "missing"
-        if self.row.sha256 is None:
+        if self.pinned is None:
             return "unpinned"
         if self.sha256 is None:
             return "present"
-        return "ok" if self.sha256 == self.row.sha256 else "wrong"
+        return "ok" if self.sha256 == self.pinned else "wrong"
 
 
 def list_rows(cache: Path) -> list[Located]:
     """Every row of the table, looked for but not hashed."""
-    found = ((row, *_locate(row, cache)) for row in TABLE.values())
-    return [Located(row, path, tuple(missing), None) for row, path, missing in found]
+    lock = read_lock(LOCK)
+    found = ((row, *locate(row, cache)) for row in TABLE.values())
+    return [Located(row, path, tuple(missing), None, pinned_sha256(row, lock)) for row, path, missing in found]
 
 
 def verify(cache: Path, of_file: Callable[[Path], str] = file_sha256) -> list[Located]:
     """Every row of the table, hashed where its files are there."""
     return [
-        entry if entry.missing else Located(entry.row, entry.path, (), path_sha256(entry.path, of_file))
+        entry if entry.missing else replace(entry, sha256=path_sha256(entry.path, of_file))
         for entry in list_rows(cache)
     ]
 

@@ -1,0 +1,449 @@
+"""Fetching weights from servers of this machine that behave like a model hub, its storage, and a release page."""
+
+import errno
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from typer.testing import CliRunner
+
+from extract.cli import app
+from extract.errors import MachineError, UsageError, WeightsError
+from extract.models import fetch, swin, weights
+from extract.models.weights import HUB, WeightsRow
+from extract.stages.swin import Swin, SwinConfig
+from tests.contract import context
+
+COMMIT, LATER = "c" * 40, "d" * 40
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Site:
+    """What the servers hold, and what they were asked."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.head = COMMIT
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.cut_after: list[int] = []
+        """Bytes after which the storage closes the next answers."""
+        self.answers: list[tuple[int, dict[str, str]]] = []
+        """Codes that the next requests get instead."""
+        self.ranges = True
+        self.lie_about: dict[str, str] = {}
+        """File -> sha256 that the hub claims."""
+
+    def paths(self, server=None):
+        return [path for name, path, _ in self.requests if server in {None, name}]
+
+
+def handler(site, name, elsewhere):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            """Quiet."""
+
+        def do_GET(self):
+            site.requests.append((name, self.path, dict(self.headers)))
+            if site.answers:
+                code, headers = site.answers.pop(0)
+                self.answer(code, b"", headers)
+            elif self.path.startswith("/api/models/"):
+                self.listing()
+            elif "/resolve/" in self.path or self.path.startswith("/releases/"):
+                self.answer(302, b"", {"Location": f"{elsewhere()}/blob/{self.path.rpartition('/')[2]}"})
+            else:
+                self.blob(self.path.rpartition("/")[2])
+
+        def listing(self):
+            revision = self.path.partition("/revision/")[2].partition("?")[0]
+            siblings = [{"rfilename": "README.md", "size": 3}]
+            for file, data in site.files.items():
+                entry = {"rfilename": file, "size": len(data)}
+                if file.endswith((".safetensors", ".bin")):
+                    entry["lfs"] = {"sha256": site.lie_about.get(file, sha(data)), "size": len(data)}
+                siblings.append(entry)
+            body = {"sha": site.head if revision == "main" else revision, "siblings": siblings}
+            self.answer(200, json.dumps(body).encode())
+
+        def blob(self, file):
+            if file not in site.files:
+                self.answer(404, b"")
+                return
+            data = site.files[file]
+            etag = f'"{sha(data)[:16]}"'
+            asked = self.headers.get("Range")
+            start = int(asked[6:].rstrip("-")) if asked and site.ranges else 0
+            if self.headers.get("If-Range") not in {None, etag}:
+                start = 0
+            if start > len(data):
+                self.answer(416, b"")
+                return
+            body = data[start:]
+            headers = {"ETag": etag}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            cut = site.cut_after.pop(0) if site.cut_after else None
+            self.answer(206 if start else 200, body, headers, cut)
+
+        def answer(self, code, body, headers=None, cut=None):
+            self.send_response(code)
+            for key, value in (headers or {}).items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if cut is None else body[:cut])
+            if cut is not None:
+                self.close_connection = True
+
+    return Handler
+
+
+@contextmanager
+def serving(make):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), make)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A hub and its storage; the cache and weights.lock in an empty folder; no waiting."""
+    site = Site()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AU_FUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(fetch, "BACKOFF_S", 0.0)
+    with (
+        serving(handler(site, "storage", lambda: "")) as storage,
+        serving(handler(site, "hub", lambda: storage)) as hub,
+    ):
+        monkeypatch.setenv("HF_ENDPOINT", hub)
+        site.hub, site.storage = hub, storage
+        row = WeightsRow(
+            key="net", stage="swin", architecture="small", source=f"{HUB}/some/net", files=("config.json",),
+            licence="MIT", trained_on="noise", sha256=None,
+        )  # fmt: skip
+        released = b"released" * 1000
+        release = WeightsRow(
+            key="page", stage="swin", architecture="small", source="https://example.org/releases", files=("net.pth",),
+            licence="BSD-3-Clause", trained_on="noise", sha256=sha(released), download=f"{hub}/releases/v1/net.pth",
+        )  # fmt: skip
+        monkeypatch.setattr(weights, "TABLE", weights.by_key((row, release)))
+        site.files = {
+            "config.json": b"{}",
+            "model.safetensors": bytes(range(256)) * 400,
+            "pytorch_model.bin": b"not taken",
+            "net.pth": released,
+        }
+        yield site
+
+
+def get(*keys):
+    told = []
+    return fetch.fetch(keys or ("net",), told=told.append), "\n".join(told)
+
+
+def lock():
+    return json.loads((weights.LOCK).read_text())
+
+
+def test_a_hub_is_resolved_once_and_locked(site, tmp_path):
+    fetched, told = get()
+    assert fetched == ["net"]
+    folder = tmp_path / "cache/weights/net"
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (folder / "model.safetensors").read_bytes() == site.files["model.safetensors"]
+    pin = lock()["net"]
+    assert (pin["commit"], pin["sha256"]) == (COMMIT, weights.path_sha256(folder))
+    assert pin["files"]["model.safetensors"] == {"sha256": sha(site.files["model.safetensors"]), "size": 102_400}
+    assert "licence MIT; trained on noise" in told
+    assert site.paths("hub") == [
+        "/api/models/some/net/revision/main?blobs=true",
+        f"/some/net/resolve/{COMMIT}/config.json",
+        f"/some/net/resolve/{COMMIT}/model.safetensors",
+    ]
+    assert site.paths("storage") == ["/blob/config.json", "/blob/model.safetensors"]
+
+
+def test_what_is_here_is_not_asked_for_again(site):
+    get()
+    asked = len(site.requests)
+    fetched, told = get()
+    assert (fetched, len(site.requests)) == ([], asked)
+    assert told == "net: is here, as pinned"
+
+
+def test_a_branch_that_moved_changes_nothing(site, tmp_path):
+    """On another machine with the same lock: the commit of then, not the newest."""
+    get()
+    before = lock()
+    for path in (tmp_path / "cache/weights/net").iterdir():
+        path.unlink()
+    site.head, site.requests[:] = LATER, []
+    get()
+    assert lock() == before
+    assert f"/api/models/some/net/revision/{COMMIT}?blobs=true" in site.paths("hub")
+    assert not any(LATER in path for path in site.paths())
+
+
+def test_a_commit_whose_bytes_changed_is_refused(site, tmp_path):
+    get()
+    for path in (tmp_path / "cache/weights/net").iterdir():
+        path.unlink()
+    site.files["config.json"] = b'{"other": 1}'
+    with pytest.raises(WeightsError, match=r"config\.json gave sha256 \w{64}, expected \w{64}; nothing was installed"):
+        get()
+    assert not (tmp_path / "cache/weights/net/config.json").exists()
+
+
+def test_a_hash_that_the_hub_announced_must_be_that_of_the_bytes(site, tmp_path):
+    site.lie_about["model.safetensors"] = "0" * 64
+    with pytest.raises(WeightsError, match=rf"expected {'0' * 64}; nothing was installed") as refused:
+        get()
+    assert refused.value.exit_code == 3
+    assert not weights.LOCK.exists()
+    assert not (tmp_path / "cache/weights/net/model.safetensors").exists()
+    assert not (tmp_path / "cache/weights/net/.model.safetensors.part").exists()
+
+
+def test_a_token_goes_to_the_hub_and_no_further(site, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    get()
+    seen = {
+        name: [headers.get("Authorization") for n, _, headers in site.requests if n == name]
+        for name in ("hub", "storage")
+    }
+    assert set(seen["hub"]) == {"Bearer secret"}
+    assert set(seen["storage"]) == {None}
+
+
+def test_a_release_page_is_followed_and_checked(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    get("page")
+    assert (tmp_path / "cache/weights/page/net.pth").read_bytes() == site.files["net.pth"]
+    assert site.paths() == ["/releases/v1/net.pth", "/blob/net.pth"]
+    assert all("Authorization" not in headers for _, _, headers in site.requests)
+    assert lock()["page"]["commit"] is None
+
+
+def test_a_release_of_other_bytes_is_not_installed(site, tmp_path):
+    site.files["net.pth"] = b"evil"
+    with pytest.raises(WeightsError, match=rf"gave sha256 {sha(b'evil')}, expected"):
+        get("page")
+    assert not (tmp_path / "cache/weights/page/net.pth").exists()
+
+
+def test_a_cut_download_goes_on_where_it_was(site):
+    site.cut_after = [10**9, 30_000, 50_000]  # config.json whole, then the tensors twice cut
+    _, told = get()
+    asked = [headers.get("Range") for name, path, headers in site.requests if path == "/blob/model.safetensors"]
+    assert asked == [None, "bytes=30000-", "bytes=80000-"]
+    assert "again from byte 80000" in told
+    assert lock()["net"]["files"]["model.safetensors"]["sha256"] == sha(site.files["model.safetensors"])
+
+
+def test_a_command_that_gave_up_is_continued_by_the_next(site, tmp_path):
+    site.cut_after = [10**9] + [10_000] * fetch.TRIES
+    with pytest.raises(
+        WeightsError, match=r"broke off 4 times .*; 40000 bytes are kept: run the same command to contin"
+    ):
+        get()
+    assert (tmp_path / "cache/weights/net/.model.safetensors.part").stat().st_size == 40_000
+    site.requests.clear()
+    get()
+    assert [headers.get("Range") for _, path, headers in site.requests if path == "/blob/model.safetensors"] == [
+        "bytes=40000-"
+    ]
+
+
+def test_a_file_that_changed_meanwhile_begins_anew(site):
+    """The ETag of what is here is not the server's: the whole file comes, not a mixture."""
+    site.cut_after = [10**9] + [10_000] * fetch.TRIES
+    with pytest.raises(WeightsError, match="broke off"):
+        get()
+    site.files["model.safetensors"] = b"newer" * 9_000
+    get()
+    assert lock()["net"]["files"]["model.safetensors"]["sha256"] == sha(b"newer" * 9_000)
+
+
+def test_a_server_without_ranges_begins_anew(site):
+    site.ranges, site.cut_after = False, [10**9, 30_000]
+    get()
+    assert lock()["net"]["files"]["model.safetensors"]["size"] == 102_400
+
+
+def test_more_than_the_file_has_begins_anew(site, tmp_path):
+    folder = tmp_path / "cache/weights/net"
+    folder.mkdir(parents=True)
+    (folder / ".model.safetensors.part").write_bytes(b"x" * 200_000)
+    (folder / ".model.safetensors.part.etag").write_text(f'"{sha(site.files["model.safetensors"])[:16]}"')
+    get()
+    assert (folder / "model.safetensors").read_bytes() == site.files["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (401, r"no access \(401\): accept the licence at .*some/net and set HF_TOKEN"),
+        (403, r"no access \(403\)"),
+        (404, r"not there \(404\): http://127"),
+        (418, r"the server answered 418"),
+    ],
+)
+def test_refusals_say_what_to_do(site, code, message):
+    site.answers = [(code, {})]
+    with pytest.raises(WeightsError, match=message) as refused:
+        get()
+    assert f"or put config.json, model.safetensors or pytorch_model.bin from {HUB}/some/net into" in str(refused.value)
+    assert len(site.requests) == 1
+
+
+def test_a_busy_server_is_asked_again(site, monkeypatch):
+    slept = []
+    monkeypatch.setattr(fetch.time, "sleep", slept.append)
+    site.answers = [(429, {"Retry-After": "7"}), (503, {}), (429, {"Retry-After": "9999"})]
+    get()
+    assert slept == [7.0, 0.0, fetch.LONGEST_WAIT_S]
+    site.answers = [(500, {})] * fetch.TRIES
+    with pytest.raises(WeightsError, match="the server answered 500"):
+        get("page")
+
+
+def test_endless_redirects_end(site):
+    site.answers = [(302, {"Location": "/again"})] * 20
+    with pytest.raises(WeightsError, match="the server answered 302"):
+        get()
+
+
+@pytest.mark.usefixtures("site")
+def test_no_network_is_told_with_the_way_by_hand(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match=r"cannot reach 127\.0\.0\.1:9 \(.*refused\); or put config\.json"):
+        get()
+
+
+def test_a_page_that_is_no_hub_is_told(site):
+    site.files.pop("config.json")
+    with pytest.raises(WeightsError, match=r"does not list config\.json; was the repository changed"):
+        get()
+    site.answers = [(200, {})]
+    with pytest.raises(WeightsError, match="gave no JSON object; is HF_ENDPOINT a model hub"):
+        get()
+
+
+@pytest.mark.usefixtures("site")
+def test_a_full_disk_stops_the_machine(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch.os, "fsync", full)
+    with pytest.raises(MachineError, match="No space left on device") as refused:
+        get()
+    assert refused.value.exit_code == 5
+
+
+def test_two_at_once_fetch_once(site, tmp_path):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(get())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert site.paths("storage").count("/blob/model.safetensors") == 1
+    assert (tmp_path / "cache/weights/net/model.safetensors").read_bytes() == site.files["model.safetensors"]
+    assert set(lock()) == {"net"}
+
+
+def test_files_put_by_hand_are_pinned_as_they_are(site, tmp_path):
+    folder = tmp_path / "cache/weights/net"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "pytorch_model.bin"):
+        (folder / name).write_bytes(site.files[name])
+    fetched, told = get()
+    assert (fetched, site.requests) == ([], [])
+    assert "put by hand; pinned in weights.lock as it is" in told
+    assert lock()["net"]["commit"] is None
+    (folder / "config.json").write_bytes(b"{ }")
+    with pytest.raises(WeightsError, match=r"pinned is \w+; remove it and run `extract weights fetch net` again"):
+        get()
+
+
+@pytest.mark.usefixtures("site")
+def test_unknown_keys_and_packages_are_refused(monkeypatch):
+    with pytest.raises(UsageError, match="weights 'nte': no such key; `extract weights list` shows them"):
+        get("nte")
+    row = WeightsRow("packed", "swin", None, "a package", ("x",), "MIT", "noise", None, package="no_such_package_here")
+    monkeypatch.setattr(weights, "TABLE", weights.by_key((row,)))
+    with pytest.raises(UsageError, match="come with the package no-such-package-here: install that"):
+        get("packed")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"net": 1}', '{"net": {"sha256": 1, "files": {}}}'])
+@pytest.mark.usefixtures("site")
+def test_a_damaged_lock_is_refused(text):
+    weights.LOCK.write_text(text)
+    with pytest.raises(WeightsError, match=r"weights\.lock: (cannot be read|is no weights\.lock)"):
+        get()
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
+    """A small Swin in the official file format: missing, fetched by what the config needs, pinned, tampered with."""
+    tensors = {name: values for name, values in swin.random_weights("small").items()}
+    site.files = {"model.safetensors": safetensors.numpy.save(tensors)}
+    row = WeightsRow("tiny", "swin", "small", f"{HUB}/some/tiny", (), "MIT", "noise", None)
+    dlib = weights.TABLE.get("dlib-68-landmarks")
+    monkeypatch.setattr(weights, "TABLE", weights.by_key([row, *([dlib] if dlib else [])]))
+    (tmp_path / "c.yaml").write_text(
+        "extract: {instances: {swin: {weights: tiny, architecture: small, resize: 64, crop: 64, inputs: {crop: crop}}}}"
+    )
+    stage = Swin(SwinConfig(weights="tiny", architecture="small", resize=64, crop=64))
+    with pytest.raises(WeightsError, match=r"a run fetches nothing: .*`extract weights fetch tiny` gets them"):
+        weights.resolve("tiny", stage)
+    offline = command("weights", "fetch", "tiny", "--offline")
+    assert (offline.exit_code, site.requests) == (3, [])
+    assert "not here, and --offline forbids fetching: tiny" in offline.stderr
+    result = command("weights", "fetch", "tiny", "-c", tmp_path / "c.yaml")
+    assert result.exit_code == 0, result.output
+    assert "1 fetched, 0 were here; pinned in weights.lock\nnext: extract run" in result.stdout
+    listed = json.loads(command("weights", "list", "--json").stdout)
+    assert [entry["state"] for entry in listed] == ["present"]
+    assert [entry["state"] for entry in json.loads(command("weights", "verify", "--json").stdout)] == ["ok"]
+
+    path = tmp_path / "cache/weights/tiny"
+    resolved = weights.resolve("tiny", stage)
+    stage.setup(context(Swin(SwinConfig(weights=str(path), architecture="small", resize=64, crop=64))))
+    assert {name: values.numpy().tobytes() for name, values in resolved.tensors().items()} == {
+        name: np.ascontiguousarray(values).tobytes() for name, values in tensors.items()
+    }
+
+    with (path / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(WeightsError, match=r"has sha256 \w+, expected by weights\.lock \w+; get it anew from"):
+        weights.resolve("tiny", stage)
+    verified = command("weights", "verify")
+    assert verified.exit_code == 3
+    assert "not the bytes that the table" in verified.stderr
