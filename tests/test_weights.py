@@ -265,7 +265,7 @@ def test_states(tmp_path, monkeypatch):
     assert [entry.state for entry in checked] == ["unpinned", "ok"]
     assert checked[0].sha256 == path_sha256(tmp_path / "weights" / "k")
     assert checked[0].path == tmp_path / "weights" / "k"
-    assert Located(TABLE["dlib-68-landmarks"], tmp_path, (), "0" * 64).state == "wrong"
+    assert Located(TABLE["dlib-68-landmarks"], tmp_path, (), "0" * 64, "1" * 64).state == "wrong"
 
 
 class Code:

@@ -89,12 +89,12 @@ class Mesh:
     def held(self, places: Floats) -> Floats:
         """``places`` with lips and lids that neither cross nor touch: a gap and a thickness always remain."""
         places = places.copy()
-        _part(places, self._indices(UPPER_INNER[1:-1]), self._indices(LOWER_INNER[1:-1]), 0.35)
         lid = 0.035 * PUPIL_DISTANCE_PX
         _part(places, self._indices(("37", "38", "43", "44")), self._indices(("41", "40", "47", "46")), lid)
         lip = 0.02 * PUPIL_DISTANCE_PX
         _part(places, self._indices(("50", "51", "52")), self._indices(("61", "62", "63")), lip)
         _part(places, self._indices(("67", "66", "65")), self._indices(("58", "57", "56")), lip)
+        _part(places, self._indices(UPPER_INNER[1:-1]), self._indices(LOWER_INNER[1:-1]), 0.35)  # last: it must hold
         return places
 
     def _indices(self, names: tuple[str, ...]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ Coordinates are pixels of the 512-pixel picture, y down. The sitter smiles with 
 the landmark model is drawn to the teeth, the folds of the smile are filled in, and the mouth is brought to rest.
 """
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -71,8 +72,9 @@ class Portrait:
     """The same with a relaxed face and the mouth closed."""
 
 
+@functools.cache
 def load_portrait() -> Portrait:
-    """Measure and prepare the portrait (seconds)."""
+    """Measure and prepare the portrait (seconds; once per process)."""
     picture = skimage.data.astronaut()  # type: ignore[no-untyped-call]
     points = {str(i): place for i, place in enumerate(_landmarks(picture))}
     points |= {name: np.array(place, dtype=np.float64) for name, place in BY_HAND.items()}
