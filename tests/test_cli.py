@@ -280,7 +280,9 @@ def test_an_interrupted_run_exits_130_and_leaves_no_lease(tmp_path, how):
     run = [sys.executable, "-m", "extract.cli"]
     subprocess.run([*run, "manifest", "folder", ".", "-o", "m.yaml"], cwd=tmp_path, check=True, capture_output=True)
     command = [*run, "run", "--manifest", "m.yaml", "--stage", "detections", "-q", "--set", "run.block_rows=16"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background leaves SIGINT ignored, which children inherit.
+    heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **heeded)
     store = tmp_path / "store.zarr"
     while process.poll() is None and not any(store.glob("*/detections/box/c.*")):
         time.sleep(0.01)

@@ -50,11 +50,14 @@ def test_every_field(write, tmp_path):
           source_video: 10-60-1280x720
           split: val
           face: left
+        - id: part
+          video: b.mp4
           start_s: 1.5
           end_s: 9
         """
     )
-    (clip,) = load_manifest(path)
+    clip, part = load_manifest(path)
+    assert (part.start_s, part.end_s) == (1.5, 9.0)
     assert clip.model_dump() == {
         "id": "10-60-1280x720_left",
         "video": tmp_path / "videos/10-60-1280x720.mp4",
@@ -67,8 +70,8 @@ def test_every_field(write, tmp_path):
         "source_video": "10-60-1280x720",
         "split": "val",
         "face": "left",
-        "start_s": 1.5,
-        "end_s": 9.0,
+        "start_s": None,
+        "end_s": None,
     }
 
 
@@ -369,11 +372,10 @@ def test_what_is_written_reads_back_equal(tmp_path):
         source_video="whole",
         split="test",
         face="right",
-        start_s=1e-7,
-        end_s=1e17,
     )
     clips = (
         everything,
+        Clip(id="part", video=tmp_path / "a.mp4", start_s=1e-7, end_s=1e17),
         *(Clip(id=f"odd{i}", video=tmp_path / name, subject=name) for i, name in enumerate(ODD_NAMES)),
         *(
             Clip(id=name, audio=tmp_path / "a.wav", subject=name)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.demo.schedule import Burst
+from extract.media import read_audio
 from extract.transcripts import Word
 
 SOUND_HZ = 16_000
@@ -37,10 +37,11 @@ def load_words() -> dict[str, list[Spoken]]:
     found: dict[str, list[Spoken]] = {}
     rows = csv.DictReader((folder / "words.csv").read_text(encoding="utf-8").splitlines())
     for row in rows:
-        with resources.as_file(folder / row["file"]) as path, av.open(path) as container:
-            frames = [frame.to_ndarray().reshape(-1).astype(np.float32) for frame in container.decode(audio=0)]
-        samples = np.concatenate(frames) / np.float32(32768)
-        found.setdefault(row["voice"], []).append(Spoken(row["word"], row["mouth"] == "open", samples))
+        with resources.as_file(folder / row["file"]) as path:
+            audio = read_audio(path, hz=SOUND_HZ)
+        if audio is None:
+            raise ValueError(f"demo_words/{row['file']} holds no sound")
+        found.setdefault(row["voice"], []).append(Spoken(row["word"], row["mouth"] == "open", audio.samples))
     return found
 
 

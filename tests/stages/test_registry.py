@@ -11,7 +11,9 @@ from extract.timeline import Regular
 
 
 def test_names_files_and_classes_agree():
-    assert set(STAGES) == {"frames", "wave", "detections", "faces", "crop", "swin", "hubert", "labels"}
+    assert set(STAGES) == {
+        *("frames", "wave", "detections", "faces", "crop", "swin", "hubert", "transcribe", "roberta", "labels")
+    }
     for name, stage in STAGES.items():
         assert stage.__module__ == f"extract.stages.{name}"
         assert stage.__name__.lower() == name
