@@ -25,7 +25,7 @@ from extract.media import Audio
 from extract.passes import FramePass, Node, as_declared, stored_form
 from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task
 from extract.sources import Sources, fingerprint, parts_of
-from extract.stage import ClipResult, RowsStage, SourceStage
+from extract.stage import ClipResult, SourceStage
 from extract.stages.crop import GivenCrop
 from extract.store import Record, Rows, State, Store, default_block_rows
 from extract.timeline import FrameClock, Regular
@@ -96,8 +96,8 @@ class ClipWork:
             for level in sorted(set(levels.values())):
                 names = [name for name in self.prepared if levels[name] == level and name in self.todo]
                 per_row = [name for name in names if not self._instance(name).is_clip_stage]
-                for frames in dict.fromkeys(self._frames_of(name) for name in per_row):  # each decodes in its own way
-                    self._pass([name for name in per_row if self._frames_of(name) == frames])
+                for pictures in dict.fromkeys(map(self._pictures_of, per_row)):  # each decodes in its own way
+                    self._pass([name for name in per_row if self._pictures_of(name) == pictures])
                 for name in names:
                     if self._instance(name).is_clip_stage:
                         self._clip_stage(name)
@@ -112,15 +112,17 @@ class ClipWork:
     # ---- order -------------------------------------------------------------------------------------------------
 
     def _levels(self) -> dict[str, int]:
-        """Instance -> number of the pass it belongs to: rows stages fed by a clip stage wait for the next pass."""
+        """Instance -> number of the pass it belongs to: what a clip stage or other pictures feed waits for the next.
+
+        So given crops wait for the frames: how many there are must be known first.
+        """
         levels: dict[str, int] = {}
         for name, prepared in self.prepared.items():
             instance = prepared.instance
             below = 0
             for source in instance.feeds.values():
-                # Given crops are numbered by frames: how many there are must be known first.
-                waits = isinstance(instance.stage, GivenCrop) or (
-                    isinstance(instance.stage, RowsStage) and self._instance(source).is_clip_stage
+                waits = not instance.is_clip_stage and (
+                    self._instance(source).is_clip_stage or self._pictures_of(source) != self._pictures_of(name)
                 )
                 below = max(below, levels[source] + int(waits))
             levels[name] = below
@@ -128,6 +130,17 @@ class ClipWork:
 
     def _instance(self, name: str) -> Instance:
         return self.prepared[name].instance
+
+    def _pictures_of(self, name: str) -> str:
+        """What is decoded for ``name``, which is no clip stage: its frames instance, or given crops."""
+        instance = self._instance(name)
+        if isinstance(instance.stage, SourceStage):
+            return name
+        feeds = [instance.source_of(declared) for declared in instance.stage.inputs]
+        in_memory = [source for source, array in feeds if array not in {o.name for o in self._instance(source).kept}]
+        per_row = [source for source, _ in feeds if not self._instance(source).is_clip_stage]
+        below = (*in_memory, *per_row)
+        return self._pictures_of(below[0]) if below else self._frames_of(name)
 
     # ---- one pass over the frames ------------------------------------------------------------------------------
 
@@ -138,9 +151,10 @@ class ClipWork:
             return
         helpers = [n for n in self._feeding_in_memory(names) if n not in names]
         order = [n for n in self.prepared if n in {*names, *helpers}]
-        source = next((n for n in order if isinstance(self._instance(n).stage, SourceStage)), None)
+        sources = [n for n in order if isinstance(self._instance(n).stage, SourceStage)]
+        source = next(iter(sources), None)
         try:
-            video = self._open_video(source) if source else None
+            video = self._open_video(sources) if sources else None
             if source and video is None:
                 for name in names:
                     self._finish(name, Outcome("empty", "no_video"))
@@ -177,6 +191,8 @@ class ClipWork:
                 continue
             if node.writer is not None:
                 node.writer.finish(rows)
+                if isinstance(video, GivenCrops):
+                    video.note_unreadable(node.writer.valid())
             notes = video.notes if video and isinstance(node.stage, SourceStage) else None
             self._finish(node.name, replace(self._outcome_of_rows(node, rows), notes=notes))
 
@@ -189,6 +205,9 @@ class ClipWork:
         """The reason of an input that is empty, else the stage's own."""
         feeds = [self.outcomes.get(source) for source in instance.feeds.values()]
         inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
+        if not inherited and not instance.is_clip_stage and self.clip.video is None:
+            pictures = self._instance(self._pictures_of(instance.name)).stage
+            inherited = None if isinstance(pictures, GivenCrop) else "no_video"
         return inherited or getattr(instance.stage, "empty_reason", None) or "no_rows"
 
     def _node(self, name: str, order: Sequence[str], wanted: bool, expected_rows: int) -> Node:
@@ -234,7 +253,11 @@ class ClipWork:
         """The frames instance that ``name`` rests on."""
         return next(n for n in upstream(self.graph, [name]) if self._instance(n).stage.name == "frames")
 
-    def _open_video(self, source: str) -> Pictures | None:
+    def _open_video(self, sources: Sequence[str]) -> Pictures | None:
+        if len(sources) > 1:
+            told = f"needs {' and '.join(sources)} at once; this clip brings its crops apart from its movie"
+            raise ClipError("unsupported", told)
+        (source,) = sources
         folder = list_crops(self.clip.crops) if self.clip.crops else None
         if folder is not None and isinstance(self._instance(source).stage, GivenCrop):
             return GivenCrops(folder, self.outcomes[self._frames_of(source)].rows)

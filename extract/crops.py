@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -21,6 +22,8 @@ from extract.media import VideoFrame
 from extract.stages.crop import SIZE_PX
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+MOST_FRAMES = 10_000_000
+"""More is no video (four days at 30 a second): a name such as ``1699999999.jpg`` counts something else than frames."""
 LONE_FRAME_S = 1 / 30
 """How long the only frame of a movie is taken to last."""
 
@@ -61,7 +64,7 @@ def list_crops(path: Path) -> CropFolder:
     """Look a folder of crops through; no picture is read.
 
     Raises:
-        ClipError: ``missing_file``, ``unreadable``, or ``bad_crops``: two files of one number, or the number 0.
+        ClipError: ``missing_file``, ``unreadable``, or ``bad_crops``: two files of one number, or one of no frame.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(path))
@@ -77,8 +80,11 @@ def list_crops(path: Path) -> CropFolder:
             left_out += 1
             continue
         row = int(stem) - 1
-        if row < 0:
-            raise ClipError("bad_crops", f"{path / name}: found number 0, expected pictures numbered from 1")
+        if not 0 <= row < MOST_FRAMES:
+            raise ClipError(
+                "bad_crops",
+                f"{path / name}: found number {row + 1}, expected pictures numbered from 1 to {MOST_FRAMES:,}",
+            )
         if row in by_frame:
             raise ClipError("bad_crops", f"{path}: found {by_frame[row]} and {name}, expected one picture of a frame")
         by_frame[row] = name
@@ -92,9 +98,17 @@ def listing_stamp(path: Path) -> tuple[int, int]:
         OSError: it cannot be listed.
     """
     with os.scandir(path) as entries:
-        found = sorted((entry.name, (status := entry.stat()).st_size, status.st_mtime_ns) for entry in entries)
+        found = sorted((entry.name, (status := _status(entry)).st_size, status.st_mtime_ns) for entry in entries)
     digest = hashlib.sha256(repr(found).encode()).digest()
     return len(found), int.from_bytes(digest[:7])  # fits a JSON number
+
+
+def _status(entry: "os.DirEntry[str]") -> os.stat_result:
+    """Of the file; of the link itself where it leads nowhere: the listing is no less readable for it."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return entry.stat(follow_symlinks=False)
 
 
 def folder_sha256(path: Path) -> str:
@@ -125,54 +139,56 @@ class _Whole:
 class GivenCrops(_Whole):
     """A folder's pictures as frames, one per row of the frame clock; a row without a readable picture has no image.
 
-    Notes: ``missing_crops``, and ``unreadable_crops {count, first}``, complete when ``frames`` is exhausted.
+    Notes: ``missing_crops``, ``left_out_files`` and, by ``note_unreadable``, ``unreadable_crops {count, first}``.
     """
 
     def __init__(self, folder: CropFolder, num_frames: int) -> None:
         self._folder = folder
         self.declared_frames: int | None = num_frames
-        self.notes: dict[str, Any] = {}
+        told = {"missing_crops": num_frames - len(folder.by_frame), "left_out_files": folder.left_out}
+        self.notes: dict[str, Any] = {name: number for name, number in told.items() if number}
 
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
-        """Raises ClipError ``bad_crops`` at a picture of another size."""
-        rows = self.declared_frames or 0
-        self.notes.clear()
-        if missing := rows - len(self._folder.by_frame):
-            self.notes["missing_crops"] = missing
-        if self._folder.left_out:
-            self.notes["left_out_files"] = self._folder.left_out
-        unreadable: list[str] = []
-        for row in range(rows):
-            image = None
-            name = self._folder.by_frame.get(row)
+        """Raises ClipError as ``read_crop``."""
+        for row in range(self.declared_frames or 0):
             asked = wanted is None or wanted(row)
-            if name is not None and asked:
-                image = read_crop(self._folder.path / name)
-                if image is None:
-                    unreadable.append(name)
-            yield VideoFrame(row, 0.0, image)
-        if unreadable:
-            self.notes["unreadable_crops"] = {"count": len(unreadable), "first": unreadable[0]}
+            name = self._folder.by_frame.get(row)
+            yield VideoFrame(row, 0.0, read_crop(self._folder.path / name) if asked and name is not None else None)
+
+    def note_unreadable(self, valid: NDArray[np.bool_]) -> None:
+        """Note the pictures that are there and gave no row, once ``valid`` [T] is whole.
+
+        By what is stored, not by what was read: an earlier run may have read some of them.
+        """
+        torn = [name for row, name in sorted(self._folder.by_frame.items()) if not valid[row]]
+        if torn:
+            self.notes["unreadable_crops"] = {"count": len(torn), "first": torn[0]}
 
 
 def read_crop(path: Path) -> NDArray[np.uint8] | None:
     """RGB [112, 112, 3], C-contiguous; None for a damaged picture.
 
     Raises:
-        ClipError: ``bad_crops``: a picture of another size is aligned in another way.
+        ClipError: ``bad_crops``: a picture of another size is aligned in another way; ``unreadable``: the disk does
+            not give the file, which says nothing about the face.
     """
     try:
-        with Image.open(path) as opened:
-            image = np.array(opened.convert("RGB"), dtype=np.uint8)
+        data = path.read_bytes()
+    except OSError as error:
+        raise ClipError("unreadable", f"{path}: {error.strerror or error}") from None
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as opened:
+            width, height = opened.size  # of the header: a picture of another size is not decoded
+            if (width, height) == (SIZE_PX, SIZE_PX):
+                return np.array(opened.convert("RGB"), dtype=np.uint8)
+    except Image.DecompressionBombError as error:
+        raise ClipError("bad_crops", f"{path}: {error}; expected {SIZE_PX} x {SIZE_PX} pixels") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # what Pillow raises for torn files
         return None
-    if image.shape[:2] != (SIZE_PX, SIZE_PX):
-        height, width = image.shape[:2]
-        raise ClipError(
-            "bad_crops",
-            f"{path}: found {width} x {height} pixels, expected {SIZE_PX} x {SIZE_PX} as `cropped_aligned` has",
-        )
-    return image
+    raise ClipError(
+        "bad_crops",
+        f"{path}: found {width} x {height} pixels, expected {SIZE_PX} x {SIZE_PX} as `cropped_aligned` has",
+    )
 
 
 class Continued(_Whole):

@@ -68,24 +68,23 @@ def build_graph(config: ExtractConfig) -> dict[str, Instance]:
 
 
 def with_provided(graph: Mapping[str, Instance], clip: Clip) -> dict[str, Instance]:
-    """The graph as it is for one clip: what the clip brings along is read, and nothing upstream of it runs.
+    """The graph as it is for one clip: what the clip brings along is read, and rests on ``frames``, the clock, alone.
 
-    A clip with ``crops`` brings every instance of stage ``crop``. What served only them (detections, faces) is left out
-    for this clip; ``frames`` stays: it is the clock.
+    A clip with ``crops`` brings every instance of stage ``crop``.
     """
-    if clip.crops is None:
-        return dict(graph)
     own = dict(graph)
-    given = [name for name, instance in graph.items() if instance.stage.name == "crop"]
-    for name in given:
-        instance = graph[name]
-        clock = {slot: source for slot, source in instance.feeds.items() if graph[source].stage.name == "frames"}
-        own[name] = Instance(name, GivenCrop(instance.stage.config), clock, instance.config)
-    above = {name for name in upstream(graph, given) if graph[name].stage.name != "frames"} - set(given)
-    for name in reversed(list(own)):
-        if name in above and not any(name in instance.feeds.values() for instance in own.values()):
-            del own[name]
+    for name, instance in graph.items() if clip.crops is not None else ():
+        if instance.stage.name == "crop":
+            clock = {slot: source for slot, source in instance.feeds.items() if graph[source].stage.name == "frames"}
+            own[name] = Instance(name, GivenCrop(instance.stage.config), clock, instance.config)
     return own
+
+
+def spared(graph: Mapping[str, Instance], own: Mapping[str, Instance]) -> set[str]:
+    """Instances that serve only what the clip of ``own`` brings along: detections and faces, for given crops."""
+    provided = [name for name in own if own[name] is not graph[name]]
+    served = set(upstream(graph, provided)) - set(upstream(own, provided))
+    return served - set(upstream(own, [name for name in own if name not in served]))
 
 
 def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instance:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from extract.errors import ClipError, StaleError, WeightsError
-from extract.graph import Instance, downstream, with_provided
+from extract.graph import Instance, downstream, spared, upstream, with_provided
 from extract.manifest import Clip
 from extract.models import weights as weights_table
 from extract.models.weights import Weights
@@ -139,6 +139,7 @@ class ClipPlan:
     """A plan for one clip."""
 
     graph: dict[str, Instance]
+    """Every instance, those that the clip provides as they are read."""
     prepared: dict[str, Prepared]
     """As of the plan, less what this clip does not need."""
 
@@ -151,13 +152,16 @@ class Plan:
     prepared: dict[str, Prepared]
     """Instances asked for and what feeds them, feeding ones first."""
     clips: list[Clip]
+    asked: tuple[str, ...] = ()
+    """Instances asked for by name; none: whatever the config lists, where a clip has a use for it."""
     tasks: dict[str, dict[str, Task]] = field(default_factory=dict)
     """Clip -> instance -> task."""
 
     def of(self, clip: Clip) -> "ClipPlan":
         """What of it concerns this clip, with what the clip brings along in its place."""
         graph = with_provided(self.graph, clip)
-        prepared = {name: replace(one, instance=graph[name]) for name, one in self.prepared.items() if name in graph}
+        needed = set(upstream(graph, self.asked)) if self.asked else set(graph) - spared(self.graph, graph)
+        prepared = {name: replace(one, instance=graph[name]) for name, one in self.prepared.items() if name in needed}
         return ClipPlan(graph, prepared)
 
     def todo(self) -> Iterator[tuple[str, Task]]:

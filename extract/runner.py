@@ -196,10 +196,11 @@ def make_plan(
 ) -> tuple[Plan, Store | None, Sources]:
     """What a run would do; nothing is written."""
     graph = build_graph(config)
-    names = upstream(graph, select(graph, options.stages))
+    chosen = select(graph, options.stages)
+    names = upstream(graph, chosen)
     opened = Store.open(store) if "://" in str(store) or is_store(Path(store)) else None
     prepared = prepare(graph, names, opened, clips, device_kind, offline=options.offline)
-    plan = Plan(graph, prepared, list(clips))
+    plan = Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())
     sources = Sources()
     for clip in clips:
         plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
@@ -317,7 +318,7 @@ def _warnings(clip: str, outcomes: Mapping[str, Outcome]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what the values may depend on, for the record."""
-    names = ("au-fusion", "torch", "av", "dlib-bin", "numpy", "soxr", "timm", "transformers", "zarr")
+    names = ("au-fusion", "torch", "av", "dlib-bin", "numpy", "pillow", "soxr", "timm", "transformers", "zarr")
     found = {}
     for name in names:
         try:

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from extract.crops import folder_sha256, list_crops, listing_stamp
 from extract.errors import ClipError
 from extract.graph import Instance, upstream
 from extract.manifest import Clip
 from extract.store import Record
+
+LAST_CROP = "choice.last_crop"
+"""The largest number of the clip's crops: all that the clock depends on, so other pixels leave the labels alone."""
 
 
 def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str, ...]:
@@ -24,18 +28,12 @@ def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str,
             elif not part.startswith("choice.") or choice(clip, part) is not None:
                 parts.add(part)
         if clip.crops is not None and graph[source].stage.name == "frames":
-            parts.add("choice.last_crop")
+            parts.add(LAST_CROP)
     return tuple(sorted(parts))
 
 
 def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
-    """A choice that the manifest makes for a clip; None where it makes none.
-
-    Raises:
-        ClipError: the folder of crops cannot be listed.
-    """
-    if part == "choice.last_crop":  # of all the pictures, the clock depends on the largest number alone
-        return list_crops(clip.crops).num_frames if clip.crops else None
+    """A choice that the manifest makes for a clip; None where it makes none."""
     if part == "choice.face":
         return clip.face
     if part == "choice.fps":
@@ -64,18 +62,23 @@ class Sources:
         self._rehash = rehash
         self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
         self._recorded: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._last_crop: dict[Path, int] = {}
+        self._recorded_last_crop: dict[Path, int] = {}
 
     def source(self, clip: Clip, parts: Sequence[str], *, believe_gone: bool = False) -> dict[str, Any]:
         """Part -> sha256 (of the files' hashes where there are several), or the choice.
 
         Args:
-            believe_gone: for a file that is not there, take the hash of a record that ``trust`` was shown.
+            believe_gone: for what is not there, take the value of a record that ``trust`` was shown.
 
         Raises:
-            ClipError: ``missing_file`` or ``unreadable``.
+            ClipError: ``missing_file``, ``unreadable`` or ``bad_crops``.
         """
         source: dict[str, Any] = {}
         for part in parts:
+            if part == LAST_CROP:
+                source[part] = self._last_crop_of(cast(Path, clip.crops), believe_gone)
+                continue
             if part.startswith("choice."):
                 source[part] = choice(clip, part)
                 continue
@@ -85,6 +88,8 @@ class Sources:
 
     def trust(self, clip: Clip, record: Record) -> None:
         """Believe the record's hashes for files whose size and modification time are as recorded."""
+        if clip.crops is not None and LAST_CROP in record.source:
+            self._recorded_last_crop[clip.crops] = record.source[LAST_CROP]
         for part, files in record.provenance.get("files", {}).items():
             for path, (size, mtime_ns, sha256) in zip(part_files(clip, part), files, strict=False):
                 if path in self._seen:
@@ -95,8 +100,9 @@ class Sources:
 
     def is_gone(self, clip: Clip, parts: Sequence[str]) -> bool:
         """Whether a file of these parts is not there."""
-        paths = [path for part in parts if not part.startswith("choice.") for path in part_files(clip, part)]
-        return any(_stamp(path) is None for path in paths)
+        named = ["crops" if part == LAST_CROP else part for part in parts]
+        paths = [path for part in named if not part.startswith("choice.") for path in part_files(clip, part)]
+        return not all(os.path.exists(path) for path in paths)
 
     def files(self, clip: Clip, parts: Sequence[str]) -> dict[str, list[list[Any]]]:
         """For the record: size, time and hash of each file as they were read, for ``trust`` in later runs."""
@@ -108,11 +114,24 @@ class Sources:
 
     def check_unchanged(self, clip: Clip, parts: Sequence[str]) -> None:
         """Raise ClipError ``source_changed`` if a file is not the one that was hashed."""
+        if LAST_CROP in parts and clip.crops in self._last_crop:
+            before, now = self._last_crop[clip.crops], list_crops(clip.crops).num_frames
+            if before != now:
+                told = f"{clip.crops}: the last crop was {before}, now it is {now}; run again"
+                raise ClipError("source_changed", told)
         for part in parts:
             for path in () if part.startswith("choice.") else part_files(clip, part):
                 stamp = _stamp(path)
                 if stamp != self._known(path)[0] and (stamp is not None or path in self._seen):
                     raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")
+
+    def _last_crop_of(self, folder: Path, believe_gone: bool) -> int:
+        """Listed once a run."""
+        if believe_gone and folder in self._recorded_last_crop and not folder.exists():
+            return self._recorded_last_crop[folder]
+        if folder not in self._last_crop:
+            self._last_crop[folder] = list_crops(folder).num_frames
+        return self._last_crop[folder]
 
     def _known(self, path: Path) -> tuple[tuple[int, int], str]:
         return self._seen.get(path) or self._recorded[path]
@@ -128,12 +147,12 @@ class Sources:
                 else:
                     with path.open("rb") as file:
                         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 of_demo = path.parts[-3:-1] == ("demo", "clips")
                 remedy = "`extract demo` draws the demo's clips" if of_demo else "is the path right?"
-                raise ClipError("missing_file", f"{path}: no such file; {remedy}") from None
+                raise ClipError("missing_file", f"{error.filename}: no such file; {remedy}") from None
             except OSError as error:
-                raise ClipError("unreadable", f"{path}: {error.strerror or error}") from None
+                raise ClipError("unreadable", f"{error.filename or path}: {error.strerror or error}") from None
             self._seen[path] = (stamp or (0, 0), sha256)
         return self._seen[path][1]
 

@@ -372,13 +372,15 @@ class BlockWriter:
 
     def any_valid(self) -> bool:
         """Whether any row holds values; True for arrays without ``valid``. Reads the store."""
-        valid = self._arrays.get("valid")
+        return "valid" not in self._arrays or bool(self.valid().any())
+
+    def valid(self) -> NDArray[np.bool_]:
+        """Which rows hold values, for arrays with ``valid``. Reads the store."""
+        stored = self._arrays["valid"]
         try:
-            return valid is None or bool(np.asarray(valid[...]).any())
+            return np.asarray(stored[...]).astype(np.bool_)
         except ValueError as error:
-            raise CorruptError(
-                f"{valid.path if valid else ''}: {error}; mend it by `extract verify --repair`"
-            ) from None
+            raise CorruptError(f"{stored.path}: {error}; mend it by `extract verify --repair`") from None
 
     def finish(self, rows: int) -> None:
         """Set the number of rows (metadata only). Call before the record."""

@@ -1,6 +1,8 @@
 """Clips that bring their face crops: what is read, what is not computed, and what stands in the records."""
 
+import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,10 +15,15 @@ from extract.config import ExtractConfig
 from extract.crops import list_crops, read_crop
 from extract.errors import ClipError, ConfigError
 from extract.manifest import Clip, Labels, load_manifest
+from extract.registry import STAGES
 from extract.runner import Options
+from extract.sources import Sources
+from extract.stage import VALID, Output, RowsStage, StageConfig
 from extract.stages.detections import Detections
+from extract.timeline import FRAMES
 from fusion.config import FusionConfig
 from fusion.data import load_samples
+from tests import toy_stages
 from tests.media_files import greys, pictures, tone, write_clip
 
 CONFIG = ExtractConfig(
@@ -73,6 +80,14 @@ def test_given_crops_have_the_features_of_computed_ones(media_dir, tmp_path):
     assert np.array_equal(one.read("a", "swin", "feature").values, other.read("a", "swin", "feature").values)
     assert one.record("a", "swin").recipe == other.record("a", "swin").recipe
     assert one.record("a", "swin").fingerprint != other.record("a", "swin").fingerprint
+    # In the same store: not by itself, and then without the landmarks that were computed.
+    assert one.has("a", "crop", "point")
+    kept = ExtractConfig.model_validate({"instances": instances})
+    with pytest.raises(extract.errors.StaleError, match=r"crop: clip a: .*source crops: none -> "):
+        run(tmp_path, given, kept, stages=["swin"])
+    _, replaced = run(tmp_path, given, kept, stages=["swin"], overwrite=True)
+    assert not replaced.has("a", "crop", "point")
+    assert np.array_equal(replaced.read("a", "crop", "image").values, images)
 
 
 @pytest.mark.usefixtures("no_detector")
@@ -163,6 +178,10 @@ def test_a_picture_of_another_size_fails_its_clip_alone(tmp_path):
     ("names", "message"),
     [
         (["00000.png"], r"00000\.png: found number 0, expected pictures numbered from 1"),
+        (
+            ["1699999999.jpg"],
+            r"1699999999\.jpg: found number 1699999999, expected pictures numbered from 1 to 10,000,000",
+        ),
         (["00001.png", "1.png"], r"found 00001\.png and 1\.png, expected one picture of a frame"),
     ],
 )
@@ -225,19 +244,25 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     """Blocks of 4 rows: what is there is not read again, and the bytes are those of an unbroken run."""
     config = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"block_rows": 4})})
     clip = Clip(id="a", crops=draw_crops(tmp_path / "c", range(1, 13)), fps=25)
+    for torn in (2, 6):
+        (tmp_path / f"c/{torn:05d}.png").write_bytes(b"")
     _, whole = run(tmp_path, clip, config, stages=["swin"])
     (tmp_path / "two").mkdir()
     _, cut = run(tmp_path / "two", clip, config, stages=["swin"])
-    for array in ("feature", "valid"):
-        chunk = next((tmp_path / "two/store.zarr/a/swin" / array).glob("c.1*"))
+    for array in ("swin/feature", "swin/valid", "crop/valid"):
+        chunk = next((tmp_path / "two/store.zarr/a" / array).glob("c.1*"))
         chunk.unlink()
-    record = json.loads((path := tmp_path / "two/store.zarr/a/swin/zarr.json").read_text())
-    record["attributes"]["state"] = "partial"
-    path.write_text(json.dumps(record))
+    for instance in ("swin", "crop"):
+        record = json.loads((path := tmp_path / f"two/store.zarr/a/{instance}/zarr.json").read_text())
+        record["attributes"] |= {"state": "partial", "notes": {}}
+        path.write_text(json.dumps(record))
     read = []
     monkeypatch.setattr("extract.crops.read_crop", lambda path: read.append(path.name) or read_crop(path))
-    run(tmp_path / "two", clip, config, stages=["swin"])
+    report, _ = run(tmp_path / "two", clip, config, stages=["swin"])
     assert sorted(read) == [f"{number:05d}.png" for number in (5, 6, 7, 8)]
+    # One torn picture was read now, the other by the run before: both are told of.
+    assert cut.record("a", "crop").notes["unreadable_crops"] == {"count": 2, "first": "00002.png"}
+    assert any("{'count': 2, 'first': '00002.png'}" in warning for warning in report.warnings)
     files = {path.relative_to(whole.path): path.read_bytes() for path in whole.path.rglob("c.*")}
     assert files == {path.relative_to(cut.path): path.read_bytes() for path in cut.path.rglob("c.*")}
 
@@ -248,6 +273,149 @@ def test_cuts_and_crops_exclude_each_other(tmp_path):
     (tmp_path / "m.yaml").write_text("version: 1\nclips:\n- {id: a, video: a.mp4, crops: c, end_s: 2}\n")
     with pytest.raises(extract.errors.ManifestError, match=r"m\.yaml:3: start_s and end_s cut a movie"):
         load_manifest(tmp_path / "m.yaml")
+
+
+def test_sound_of_its_own_is_heard(tmp_path):
+    """A clip of crops and a sound file: every stage has what it needs, and a source of its own."""
+    sound = write_clip(tmp_path / "a.mov", greys(10), sound=tone(0.4))
+    clip = Clip(id="a", crops=draw_crops(tmp_path / "c", [1, 2]), fps=25, audio=sound)
+    report, store = run(tmp_path, clip)
+    assert report.exit_code == 0
+    assert len(store.read("a", "hubert", "feature").values) == 19
+    assert set(store.record("a", "hubert").source) == {"audio"}
+    assert store.record("a", "frames").rows == 2
+
+
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize("names", [["swin", "after_rank"], ["after_rank", "swin"]])
+def test_a_movies_pictures_and_given_crops_are_kept_apart(tmp_path, names):
+    """Both are wanted after a clip stage: in whatever order, each instance is given its own pictures."""
+    movie = write_clip(tmp_path / "a.mov", greys(6))
+    clip = Clip(id="a", video=movie, crops=draw_crops(tmp_path / "c", [1, 2, 4]))
+    report, store = run(tmp_path, clip, CONFIG.model_copy(update={"instances": {"swin": CONFIG.instances["swin"]}}))
+    (tmp_path / "both").mkdir()
+    wanted = {name: CONFIG.instances.get(name) for name in names}
+    report, both = run(tmp_path / "both", clip, ExtractConfig(instances=wanted))
+    assert (report.exit_code, report.failures) == (0, [])
+    alone, among = store.read("a", "swin", "feature"), both.read("a", "swin", "feature")
+    assert np.array_equal(alone.values, among.values)
+    assert among.valid.tolist() == [True, True, False, True, False, False]
+    place = both.read("a", "rank", "place").values
+    assert np.array_equal(both.read("a", "after_rank", "value").values - 1000 * place, [g[0, 0, 0] for g in greys(6)])
+
+
+class Both(RowsStage[StageConfig]):
+    """A stage that looks at the frame and its crop together."""
+
+    name = "both"
+    version = 1
+    config_type = StageConfig
+    inputs = ("frames.image", "crop.image")
+
+    @property
+    def outputs(self):
+        return (Output("value", FRAMES, (), (), "float32"), VALID)
+
+    def compute(self, batch):
+        raise AssertionError("never reached")
+
+
+def test_a_stage_of_frames_and_crops_at_once_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(STAGES, "both", Both)
+    movie = write_clip(tmp_path / "a.mov", greys(2))
+    clip = Clip(id="a", video=movie, crops=draw_crops(tmp_path / "c", [1, 2]))
+    report, store = run(tmp_path, clip, ExtractConfig(instances={"both": {}, "swin": CONFIG.instances["swin"]}))
+    assert [(failure.instance, failure.reason) for failure in report.failures] == [("both", "unsupported")]
+    assert "needs frames and crop at once" in report.failures[0].message
+    assert store.record("a", "swin").state == "done"
+
+
+def test_what_is_asked_for_by_name_is_computed(tmp_path):
+    """Faces of the movie, though no crop needs them; a whole run later leaves them alone."""
+    movie = write_clip(tmp_path / "a.mov", pictures(2))
+    clip = Clip(id="a", video=movie, crops=draw_crops(tmp_path / "c", [1, 2]))
+    report, store = run(tmp_path, clip, stages=["faces"])
+    assert report.exit_code == 0
+    assert store.instances("a") == ["detections", "faces", "frames"]
+    assert (store.record("a", "faces").state, store.record("a", "faces").reason) == ("empty", "no_face")
+    assert set(store.record("a", "faces").source) == {"media", "choice.face", "choice.last_crop"}
+    report, store = run(tmp_path, clip)
+    assert store.record("a", "swin").state == "done"
+    assert "detections" not in report.counts or not report.counts["detections"]
+
+
+@pytest.mark.usefixtures("toys")
+def test_without_a_movie_there_are_no_frames_to_look_at(tmp_path):
+    """A frame that nobody has is no frame without a face."""
+    toy_stages.computed.clear()
+    clip = Clip(id="a", crops=draw_crops(tmp_path / "c", [1, 2]), fps=25)
+    config = ExtractConfig(instances={"colour": {}, "swin": CONFIG.instances["swin"]})
+    report, store = run(tmp_path, clip, config)
+    assert report.exit_code == 0
+    assert (store.record("a", "colour").state, store.record("a", "colour").reason) == ("empty", "no_video")
+    assert not toy_stages.computed
+    assert store.record("a", "swin").state == "done"
+
+
+def test_crops_that_are_gone_leave_what_is_finished(tmp_path):
+    """Not compared, and said so; labels edited since are imported all the same."""
+    movie = write_clip(tmp_path / "a.mov", greys(3))
+    folder = draw_crops(tmp_path / "c", [1, 2])
+    (tmp_path / "labels.csv").write_text("AU1\n1\n1\n1\n")
+    clip = Clip(id="a", video=movie, crops=folder, labels=Labels(au=tmp_path / "labels.csv"))
+    run(tmp_path, clip)
+    shutil.rmtree(folder)
+    (tmp_path / "labels.csv").write_text("AU1\n0\n0\n0\n")
+    report, store = run(tmp_path, clip)
+    assert (report.exit_code, report.computed) == (0, 1)
+    assert not store.read("a", "labels", "au").values[:, 0].any()
+    loaded = CONFIG.model_copy(update={"instances": {"labels": {}, "swin": CONFIG.instances["swin"]}})
+    made, _, _ = extract.runner.make_plan(loaded, [clip], tmp_path / "store.zarr", Options(), "cpu")
+    assert {name: (task.need, task.unchecked) for name, task in made.tasks["a"].items()} == dict.fromkeys(
+        ("frames", "crop", "swin", "labels"), ("finished", True)
+    )
+
+
+def test_a_disk_that_does_not_give_a_picture_fails_the_clip(tmp_path, monkeypatch):
+    """It says nothing about the face, so no row may come out as one without."""
+    folder = draw_crops(tmp_path / "c", [1, 2])
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("extract.crops.Path.read_bytes", broken)
+    with pytest.raises(ClipError, match=r"00001\.png: Input/output error") as refused:
+        read_crop(folder / "00001.png")
+    assert refused.value.reason == "unreadable"
+    report, _ = run(tmp_path, Clip(id="a", crops=folder, fps=25))
+    assert {failure.reason for failure in report.failures} == {"unreadable"}
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    folder = draw_crops(tmp_path / "c", [1])
+    (folder / "00002.png").symlink_to(tmp_path / "nowhere.png")
+    report, _ = run(tmp_path, Clip(id="a", crops=folder, fps=25))
+    assert {failure.reason for failure in report.failures} == {"missing_file"}
+    assert "00002.png: no such file" in report.failures[0].message
+
+
+def test_a_picture_too_large_to_decode_is_of_another_size(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "1.png")
+    with pytest.raises(ClipError, match=r"1\.png: .*exceeds limit .*; expected 112 x 112") as refused:
+        read_crop(tmp_path / "1.png")
+    assert refused.value.reason == "bad_crops"
+
+
+def test_a_folder_that_grows_meanwhile_is_noticed(tmp_path):
+    clip = Clip(id="a", crops=draw_crops(tmp_path / "c", [1, 2]), fps=25)
+    sources = Sources()
+    parts = ("choice.last_crop",)
+    assert sources.source(clip, parts) == {"choice.last_crop": 2}
+    sources.check_unchanged(clip, parts)
+    draw_crops(tmp_path / "c", [5])
+    with pytest.raises(ClipError, match="the last crop was 2, now it is 5; run again") as refused:
+        sources.check_unchanged(clip, parts)
+    assert refused.value.reason == "source_changed"
 
 
 @pytest.mark.usefixtures("no_detector")
@@ -275,3 +443,23 @@ def test_status_and_plan_count_what_there_is(tmp_path):
     assert "detections" not in json.dumps(status)
     verified = CliRunner().invoke(app, ["verify", *common, "--sources"])
     assert verified.exit_code == 0, verified.output
+
+
+def test_a_damaged_block_is_read_again_from_the_pictures(tmp_path):
+    """Also of what was computed from the movie before the clip's crops came: by the name of the damaged instance."""
+    draw_crops(tmp_path / "c", [1, 2])
+    write_clip(tmp_path / "a.mov", pictures(2))
+    (tmp_path / "m.yaml").write_text("version: 1\nclips:\n- {id: a, video: a.mov, crops: c}\n")
+    (tmp_path / "c.yaml").write_text("extract: {instances: {detections: {}, crop: {}}}")
+    store = tmp_path / "s.zarr"
+    common = ["--manifest", str(tmp_path / "m.yaml"), "--store", str(store), "-c", str(tmp_path / "c.yaml")]
+    for stages in ((), ("--stage", "detections")):
+        assert CliRunner().invoke(app, ["run", *common, *stages]).exit_code == 0
+    for instance in ("crop", "detections"):
+        chunk = next((store / "a" / instance / "valid").glob("c.*"))
+        whole = chunk.read_bytes()
+        chunk.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        assert CliRunner().invoke(app, ["verify", *common]).exit_code == 4
+        repaired = CliRunner().invoke(app, ["verify", *common, "--repair"])
+        assert repaired.exit_code == 0, repaired.output
+        assert chunk.read_bytes() == whole

@@ -337,7 +337,10 @@ def test_endless_redirects_end(site):
 @pytest.mark.usefixtures("site")
 def test_no_network_is_told_with_the_way_by_hand(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError, match=r"cannot reach 127\.0\.0\.1:9 \(.*refused\); or put config\.json"):
+    with pytest.raises(
+        WeightsError,
+        match=r"cannot reach 127\.0\.0\.1:9 \(.*refused\); is this machine offline\? Else put config\.json",
+    ):
         get()
 
 

@@ -2,26 +2,27 @@
 
 Looked for below the folder given, at any depth: the annotations of action units (``AU_Detection_Challenge`` or
 ``AU_Set`` with ``Train_Set`` and ``Validation_Set``) and, where there are any, of expressions; the folder
-``cropped_aligned`` with one folder of crops per annotated face; the movies; transcripts named like their movie.
+``cropped_aligned`` with one folder of crops per annotated face; the movies; transcripts named like their movie, beside
+it or in a folder ``transcripts`` (``.srt``, else ``.vtt``, else Whisper's ``.json``, else ``.csv`` of words).
 
 Two faces of one movie are annotated as ``NAME_left`` and ``NAME_right``: two clips with crops and labels of their own
 that share the movie NAME, so its frame times, sound and words. The official validation set is the test split; the
 official training set is parted 90/10 by source video.
 """
 
+import math
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from extract.crops import list_crops
-from extract.datasets.folder import VIDEO_SUFFIXES
+from extract.datasets.folder import VIDEO_SUFFIXES, is_transcript_table, is_whisper
 from extract.errors import ClipError, UsageError
 from extract.manifest import Clip, Labels, absolute, is_legal_id
 from extract.splits import Member, hold_out
-from extract.transcripts import SUFFIXES as TRANSCRIPT_SUFFIXES
 
 AU_FOLDERS = ("AU_Detection_Challenge", "AU_Set")
 EXPR_FOLDERS = (
@@ -31,8 +32,12 @@ EXPR_FOLDERS = (
     "EXPR_Recognition",
     "EXPR_Set",
 )
-TRAIN, VALIDATION = "Train_Set", "Validation_Set"
+SETS = TRAIN, VALIDATION = "Train_Set", "Validation_Set"
 CROPS = "cropped_aligned"
+"""Also as the beginning of a folder's name, for crops unpacked in parts."""
+TRANSCRIPTS = "transcripts"
+TRANSCRIPT_SUFFIXES = (".srt", ".vtt", ".json", ".csv")
+"""The first that is there is taken."""
 SIDES: Mapping[str, Literal["left", "right"]] = {"_left": "left", "_right": "right"}
 VAL_SHARE = 0.1
 
@@ -41,7 +46,7 @@ KNOWN = {
     "annotated frames": {TRAIN: "1,359,690 (ABAW3), 1,359,523 (ABAW5)", VALIDATION: "445,845"},
     "annotated frames without a crop": {TRAIN: "2,829", VALIDATION: "9"},
 }
-"""What others counted in the official sets (the readers listed in docs/licences.md); a tree of another year differs."""
+"""What published readers of the official sets counted; a tree of another year differs."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,10 @@ def scan_affwild2(root: Path, *, seed: int = 0, fps: float | None = None) -> Aff
         fps: for crops whose movie is not there; None leaves them out.
 
     Raises:
-        UsageError: no annotations, two of one name, or nothing that makes a clip.
+        UsageError: no annotations, two of one name, or nothing that makes a clip; ``fps`` is no rate.
     """
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise UsageError(f"--fps {fps:g}: expected frames per second, more than 0")
     if not root.is_dir():
         raise UsageError(
             f"{root}: {'is a file' if root.exists() else 'is not there'}; expected the folder of Aff-Wild2"
@@ -95,7 +102,7 @@ def scan_affwild2(root: Path, *, seed: int = 0, fps: float | None = None) -> Aff
                     video=movie,
                     crops=crops,
                     fps=fps if movie is None else None,
-                    transcript=tree.transcripts.get(bare),
+                    transcript=tree.transcript(bare),
                     labels=Labels(au=path, expr=tree.expr.get(name)),
                     source_video=bare,
                     split="test" if official == VALIDATION else "train",
@@ -137,41 +144,72 @@ class _Tree:
     expr: dict[str, Path] = field(default_factory=dict)
     crops: dict[str, Path] = field(default_factory=dict)
     movies: dict[str, Path] = field(default_factory=dict)
-    transcripts: dict[str, Path] = field(default_factory=dict)
+    words: dict[str, list[Path]] = field(default_factory=dict)
+    """Name -> files that may be its transcript."""
+    passed_over: list[Path] = field(default_factory=list)
+    """A second movie or folder of crops of one name."""
+
+    def transcript(self, name: str) -> Path | None:
+        """Of the movie ``name``: a table of that name elsewhere may hold anything."""
+        movie = self.movies.get(name)
+        for path in sorted(self.words.get(name, ()), key=lambda path: TRANSCRIPT_SUFFIXES.index(path.suffix.lower())):
+            near = path.parent.name == TRANSCRIPTS or (movie is not None and path.parent == movie.parent)
+            looks = {".json": is_whisper, ".csv": is_transcript_table}.get(path.suffix.lower())
+            if near and (looks is None or looks(path)):
+                return path
+        return None
+
+    def take(self, into: dict[str, Path], name: str, path: Path) -> None:
+        """Keep the first of a name."""
+        if into.setdefault(name, path) != path:
+            self.passed_over.append(path)
 
 
 def _look_through(root: Path) -> _Tree:
     tree = _Tree()
+    seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
-        here = Path(folder)
-        if here.name == CROPS:
-            tree.crops |= {name: here / name for name in folders}
-            folders.clear()  # a million pictures: none of them is a movie
+        if real in seen:  # a link back up, or two links to one folder
+            folders.clear()
             continue
-        if here.name in {TRAIN, VALIDATION} and here.parent.name in {*AU_FOLDERS, *EXPR_FOLDERS}:
+        seen.add(real)
+        here = Path(folder)
+        if here.name.startswith(CROPS):
+            for name in folders:
+                if not name.startswith(CROPS):
+                    tree.take(tree.crops, name, here / name)
+            # Not down into a million pictures; but an archive unpacked into a folder of its name lies one deeper.
+            folders[:] = [name for name in folders if name.startswith(CROPS)]
+            continue
+        if here.name in SETS and here.parent.name in {*AU_FOLDERS, *EXPR_FOLDERS}:
             for name in sorted(names):
                 if name.endswith(".txt") and not name.startswith("."):
                     _annotation(tree, here / name)
             continue
         for name in sorted(names):
-            path = here / name
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                tree.movies.setdefault(path.stem, path)
-            elif path.suffix.lower() in TRANSCRIPT_SUFFIXES:
-                tree.transcripts.setdefault(path.stem, path)
+            stem, suffix = os.path.splitext(name)
+            if stem.startswith("."):  # what some systems leave beside a file
+                continue
+            if suffix.lower() in VIDEO_SUFFIXES:
+                tree.take(tree.movies, stem, here / name)
+            elif suffix.lower() in TRANSCRIPT_SUFFIXES:
+                tree.words.setdefault(stem, []).append(here / name)
     return tree
 
 
 def _annotation(tree: _Tree, path: Path) -> None:
     """One file of the official sets, of action units or expressions."""
     official, face = path.parent.name, path.stem
-    if path.parent.parent.name in EXPR_FOLDERS:
-        tree.expr.setdefault(face, path)
-        return
-    if face in tree.au:
-        raise UsageError(f"{path} and {tree.au[face][1]}: two annotations of one face; name the folder of one year")
-    tree.au[face] = (official, path)
+    of_expressions = path.parent.parent.name in EXPR_FOLDERS
+    known = tree.expr.get(face) if of_expressions else tree.au[face][1] if face in tree.au else None
+    if known is not None:
+        raise UsageError(f"{path} and {known}: two annotations of one face; name the folder of one year")
+    if of_expressions:
+        tree.expr[face] = path
+    else:
+        tree.au[face] = (official, path)
 
 
 # ---- counts --------------------------------------------------------------------------------------------------------
@@ -202,14 +240,25 @@ class _Counts:
 
 
 def _notes(tree: _Tree, clips: list[Clip]) -> tuple[str, ...]:
-    lacking: Counter[str] = Counter()
-    for clip in clips:
-        lacking["movie"] += clip.video is None
-        lacking["crops"] += clip.crops is None
-        lacking["transcript"] += clip.transcript is None
-        lacking["expression labels"] += clip.labels.expr is None
-    notes = [f"without {what}: {number} of {len(clips)} clips" for what, number in lacking.items() if number]
-    unused = sorted(set(tree.crops) - set(tree.au))
-    if unused:
-        notes.append(f"crops of {len(unused)} faces without annotations (first: {unused[0]}) are not used")
+    lacking = {
+        "movie": [clip.id for clip in clips if clip.video is None],
+        "crops": [clip.id for clip in clips if clip.crops is None],
+        "transcript": [clip.id for clip in clips if clip.transcript is None],
+        "expression labels": [clip.id for clip in clips if clip.labels.expr is None],
+    }
+    notes = [f"without {what}: {len(ids)} of {len(clips)} clips{_first(ids)}" for what, ids in lacking.items() if ids]
+    if unused := sorted(set(tree.crops) - set(tree.au)):
+        notes.append(f"crops of {len(unused)} faces without annotations{_first(unused)} are not used")
+    if other := sorted(set(tree.expr) - set(tree.au)):
+        notes.append(f"{len(other)} faces with expression labels alone{_first(other)} are left out: the AU sets decide")
+    if tree.passed_over:
+        notes.append(f"not used, the second of a name: {len(tree.passed_over)}{_first(tree.passed_over)}")
+    sides = {official: {_bare(name)[0] for name, (of, _) in tree.au.items() if of == official} for official in SETS}
+    if both := sorted(sides[TRAIN] & sides[VALIDATION]):
+        notes.append(f"{len(both)} movies are in {TRAIN} and in {VALIDATION}{_first(both)}: results on them flatter")
     return tuple(notes)
+
+
+def _first(names: Iterable[object], most: int = 3) -> str:
+    """`` (first: a, b, c)``."""
+    return f" (first: {', '.join(str(name) for name in islice(names, most))})"

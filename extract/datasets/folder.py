@@ -137,9 +137,9 @@ class _Beside:
         self.table = by_suffix.get(".csv")
         if self.table is not None and _begins(base / self.table).startswith(PREDICTION_HEADER):
             self.table = None
-        self.table_is_words = self.table is not None and _is_transcript(base / self.table)
+        self.table_is_words = self.table is not None and is_transcript_table(base / self.table)
         whisper = by_suffix.get(".json")
-        if whisper is not None and not _is_whisper(base / whisper):
+        if whisper is not None and not is_whisper(base / whisper):
             whisper = None
         self.subtitles = by_suffix.get(".srt") or by_suffix.get(".vtt") or whisper
 
@@ -158,12 +158,12 @@ class _Beside:
         )
 
 
-def _is_transcript(path: Path) -> bool:
+def is_transcript_table(path: Path) -> bool:
     """Whether the first line names the columns of a transcript."""
     return tuple(name.strip().lower() for name in _begins(path).split(",")) == TRANSCRIPT_HEADER
 
 
-def _is_whisper(path: Path) -> bool:
+def is_whisper(path: Path) -> bool:
     """Whether a JSON file looks like Whisper's: any other program may have put one there."""
     try:
         return b'"segments"' in path.read_bytes()

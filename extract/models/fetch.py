@@ -329,7 +329,8 @@ def _opened(url: str, row: WeightsRow, headers: dict[str, str] | None = None) ->
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise WeightsError(
-                f"weights {row.key!r}: cannot reach {urlsplit(url).netloc} ({reason}); {_by_hand(row)}"
+                f"weights {row.key!r}: cannot reach {urlsplit(url).netloc} ({reason}); "
+                f"is this machine offline? Else {_by_hand(row)}"
             ) from None
         with response:
             yield response
@@ -348,11 +349,10 @@ def _refused(row: WeightsRow, url: str, code: int) -> str:
         why = f"not there (404): {url}"
     else:
         why = f"the server answered {code} to {url}; try again later"
-    return f"weights {row.key!r}: {why}; {_by_hand(row)}"
+    return f"weights {row.key!r}: {why}; or {_by_hand(row)}"
 
 
 def _by_hand(row: WeightsRow) -> str:
     path, missing = weights.locate(row, weights.cache_folder())
-    return (
-        f"or put {', '.join(missing) or 'the files'} from {row.source} into {path if not path.suffix else path.parent}"
-    )
+    folder = path if row.download is None else path.parent
+    return f"put {', '.join(missing) or 'the files'} from {row.source} into {folder}"
