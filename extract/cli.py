@@ -230,11 +230,11 @@ def verify(
 def demo(
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other people and clips.", min=0)] = 0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for them. [default: demo, or demo/seed_N]")
+        Path | None, typer.Option("-o", "--out", help="Folder for them. (default: demo, or demo/seed_N)")
     ] = None,
     quiet: Quiet = False,
 ) -> int:
-    """Draw the demo clips: faces warped by known action units, with speech, words and labels (about two minutes)."""
+    """Draw the demo clips: faces warped by known action units, with speech, words and labels (about a minute)."""
     try:
         from extract.demo import make
     except ImportError as error:
@@ -316,7 +316,7 @@ def weights_list(as_json: AsJson = False) -> int:
 @weights_app.command("fetch")
 @reported
 def weights_fetch(
-    key: Annotated[list[str] | None, typer.Argument(help="Keys. [default: what the config's instances need]")] = None,
+    key: Annotated[list[str] | None, typer.Argument(help="Keys. (default: what the config's instances need)")] = None,
     config: Config = None,
     set_: Set = None,
     stage: Stages = None,

@@ -35,7 +35,7 @@ class Pictures(Protocol):
     declared_frames: int | None
 
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
-        """Every frame in order; pixels only of those that are wanted."""
+        """Every frame in order; pixels only of those that are wanted. Asks of every frame: the pass plans by it."""
 
     def __enter__(self) -> Self: ...
 
@@ -217,6 +217,8 @@ class Continued(_Whole):
             self.notes["frames_beyond_movie"] = self._num_frames - given
         step_s = last_s - before_s if given > 1 else LONE_FRAME_S
         for row in range(given, self._num_frames):
+            if wanted is not None:
+                wanted(row)  # there are no pixels to give
             yield VideoFrame(row, last_s + (row - given + 1) * step_s, None)
 
 
@@ -229,6 +231,7 @@ class Assumed(_Whole):
         self.notes: dict[str, Any] = {"time": "assumed"}
 
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
-        del wanted  # there are no pixels
         for row in range(self.declared_frames or 0):
+            if wanted is not None:
+                wanted(row)  # there are no pixels to give
             yield VideoFrame(row, row / self._fps, None)

@@ -336,12 +336,9 @@ class Store:
         )
 
     def _open_array(self, clip: str, instance: str, array: str) -> "zarr.Array[Any]":
-        return zarr.open_array(
-            self._arrays,
-            path=f"{clip}/{instance}/{array}",
-            mode="r+" if self.writable else "r",
-            config={"write_empty_chunks": True},
-        )
+        # Of an array that exists, `config=` is not heeded; the default in force while it is opened is.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return zarr.open_array(self._arrays, path=f"{clip}/{instance}/{array}", mode="r+" if self.writable else "r")
 
 
 class BlockWriter:

@@ -39,7 +39,7 @@ def _program() -> None:
 def fit(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on. [default: runs/TIME]"),
+        typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on. (default: runs/TIME)"),
     ] = None,
     features: Features = Path("store.zarr"),
     config: Annotated[str | None, typer.Option("--config", "-c", help="Built-in config or YAML file.")] = None,
@@ -70,7 +70,7 @@ def fit(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. [default: newest under runs/]")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: newest under runs/)")] = None,
     features: Features = Path("store.zarr"),
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     device: Device = "auto",
@@ -93,10 +93,10 @@ def evaluate(
 @app.command()
 def predict(
     videos: Annotated[list[Path], typer.Argument(help="Movies.", metavar="VIDEO...")],
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. [default: newest under runs/]")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: newest under runs/)")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path(),
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Extract by this config. [default: as the run's features were]")
+        str | None, typer.Option("--config", "-c", help="Extract by this config. (default: as the run's features were)")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as swin.weights=PATH. Repeatable.")

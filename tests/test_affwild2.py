@@ -198,6 +198,84 @@ def test_what_is_no_such_tree_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"1 annotated faces and none makes a clip; a: neither a movie a\.\* nor"):
         scan_affwild2(tmp_path)
 
+    twice = tmp_path / "EXPR_Set/Train_Set"
+    twice.mkdir(parents=True)
+    (twice / "a.txt").write_text("Neutral\n0\n")
+    again = tmp_path / "older/EXPR_Set/Train_Set"
+    again.mkdir(parents=True)
+    (again / "a.txt").write_text("Neutral\n0\n")
+    with pytest.raises(UsageError, match="two annotations of one face"):
+        scan_affwild2(tmp_path)
+
+
+@pytest.mark.parametrize("fps", ["0", "-25", "nan"])
+def test_a_rate_that_is_none_is_refused(tree, tmp_path, fps):
+    result = CliRunner().invoke(
+        app, ["manifest", "affwild2", str(tree), "-o", str(tmp_path / "m.yaml"), f"--fps={fps}"]
+    )
+    assert result.exit_code == 2
+    assert f"--fps {fps}: expected frames per second, more than 0" in result.output
+    assert not (tmp_path / "m.yaml").exists()
+
+
+def test_only_what_lies_by_the_movie_is_its_transcript(tree):
+    """Tables of that name are everywhere: predictions, landmarks, other programs' JSON."""
+    srt = "1\n00:00:00,000 --> 00:00:00,400\nhello\n"
+    away = tree / "landmarks"
+    away.mkdir()
+    (away / "102.srt").write_text(srt)
+    clips = {clip.id: clip for clip in scan_affwild2(tree).clips}
+    assert clips["102"].transcript is None
+
+    movie = clips["102"].video
+    movie.with_suffix(".csv").write_text("frame,pts_s,valid,AU01\n")
+    movie.with_suffix(".json").write_text('{"units": {}}')
+    assert {clip.id: clip for clip in scan_affwild2(tree).clips}["102"].transcript is None
+
+    movie.with_suffix(".csv").write_text("word,start_s,end_s\nhello,0,0.4\n")
+    assert {clip.id: clip for clip in scan_affwild2(tree).clips}["102"].transcript == movie.with_suffix(".csv")
+    (tree / "transcripts").mkdir()
+    (tree / "transcripts/102.vtt").write_text("WEBVTT\n")
+    (tree / "transcripts/10-60-1280x720.json").write_text('{"segments": []}')
+    clips = {clip.id: clip for clip in scan_affwild2(tree).clips}
+    assert clips["102"].transcript == tree / "transcripts/102.vtt"
+    assert clips["10-60-1280x720_left"].transcript == tree / "batch1/10-60-1280x720.srt"
+
+
+def test_what_is_lacking_is_named(tree):
+    (tree / "batch2/102.mp4").unlink()
+    (tree / "cropped_aligned/video45_1").rename(tree / "elsewhere")
+    expr = tree / "Third ABAW Annotations/EXPR_Classification_Challenge/Train_Set"
+    (expr / "7-60-1920x1080.txt").write_text("Neutral\n0\n")
+    (tree / "videos").mkdir()
+    (tree / "videos/146.avi").write_bytes((tree / "batch2/146.mp4").read_bytes())
+    validation = tree / "Third ABAW Annotations/AU_Detection_Challenge/Validation_Set"
+    (validation / "10-60-1280x720.txt").write_text(au_file("10-60-1280x720"))
+    found = scan_affwild2(tree, fps=30)
+    assert found.notes[:2] == (
+        "without movie: 1 of 8 clips (first: 102)",
+        "without crops: 2 of 8 clips (first: 10-60-1280x720, video45_1)",
+    )
+    assert found.notes[2].startswith("without transcript: 5 of 8 clips (first: 102, 122-60-1920x1080-1, 146)")
+    assert found.notes[4:] == (
+        "left out, expression labels alone: 1 (first: 7-60-1920x1080); the AU sets decide",
+        f"not used, the second of a name: 1 (first: {tree / 'videos/146.avi'})",
+        "in Train_Set and in Validation_Set, so that results flatter: 1 (first: 10-60-1280x720)",
+    )
+    assert not found.left_out
+
+
+def test_archives_unpacked_into_folders_of_their_name_and_links(tree):
+    before = {clip.id: clip for clip in scan_affwild2(tree).clips}
+    (tree / "cropped_aligned").rename(tree / "inner")
+    (tree / "cropped_aligned_2").mkdir()
+    (tree / "inner").rename(tree / "cropped_aligned_2/cropped_aligned")
+    (tree / "batch1/up").symlink_to(tree, target_is_directory=True)
+    after = scan_affwild2(tree)
+    assert {clip.id for clip in after.clips} == set(before)
+    assert all(clip.crops == tree / "cropped_aligned_2/cropped_aligned" / clip.id for clip in after.clips)
+    assert not any("not used" in note for note in after.notes)
+
 
 def test_crops_of_unannotated_faces_are_told_of(tree):
     (tree / "cropped_aligned" / "test_video").mkdir()

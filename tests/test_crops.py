@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,7 +317,7 @@ class Both(RowsStage[StageConfig]):
     def outputs(self):
         return (Output("value", FRAMES, (), (), "float32"), VALID)
 
-    def compute(self, batch):
+    def compute(self, _):
         raise AssertionError("never reached")
 
 
@@ -357,6 +358,18 @@ def test_without_a_movie_there_are_no_frames_to_look_at(tmp_path):
     assert store.record("a", "swin").state == "done"
 
 
+@pytest.mark.usefixtures("toys")
+def test_frames_beyond_the_movie_are_frames_without_a_face(tmp_path):
+    """For what looks at the movie, over several groups of frames."""
+    clip = Clip(id="a", video=write_clip(tmp_path / "a.mov", greys(3)), crops=draw_crops(tmp_path / "c", [1, 70]))
+    report, store = run(tmp_path, clip, ExtractConfig(instances={"colour": {}, "swin": CONFIG.instances["swin"]}))
+    assert (report.exit_code, report.failures) == (0, [])
+    _, valid = store.read("a", "colour", "mean")
+    assert (len(valid), np.flatnonzero(valid).tolist()) == (70, [0, 1, 2])
+    _, valid = store.read("a", "swin", "feature")
+    assert np.flatnonzero(valid).tolist() == [0, 69]
+
+
 def test_crops_that_are_gone_leave_what_is_finished(tmp_path):
     """Not compared, and said so; labels edited since are imported all the same."""
     movie = write_clip(tmp_path / "a.mov", greys(3))
@@ -380,10 +393,14 @@ def test_a_disk_that_does_not_give_a_picture_fails_the_clip(tmp_path, monkeypatc
     """It says nothing about the face, so no row may come out as one without."""
     folder = draw_crops(tmp_path / "c", [1, 2])
 
-    def broken(path):
-        raise OSError(errno.EIO, "Input/output error", str(path))
+    whole = Path.read_bytes
 
-    monkeypatch.setattr("extract.crops.Path.read_bytes", broken)
+    def broken(path):
+        if path.parent == folder:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
     with pytest.raises(ClipError, match=r"00001\.png: Input/output error") as refused:
         read_crop(folder / "00001.png")
     assert refused.value.reason == "unreadable"
@@ -463,3 +480,13 @@ def test_a_damaged_block_is_read_again_from_the_pictures(tmp_path):
         repaired = CliRunner().invoke(app, ["verify", *common, "--repair"])
         assert repaired.exit_code == 0, repaired.output
         assert chunk.read_bytes() == whole
+
+
+def test_a_picture_moved_to_another_frame_is_another_source(tmp_path):
+    """The same pictures in the same order, one of them a frame later: every name counts."""
+    folder = draw_crops(tmp_path / "c", [1, 2, 4])
+    clip = Clip(id="a", crops=folder, fps=25)
+    run(tmp_path, clip)
+    (folder / "00002.png").rename(folder / "00003.png")
+    with pytest.raises(extract.errors.StaleError, match=r"crop: clip a: source crops: "):
+        run(tmp_path, clip)

@@ -23,7 +23,7 @@ from extract.demo.mesh import Pose, unit_displacements
 from extract.demo.portrait import AXIS_X, AXIS_Y, PUPIL_DISTANCE_PX
 from extract.demo.schedule import DRIVERS, LABEL_ABOVE, RATE_LEAST, RATE_MOST, draw_schedules
 from extract.demo.sound import SOUND_HZ, load_words, speak
-from extract.demo.units import DISPLACEMENTS, MIDLINE
+from extract.demo.units import DISPLACEMENTS, MIDLINE, MIRROR
 from extract.manifest import Clip, load_manifest, write_manifest
 from extract.media import DRAWN
 from extract.runner import Options
@@ -103,6 +103,9 @@ def test_displacements_are_mirrored():
             across = 0 if name in MIDLINE else -out
             found = moves[name] @ AXIS_X, moves[name] @ AXIS_Y
             assert found == pytest.approx((PUPIL_DISTANCE_PX * across, PUPIL_DISTANCE_PX * down), abs=1e-2)
+            if name in MIRROR:
+                twin = moves[MIRROR[name]] @ AXIS_X, moves[MIRROR[name]] @ AXIS_Y
+                assert twin == pytest.approx((PUPIL_DISTANCE_PX * out, PUPIL_DISTANCE_PX * down), abs=1e-2)
 
 
 def test_the_mesh_hardly_ever_folds(studio, drawings):

@@ -70,6 +70,17 @@ def test_blocks_of_zeros_are_written(store):
     assert chunks(store, "valid").keys() == {"c.0", "c.1"}
 
 
+def test_blocks_of_zeros_are_written_when_a_run_is_continued(store):
+    """Also into arrays that exist: 256 frames without a face are no gap in the file."""
+    values = {"feature": np.zeros((16, 5), np.float16), "valid": np.zeros(16, bool)}
+    for block in (0, 1):
+        writer = store.writer("clip", "swin", (FEATURE, VALID), fingerprint="f", rows=32, block_rows=16)
+        assert writer.blocks == set(range(block))
+        writer.commit(block, values)
+    assert chunks(store, "valid").keys() == {"c.0", "c.1"}
+    assert chunks(store).keys() == {"c.0.0", "c.1.0"}
+
+
 def test_a_block_counts_when_every_array_has_its_file(store):
     fill(store)
     (store.path / "clip/swin/valid/c.1").unlink()

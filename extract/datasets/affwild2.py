@@ -250,12 +250,12 @@ def _notes(tree: _Tree, clips: list[Clip]) -> tuple[str, ...]:
     if unused := sorted(set(tree.crops) - set(tree.au)):
         notes.append(f"crops of {len(unused)} faces without annotations{_first(unused)} are not used")
     if other := sorted(set(tree.expr) - set(tree.au)):
-        notes.append(f"{len(other)} faces with expression labels alone{_first(other)} are left out: the AU sets decide")
+        notes.append(f"left out, expression labels alone: {len(other)}{_first(other)}; the AU sets decide")
     if tree.passed_over:
         notes.append(f"not used, the second of a name: {len(tree.passed_over)}{_first(tree.passed_over)}")
     sides = {official: {_bare(name)[0] for name, (of, _) in tree.au.items() if of == official} for official in SETS}
     if both := sorted(sides[TRAIN] & sides[VALIDATION]):
-        notes.append(f"{len(both)} movies are in {TRAIN} and in {VALIDATION}{_first(both)}: results on them flatter")
+        notes.append(f"in {TRAIN} and in {VALIDATION}, so that results flatter: {len(both)}{_first(both)}")
     return tuple(notes)
 
 
