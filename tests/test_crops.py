@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 import extract
 from extract.cli import app
 from extract.config import ExtractConfig
-from extract.crops import list_crops, read_crop
+from extract.crops import list_crops, listing_stamp, read_crop
 from extract.errors import ClipError, ConfigError
 from extract.manifest import Clip, Labels, load_manifest
 from extract.registry import STAGES
@@ -222,6 +223,25 @@ def test_pictures_are_read_as_rgb(tmp_path):
         found = read_crop(tmp_path / name)
         assert (found.shape, found.dtype, found.flags.c_contiguous) == ((112, 112, 3), np.uint8, True)
         assert (found == 77).all()
+    Image.new("RGB", (112, 112), (1, 2, 3)).save(tmp_path / "4.png")
+    assert read_crop(tmp_path / "4.png")[5, 7].tolist() == [1, 2, 3]
+
+
+def test_a_stamp_tells_when_a_folder_must_be_read_again(tmp_path):
+    """By name, size and time: each alone shows."""
+    folder = draw_crops(tmp_path / "c", [1, 2])
+    seen = {listing_stamp(folder)}
+    first = folder / "00001.png"
+    size, when = first.stat().st_size, first.stat().st_mtime_ns
+    assert listing_stamp(folder) in seen
+    os.utime(first, ns=(when, when + 1))
+    seen.add(listing_stamp(folder))
+    first.write_bytes(bytes(size + 1))
+    os.utime(first, ns=(when, when))
+    seen.add(listing_stamp(folder))
+    first.rename(folder / "00003.png")
+    seen.add(listing_stamp(folder))
+    assert len(seen) == 4
 
 
 def test_another_picture_makes_the_features_stale_and_leaves_sound_and_labels(tmp_path):
