@@ -28,6 +28,7 @@ def draw(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, NDArray[
     matrices                                        z sqrt(1 / fan_in)
     one axis called ``weight`` (a norm's scale)     1 + 0.1 z
     more axes, all but one of length 1              1 + 0.1 z (weight norm's magnitude)
+    one axis called ``running_var`` (variances)     exp(0.2 z)
     every other one-axis tensor (biases, shifts)    0.1 z
     ==============================================  =========================
     """
@@ -38,6 +39,8 @@ def _scaled(name: str, z: NDArray[np.float64]) -> NDArray[Any]:
     is_vector = z.size == max(z.shape, default=1)
     if is_vector and (z.ndim > 1 or name.rpartition(".")[2] == "weight"):
         return 1 + 0.1 * z
+    if name.rpartition(".")[2] == "running_var":
+        return np.exp(0.2 * z)
     if z.ndim <= 1:
         return 0.1 * z
     gain = 2 if z.ndim > 2 else 1

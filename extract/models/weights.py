@@ -409,8 +409,19 @@ def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str
         WeightsError: lists what is missing, unexpected, and of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    faults = {
+    told = listed(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if told:
+        raise WeightsError(f"weights {spec!r} do not fit: {told}. Is the architecture in the config the right one?")
+    model.load_state_dict(dict(tensors), assign=assign)
+
+
+def listed(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    more: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """What is missing, unexpected and of another shape, in words; empty where nothing is. ``more``: further faults."""
+    faults: dict[str, Sequence[str]] = {
         "missing": sorted(wanted.keys() - found.keys()),
         "unexpected": sorted(found.keys() - wanted.keys()),
         "of another shape": [
@@ -418,11 +429,9 @@ def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str
             for name in sorted(wanted.keys() & found.keys())
             if found[name] != wanted[name]
         ],
+        **(more or {}),
     }
-    if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in faults.items() if names)
-        raise WeightsError(f"weights {spec!r} do not fit: {listed}. Is the architecture in the config the right one?")
-    model.load_state_dict(dict(tensors), assign=assign)
+    return "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in faults.items() if names)
 
 
 def _few(names: Sequence[str], most: int = 5) -> str:
