@@ -203,7 +203,7 @@ class ClipWork:
 
     def _why_no_rows(self, instance: Instance) -> str:
         """The reason of an input that is empty, else the stage's own."""
-        feeds = [self.outcomes.get(source) for source in instance.feeds.values()]
+        feeds = [self.outcomes.get(source) for source in self._recorded_feeds(instance.name)]
         inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
         if not inherited and not instance.is_clip_stage and self.clip.video is None:
             pictures = self._instance(self._pictures_of(instance.name)).stage
@@ -372,7 +372,7 @@ class ClipWork:
 
     def _settled_by_feeds(self, name: str) -> bool:
         """Record ``failed`` or ``empty`` where an input failed, or is empty without arrays."""
-        for source in self._instance(name).feeds.values():
+        for source in self._recorded_feeds(name):
             known = self.outcomes.get(source)
             if known and known.state == "failed":
                 origin = "" if (known.message or "").startswith("from ") else f"from {source}: "
@@ -382,6 +382,13 @@ class ClipWork:
                 self._settle(name, Outcome("empty", known.reason))
                 return True
         return False
+
+    def _recorded_feeds(self, name: str) -> list[str]:
+        """What feeds ``name`` and has a record; for what only flows through memory, what feeds that."""
+        found: list[str] = []
+        for source in self._instance(name).feeds.values():
+            found += [source] if self._instance(source).kept else self._recorded_feeds(source)
+        return list(dict.fromkeys(found))
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Record an outcome that comes from the inputs. Blocks of an earlier run stay when an input failed."""

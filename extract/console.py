@@ -255,7 +255,8 @@ def show_weights(rows: Sequence[Located], *, as_json: bool) -> None:
     """The weights table."""
     if as_json:
         told = [
-            {"key": r.row.key, "stage": r.row.stage, "state": r.state, "sha256": r.sha256, "path": str(r.path),
+            {"key": r.row.key, "stage": ", ".join(r.row.stages), "state": r.state, "sha256": r.sha256,
+             "path": str(r.path),
              "expected": r.row.sha256, "licence": r.row.licence, "source": r.row.source}
             for r in rows
         ]  # fmt: skip
@@ -265,7 +266,7 @@ def show_weights(rows: Sequence[Located], *, as_json: bool) -> None:
     for column in ("key", "stage", "state", "licence", "source"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row.row.key, row.row.stage, row.state, row.row.licence, row.row.source)
+        table.add_row(row.row.key, ", ".join(row.row.stages), row.state, row.row.licence, row.row.source)
     Console().print(table)
 
 

@@ -263,9 +263,10 @@ class FramePass:
             if isinstance(node.stage, SourceStage):
                 seen = [i for i, image in enumerate(group.images) if image is not None]
                 images = [cast(Tensor, group.images[i]) for i in seen]
-                given[f"{node.name}.image"] = (group.rows[seen], images)
+                arrays = node.stage.arrays(images)
+                given |= {f"{node.name}.{name}": (group.rows[seen], rows) for name, rows in arrays.items()}
                 if node.has_valid:  # given crops: a row without a picture is not valid
-                    node.put(group.rows[seen], {"image": images})
+                    node.put(group.rows[seen], arrays)
                 elif len(group.pts_s):
                     node.put(group.rows, {"pts_s": torch.from_numpy(group.pts_s)})
                 continue

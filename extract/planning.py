@@ -52,7 +52,7 @@ def prepare(
         instance = graph[name]
         precision = _precision(instance, store, device_kind)
         weights, weights_sha256 = None, None
-        if "weights" in type(instance.stage.config).model_fields:
+        if getattr(instance.stage.config, "weights", None) not in {None, *instance.stage.unlearned}:
             try:
                 weights = weights_table.resolve(
                     instance.stage.config.weights, instance.stage, offline=offline, instance=name
@@ -74,8 +74,8 @@ def _recipe(
 ) -> dict[str, Any]:
     stage = instance.stage
     config = stage.config.model_dump(mode="json")
-    # The file's content counts, not the name or path it goes by.
-    config.pop("weights", None)
+    if config.get("weights") not in stage.unlearned:
+        config.pop("weights", None)  # the file's content counts, not the name or path it goes by
     recipe: dict[str, Any] = {"stage": stage.name, "version": stage.version, "config": config}
     if weights_sha256:
         recipe["weights"] = weights_sha256

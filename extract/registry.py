@@ -4,13 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from extract.stage import Stage
+from extract.stages.align import Align
 from extract.stages.crop import Crop
 from extract.stages.detections import Detections
 from extract.stages.faces import Faces
 from extract.stages.frames import Frames
+from extract.stages.ghfeat import Ghfeat
 from extract.stages.hubert import Hubert
 from extract.stages.labels import Labels
+from extract.stages.landmarks import Landmarks
 from extract.stages.roberta import Roberta
+from extract.stages.superres import Superres
 from extract.stages.swin import Swin
 from extract.stages.transcribe import Transcribe
 from extract.stages.wave import Wave
@@ -28,4 +32,19 @@ def by_name(stages: Iterable[StageType]) -> dict[str, StageType]:
     return found
 
 
-STAGES = by_name((Frames, Wave, Detections, Faces, Crop, Swin, Hubert, Transcribe, Roberta, Labels))
+STAGES = by_name((
+    Frames,
+    Wave,
+    Detections,
+    Faces,
+    Crop,
+    Superres,
+    Landmarks,
+    Align,
+    Ghfeat,
+    Swin,
+    Hubert,
+    Transcribe,
+    Roberta,
+    Labels,
+))

@@ -79,6 +79,8 @@ class Stage(ABC, Generic[ConfigT]):
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     batch: ClassVar[int] = 32
     """Default rows per micro-batch; the config's ``batch`` changes speed only."""
+    unlearned: ClassVar[frozenset[str]] = frozenset()
+    """Values of the config's ``weights`` that name a rule: nothing was learned and no file is needed."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -99,6 +101,10 @@ class Stage(ABC, Generic[ConfigT]):
 
 class SourceStage(Stage[ConfigT]):
     """Where a clip enters: the runner fills its outputs from ``media.py``."""
+
+    def arrays(self, images: "list[Tensor]") -> "dict[str, Tensor | list[Tensor]]":
+        """Output name -> rows, of decoded pictures (uint8 RGB [H, W, 3] each); times are the runner's."""
+        return {"image": images}
 
 
 RowsBatch = Mapping[str, "Tensor | list[Tensor]"]

@@ -136,12 +136,12 @@ def site(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", hub)
         site.hub, site.storage = hub, storage
         row = WeightsRow(
-            key="net", stage="swin", architecture="small", source=f"{HUB}/some/net", files=("config.json",),
+            key="net", stages=("swin",), architecture="small", source=f"{HUB}/some/net", files=("config.json",),
             licence="MIT", trained_on="noise", sha256=None,
         )  # fmt: skip
         released = b"released" * 1000
         release = WeightsRow(
-            key="page", stage="swin", architecture="small", source="https://example.org/releases", files=("net.pth",),
+            key="page", stages=("swin",), architecture="small", source="https://example.org/releases", files=("net.pth",),
             licence="BSD-3-Clause", trained_on="noise", sha256=sha(released), download=f"{hub}/releases/v1/net.pth",
         )  # fmt: skip
         monkeypatch.setattr(weights, "TABLE", weights.by_key((row, release)))
@@ -395,7 +395,9 @@ def test_files_put_by_hand_are_pinned_as_they_are(site, tmp_path):
 def test_unknown_keys_and_packages_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="weights 'nte': no such key; `extract weights list` shows them"):
         get("nte")
-    row = WeightsRow("packed", "swin", None, "a package", ("x",), "MIT", "noise", None, package="no_such_package_here")
+    row = WeightsRow(
+        "packed", ("swin",), None, "a package", ("x",), "MIT", "noise", None, package="no_such_package_here"
+    )
     monkeypatch.setattr(weights, "TABLE", weights.by_key((row,)))
     with pytest.raises(UsageError, match="come with the package no-such-package-here: install that"):
         get("packed")
@@ -417,7 +419,7 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
     """A small Swin in the official file format: missing, fetched by what the config needs, pinned, tampered with."""
     tensors = {name: values for name, values in swin.random_weights("small").items()}
     site.files = {"model.safetensors": safetensors.numpy.save(tensors)}
-    row = WeightsRow("tiny", "swin", "small", f"{HUB}/some/tiny", (), "MIT", "noise", None)
+    row = WeightsRow("tiny", ("swin",), "small", f"{HUB}/some/tiny", (), "MIT", "noise", None)
     dlib = weights.TABLE.get("dlib-68-landmarks")
     monkeypatch.setattr(weights, "TABLE", weights.by_key([row, *([dlib] if dlib else [])]))
     (tmp_path / "c.yaml").write_text(

@@ -204,7 +204,7 @@ def test_a_key_whose_files_are_there(tmp_path):
 
 
 def test_bytes_other_than_the_tables_are_refused(tmp_path, monkeypatch):
-    row = WeightsRow("k", "swin", "tiny", "https://x", (), "MIT", "y", sha256="0" * 64)
+    row = WeightsRow("k", ("swin",), "tiny", "https://x", (), "MIT", "y", sha256="0" * 64)
     monkeypatch.setitem(TABLE, "k", row)
     fill(tmp_path / "weights" / "k", model__safetensors="x")
     with pytest.raises(
@@ -256,7 +256,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_states(tmp_path, monkeypatch):
-    row = WeightsRow("k", "swin", "tiny", "https://x", (), "MIT", "y", sha256=None)
+    row = WeightsRow("k", ("swin",), "tiny", "https://x", (), "MIT", "y", sha256=None)
     monkeypatch.setattr(weights, "TABLE", {"k": row, "dlib-68-landmarks": TABLE["dlib-68-landmarks"]})
     assert [entry.state for entry in list_rows(tmp_path)] == ["missing", "present"]
     fill(tmp_path / "weights" / "k", model__safetensors="abc")

@@ -51,14 +51,16 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = LOCK, 
 
     Raises:
         UsageError: a key that the table does not know, or that no program can fetch.
-        WeightsError: no network, no access, or other bytes than pinned; nothing is installed then.
+        WeightsError: no network, no access, or other bytes than pinned; nothing is installed then. Or, when all
+            others are here, what a user must get by hand.
         MachineError: the disk is full.
     """
     for key in keys:
         if key not in weights.TABLE:
             raise UsageError(f"weights {key!r}: no such key; `extract weights list` shows them")
     cache = cache or weights.cache_folder()
-    fetched = []
+    fetched: list[str] = []
+    by_hand: list[str] = []
     for key in dict.fromkeys(keys):
         row = weights.TABLE[key]
         path, missing = weights.locate(row, cache)
@@ -71,6 +73,9 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = LOCK, 
         if not missing:
             _keep_what_is_here(row, path, pins, lock, told)
             continue
+        if row.by_hand:
+            by_hand.append(f"{key}: {weights.how_by_hand(row, path)}")
+            continue
         told(f"{key}: {row.source}; licence {row.licence}; trained on {row.trained_on}")
         commit, remotes = _remotes(row, pins.get(key))
         folder = cache / "weights" / key
@@ -79,6 +84,9 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = LOCK, 
         _pin(row, path, commit, remotes, folder, lock)
         told(f"{key}: {path} ({sum((folder / one.name).stat().st_size for one in remotes) / 1e6:.1f} MB)")
         fetched.append(key)
+    if by_hand:
+        done = f"{', '.join(fetched)} fetched; " if fetched else ""
+        raise WeightsError("\n".join([f"{done}left to you:", *by_hand, "then run the same command again"]))
     return fetched
 
 
@@ -354,5 +362,5 @@ def _refused(row: WeightsRow, url: str, code: int) -> str:
 
 def _by_hand(row: WeightsRow) -> str:
     path, missing = weights.locate(row, weights.cache_folder())
-    folder = path if row.download is None else path.parent
+    folder = path.parent if row.is_one_file else path
     return f"put {', '.join(missing) or 'the files'} from {row.source} into {folder}"

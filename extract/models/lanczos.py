@@ -33,7 +33,8 @@ def weights(size: int, into: int) -> NDArray[np.float64]:
     share = np.where((at >= -LOBES) & (at < LOBES), np.sinc(at) * np.sinc(at / LOBES), 0.0)
     share *= (pixel >= first[:, None]) & (pixel < stop[:, None])
     share /= share.sum(axis=1, keepdims=True)
-    return np.trunc(share * (1 << WEIGHT_BITS) + np.copysign(0.5, share))
+    in_units: NDArray[np.float64] = np.trunc(share * (1 << WEIGHT_BITS) + np.copysign(0.5, share))
+    return in_units
 
 
 @functools.cache

@@ -33,13 +33,15 @@ class WeightsRow:
     """One entry of the table: published weights under the name that a config calls them by."""
 
     key: str
-    stage: str
+    stages: tuple[str, ...]
+    """Who can use them."""
     architecture: str | None
     """What the stage's config must say; ``None`` for a stage with one architecture."""
     source: str
     """Page or package they come from."""
     files: tuple[str, ...]
-    """Files beside the tensors, which are one of TENSOR_FILES; with ``package`` or ``download`` the one file itself."""
+    """Files beside the tensors, which are one of TENSOR_FILES; with ``package``, ``download`` or ``by_hand`` the one
+    file itself."""
     licence: str
     trained_on: str
     sha256: str | None
@@ -48,7 +50,14 @@ class WeightsRow:
     """Python package that brings the file along; ``None``: the cache folder holds it."""
     download: str | None = None
     """Address of the one file, for what lies on a release page; ``None``: ``source`` is a repository of the hub."""
+    by_hand: bool = False
+    """The one file is offered on a page that no program may read; the user puts it into the cache folder."""
     note: str = ""
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is the file itself that a config names, and no folder."""
+        return self.download is not None or self.by_hand
 
 
 def by_key(rows: Sequence[WeightsRow]) -> dict[str, WeightsRow]:
@@ -64,7 +73,7 @@ def by_key(rows: Sequence[WeightsRow]) -> dict[str, WeightsRow]:
 def _hubert(key: str, architecture: str, trained_on: str) -> WeightsRow:
     return WeightsRow(
         key=key,
-        stage="hubert",
+        stages=("hubert",),
         architecture=architecture,
         source=f"{HUB}/facebook/{key}",
         files=("config.json", "preprocessor_config.json"),
@@ -74,10 +83,24 @@ def _hubert(key: str, architecture: str, trained_on: str) -> WeightsRow:
     )
 
 
+def _realesrgan(key: str, release: str, file: str, sha256: str | None) -> WeightsRow:
+    return WeightsRow(
+        key=key,
+        stages=("superres",),
+        architecture=None,
+        source="https://github.com/xinntao/Real-ESRGAN/releases",
+        files=(file,),
+        licence="BSD-3-Clause",
+        trained_on="DIV2K, Flickr2K, OutdoorSceneTraining; degraded by a model of the real world",
+        sha256=sha256,
+        download=f"https://github.com/xinntao/Real-ESRGAN/releases/download/{release}/{file}",
+    )
+
+
 def _roberta(key: str, architecture: str) -> WeightsRow:
     return WeightsRow(
         key=key,
-        stage="roberta",
+        stages=("roberta",),
         architecture=architecture,
         source=f"{HUB}/FacebookAI/{key}",
         files=("config.json", "vocab.json", "merges.txt"),
@@ -88,10 +111,12 @@ def _roberta(key: str, architecture: str) -> WeightsRow:
     )
 
 
+X4PLUS_SHA256 = "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"
+
 TABLE = by_key((
     WeightsRow(
         key="swin-tiny",
-        stage="swin",
+        stages=("swin",),
         architecture="tiny",
         source=f"{HUB}/timm/swin_tiny_patch4_window7_224.ms_in1k",
         files=(),
@@ -105,9 +130,23 @@ TABLE = by_key((
     _hubert("hubert-base-ls960", "base", "LibriSpeech, 960 h"),
     _roberta("roberta-large", "large"),
     _roberta("roberta-base", "base"),
+    _realesrgan("realesrgan-x4plus", "v0.1.0", "RealESRGAN_x4plus.pth", X4PLUS_SHA256),
+    _realesrgan("realesr-general-x4v3", "v0.2.5.0", "realesr-general-x4v3.pth", None),
+    WeightsRow(
+        key="ghfeat-ffhq-256",
+        stages=("ghfeat",),
+        architecture="resnet50-256",
+        source="https://github.com/genforce/ghfeat",
+        files=("ghfeat-encoder-ffhq-256.pkl",),
+        licence="none given by its authors: ask them before any use beyond your own research",
+        trained_on="FFHQ (CC BY-NC-SA 4.0, non-commercial), through a StyleGAN generator",
+        sha256=None,
+        by_hand=True,
+        note="a Python pickle: read without executing anything; `extract weights convert` makes safetensors of it",
+    ),
     WeightsRow(
         key="dlib-68-landmarks",
-        stage="detections",
+        stages=("detections", "landmarks"),
         architecture=None,
         source="Python package face-recognition-models",
         files=("models/shape_predictor_68_face_landmarks.dat",),
@@ -242,7 +281,7 @@ def resolve(
         return _resolve_key(TABLE[spec], stage, cache or cache_folder(), offline, instance, of_file)
     path = Path(spec).expanduser()
     if not path.exists():
-        known = ", ".join(key for key, row in TABLE.items() if row.stage == stage.name)
+        known = ", ".join(key for key, row in TABLE.items() if stage.name in row.stages)
         raise WeightsError(f"weights {spec!r} are no key ({known or 'none'} for this stage) and no such path")
     if path.is_dir():
         tensor_file(path)
@@ -252,8 +291,8 @@ def resolve(
 def _resolve_key(
     row: WeightsRow, stage: Stage[Any], cache: Path, offline: bool, instance: str, of_file: Callable[[Path], str]
 ) -> Weights:
-    if row.stage != stage.name:
-        raise WeightsError(f"weights {row.key!r} belong to stage {row.stage}, not to {stage.name}")
+    if stage.name not in row.stages:
+        raise WeightsError(f"weights {row.key!r} belong to stage {' and '.join(row.stages)}, not to {stage.name}")
     asked = getattr(stage.config, "architecture", None)
     if row.architecture != asked:
         raise WeightsError(
@@ -265,10 +304,12 @@ def _resolve_key(
         means = "--offline forbids fetching them" if offline else "a run fetches nothing"
         if row.package:
             remedy = f"install the package {row.package.replace('_', '-')}"
+        elif row.by_hand:
+            remedy = how_by_hand(row, path)
         else:
             remedy = (
                 f"`extract weights fetch {row.key}` gets them (licence {row.licence}), or put the files of "
-                f"{row.source} into {path if row.download is None else path.parent}"
+                f"{row.source} into {path.parent if row.is_one_file else path}"
             )
         raise WeightsError(
             f"weights {row.key!r} are not on this machine and {means}: {path} lacks {', '.join(missing)}; "
@@ -283,6 +324,11 @@ def _resolve_key(
             f"get it anew from {row.source}, or use it by its path: --set {instance}.weights={path}"
         )
     return Weights(row.key, sha256, row.licence, row.trained_on, path=path)
+
+
+def how_by_hand(row: WeightsRow, path: Path) -> str:
+    """What a user does about weights that no program can fetch."""
+    return f"no program can fetch them: get {path.name} from the page {row.source} (licence: {row.licence}) as {path}"
 
 
 def read_lock(path: Path) -> dict[str, Any]:
@@ -322,7 +368,7 @@ def locate(row: WeightsRow, cache: Path) -> tuple[Path, list[str]]:
         path = Path(folders[0] if folders else row.package, *row.files)
         return path, [] if path.is_file() else list(row.files)
     path = cache / "weights" / row.key
-    if row.download is not None:
+    if row.is_one_file:
         path /= row.files[0]
         return path, [] if path.is_file() else list(row.files)
     missing = [name for name in row.files if not (path / name).is_file()]
@@ -456,7 +502,7 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
         ) from error
     except Exception as error:  # a damaged file can make either reader raise anything
         raise WeightsError(f"{path} is no weights file, or a damaged one: {error}; get it anew") from error
-    for wrapper in ("model", "state_dict"):  # training checkpoints keep the optimiser beside the tensors
+    for wrapper in ("model", "state_dict", "params_ema", "params"):  # training keeps more beside the tensors
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):

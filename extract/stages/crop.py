@@ -2,11 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from extract.models.dlib_faces import NUM_LANDMARKS
+from extract.models.ffhq.geometry import border_px, bounds, oriented_square, side_px
 from extract.stage import VALID, Output, RowsBatch, RowsStage, SourceStage, StageConfig
-from extract.stages.detections import NUM_LANDMARKS
 from extract.timeline import FRAMES
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SIZE_PX = 112
@@ -20,10 +24,23 @@ TEMPLATE = (
 """Where the five points come to lie, x and y in pixels of the crop, an integer being a pixel's centre. The template
 of ArcFace (Deng et al. 2019) as insightface's ``face_align.py`` has it."""
 
+PATCH_STEP_PX = 8
+"""Sides of patches are multiples of it, so that frames of one face have equal patches and go through nets together."""
+GIVEN_BOX_PX = (15.0, 19.0, 96.0, 100.0)
+"""Where dlib's detector sees the face in a crop on this template: left, top, right, bottom, the median of 1,500 crops
+(every tenth within 6 px of it)."""
+
 MIN_SPREAD_PX2 = 1.0
 """Least summed squared distance of the five points from their mean: below it they are one point, with no direction."""
 MIN_SCALE = 1e-3
 """Least enlargement of the fit: a face a hundred thousand pixels wide is none."""
+
+
+PICTURES = (
+    Output("image", FRAMES, ("y", "x", "rgb"), (SIZE_PX, SIZE_PX, 3), "uint8", kept=False),
+    Output("patch", FRAMES, ("y", "x", "rgb"), (None, None, 3), "uint8", kept=False),
+    Output("patch_box", FRAMES, ("edge",), (4,), "float32", kept=False),
+)
 
 
 class CropConfig(StageConfig):
@@ -31,33 +48,38 @@ class CropConfig(StageConfig):
 
 
 class Crop(RowsStage[CropConfig]):
-    """Least-squares similarity (Umeyama 1991, without reflection) of five points, bilinear, black outside the frame."""
+    """What is cut out of a frame for its face: ``image`` for recognition, ``patch`` for super-resolution.
+
+    ``image``: least-squares similarity (Umeyama 1991, without reflection) of five points to the template, bilinear,
+    black outside the frame. ``patch``: the frame's own pixels in an upright square that holds the FFHQ square and its
+    border. Near the frame's edge it is moved inwards, and cut only where the frame is smaller; it is empty where the
+    landmarks give no square of ``geometry.MIN_SIDE_PX``. ``patch_box`` is the detector's box in its pixels.
+    """
 
     name = "crop"
     version = 1
     config_type = CropConfig
-    inputs = ("frames.image", "faces.landmarks")
+    inputs = ("frames.image", "faces.landmarks", "faces.box")
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         return (
-            Output("image", FRAMES, ("y", "x", "rgb"), (SIZE_PX, SIZE_PX, 3), "uint8", kept=False),
+            *PICTURES,
             # The landmarks in crop coordinates / 112.
             Output("point", FRAMES, ("point", "xy"), (NUM_LANDMARKS, 2), "float32"),
             VALID,
         )
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
-        """``frames.image``: B tensors, uint8 RGB [H, W, 3]; ``faces.landmarks`` [B, 68, 2] in pixels of the frame.
+        """``frames.image``: B tensors, uint8 RGB [H, W, 3]; ``faces.landmarks`` [B, 68, 2], ``faces.box`` [B, 4] in
+        pixels of the frame.
 
         Rows whose five points coincide fix no similarity: they come back not valid.
         """
         import torch
 
-        marks = batch["faces.landmarks"]
-        if isinstance(marks, list):
-            marks = torch.stack(marks)
-        marks = marks.double()  # [B, 68, 2]
+        given, boxes = batch["faces.landmarks"], batch["faces.box"]
+        marks = (torch.stack(given) if isinstance(given, list) else given).double()  # [B, 68, 2]
         turn, shift, valid = fit_similarity(five_points(marks), marks.new_tensor(TEMPLATE))
         # Pixel centres of the crop, x then y: [112 * 112, 2]
         y, x = torch.meshgrid(*(torch.arange(SIZE_PX, dtype=torch.float64, device=marks.device),) * 2, indexing="ij")
@@ -65,8 +87,12 @@ class Crop(RowsStage[CropConfig]):
         at = (pixels - shift[:, None]) @ torch.linalg.inv(turn).mT  # [B, 112 * 112, 2] in pixels of the frame
         crops = torch.stack([sample(image, where) for image, where in zip(batch["frames.image"], at, strict=True)])
         point = (marks @ turn.mT + shift[:, None]) / SIZE_PX
+        cut = [patch(image, face.numpy()) for image, face in zip(batch["frames.image"], marks, strict=True)]
+        corner = torch.tensor([[left, top, left, top] for _, left, top in cut], dtype=torch.float32)  # [B, 4]
         return {
             "image": crops.reshape(-1, SIZE_PX, SIZE_PX, 3) * valid[:, None, None, None],
+            "patch": [pixels for pixels, _, _ in cut],
+            "patch_box": (torch.stack(boxes) if isinstance(boxes, list) else boxes) - corner,
             "point": point.float() * valid[:, None, None],
             "valid": valid,
         }
@@ -75,7 +101,7 @@ class Crop(RowsStage[CropConfig]):
 class GivenCrop(SourceStage[CropConfig]):
     """What stands for ``Crop`` in a clip that brings its crops: read from files, without landmarks.
 
-    Its recipe is that of ``Crop``; its source names the part ``crops``.
+    Its recipe is that of ``Crop``; its source names the part ``crops``. The patch is the crop itself.
     """
 
     name = "crop"
@@ -86,7 +112,29 @@ class GivenCrop(SourceStage[CropConfig]):
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        return (Output("image", FRAMES, ("y", "x", "rgb"), (SIZE_PX, SIZE_PX, 3), "uint8", kept=False), VALID)
+        return (*PICTURES, VALID)
+
+    def arrays(self, images: "list[Tensor]") -> "dict[str, Tensor | list[Tensor]]":
+        """The pictures, and where the face usually is in them."""
+        import torch
+
+        return {"image": images, "patch": images, "patch_box": torch.tensor([GIVEN_BOX_PX] * len(images))}
+
+
+def patch(image: "Tensor", landmarks: "NDArray[np.float64]") -> "tuple[Tensor, int, int]":
+    """The pixels of ``image`` (uint8 [H, W, 3]) around the FFHQ square of [68, 2] landmarks; their left and top."""
+    square = oriented_square(landmarks)
+    if square is None:
+        return image[:0, :0], 0, 0
+    box, border = bounds(square), border_px(side_px(square))
+    wanted = max(box[2] - box[0], box[3] - box[1]) + 1 + 2 * border
+    wanted += -wanted % PATCH_STEP_PX
+    corner, size = [], []
+    for low, high, whole in ((box[0], box[2], image.shape[1]), (box[1], box[3], image.shape[0])):
+        size.append(min(wanted, whole))
+        corner.append(min(max((low + high - wanted) // 2, 0), whole - size[-1]))
+    (left, top), (width, height) = corner, size
+    return image[top : top + height, left : left + width], left, top
 
 
 def five_points(landmarks: "Tensor") -> "Tensor":

@@ -1,22 +1,18 @@
 """Faces of every frame: boxes, scores and 68 landmarks by dlib."""
 
-import queue
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from extract.errors import WeightsError
+from extract.models.dlib_faces import NUM_LANDMARKS, DlibFaces
 from extract.stage import VALID, Context, Output, RowsBatch, RowsStage, StageConfig
 from extract.timeline import FRAMES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NUM_LANDMARKS = 68
 
 
 class DetectionsConfig(StageConfig):
@@ -69,32 +65,13 @@ class Detections(RowsStage[DetectionsConfig]):
         )
 
     def setup(self, context: Context) -> None:
-        import dlib
-
-        if context.weights is None or context.weights.path is None:
-            raise ValueError("stage detections needs its landmark file")
-        path = context.weights.path
-        try:
-            # One for all threads: it only reads itself. 100 MB, so not one each.
-            self._predictor = dlib.shape_predictor(str(path))
-        except RuntimeError as error:
-            raise WeightsError(f"{path} is no dlib landmark file: {error}") from error
-        points = self._predictor(np.zeros((8, 8, 3), np.uint8), dlib.rectangle(0, 0, 7, 7)).num_parts
-        if points != NUM_LANDMARKS:
-            raise WeightsError(f"{path} gives {points} landmarks, expected {NUM_LANDMARKS} (iBUG numbering)")
-        self._num_threads = context.cpu_threads
-        self._detectors: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(context.cpu_threads):  # a detector keeps scratch memory: one per thread
-            self._detectors.put(dlib.get_frontal_face_detector())
+        self._faces = DlibFaces(context.weights, context.cpu_threads)
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``frames.image``: B tensors, uint8 RGB [H, W, 3]."""
         import torch
 
-        # dlib has been seen to misread arrays that are not C-contiguous, without a word.
-        images = [np.ascontiguousarray(image.numpy()) for image in batch["frames.image"]]
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            rows = list(pool.map(self._find, images))
+        rows = self._faces.map(self._find, [np.ascontiguousarray(image.numpy()) for image in batch["frames.image"]])
         count = torch.tensor([row.count for row in rows], dtype=torch.int8)
         return {
             "box": torch.from_numpy(np.stack([row.box for row in rows])),
@@ -105,29 +82,19 @@ class Detections(RowsStage[DetectionsConfig]):
         }
 
     def _find(self, image: NDArray[np.uint8]) -> _Faces:
-        detector = self._detectors.get()
-        try:
-            seen = reduced(image, self.config.detect_px)
-            rectangles, scores, _ = detector.run(seen, self.config.upsample, self.config.score_threshold)
-        finally:
-            self._detectors.put(detector)
-        best = np.argsort(-np.asarray(scores), kind="stable")[: self.config.max_faces]
+        seen = reduced(image, self.config.detect_px)
+        boxes, scores = self._faces.detect(seen, self.config.upsample, self.config.score_threshold)
         ratio = np.array(image.shape[1::-1]) / seen.shape[1::-1]  # x, y
         most = self.config.max_faces
+        count = min(len(boxes), most)
         box, score = np.zeros((most, 4), np.float32), np.zeros(most, np.float32)
         landmarks = np.zeros((most, NUM_LANDMARKS, 2), np.float32)
-        for face, i in enumerate(best):
-            edges = rectangles[i].left(), rectangles[i].top(), rectangles[i].right(), rectangles[i].bottom()
-            box[face] = (np.array(edges) + 0.5) * np.tile(ratio, 2) - 0.5  # pixel centres scale about the corner -0.5
-            score[face] = scores[i]
-            landmarks[face] = self._landmarks(image, box[face])
-        return _Faces(box, score, landmarks, len(best))
-
-    def _landmarks(self, image: NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.float32]:
-        import dlib
-
-        shape = self._predictor(image, dlib.rectangle(*np.rint(box).astype(int).tolist()))
-        return np.array([(point.x, point.y) for point in shape.parts()], np.float32)
+        # Pixel centres scale about the corner -0.5.
+        box[:count] = ((boxes + 0.5) * np.tile(ratio, 2) - 0.5)[:count]
+        score[:count] = scores[:count]
+        for face in range(count):
+            landmarks[face] = self._faces.landmarks(image, box[face])
+        return _Faces(box, score, landmarks, count)
 
 
 def reduced(image: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from extract.models.dlib_faces import NUM_LANDMARKS
 from extract.stage import VALID, ClipResult, ClipStage, Output, StageConfig
-from extract.stages.detections import NUM_LANDMARKS
 from extract.timeline import FRAMES
 
 if TYPE_CHECKING:

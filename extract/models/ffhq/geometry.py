@@ -109,5 +109,5 @@ def prepare(quad: NDArray[np.float64], width: int, height: int, output_size: int
     need = -left + border, -top + border, right - width + border, bottom - height + border
     if max(need) <= border - 4:
         return Preparation(shrunk_wh, crop, None, quad)
-    pad = [max(by, int(np.rint(side * 0.3))) for by in need]
-    return Preparation(shrunk_wh, crop, Padding(*pad, sigma_px=side * 0.02), quad + pad[:2])
+    left, top, right, bottom = (max(by, int(np.rint(side * 0.3))) for by in need)
+    return Preparation(shrunk_wh, crop, Padding(left, top, right, bottom, side * 0.02), quad + np.array([left, top]))

@@ -36,7 +36,8 @@ def _padded(image: NDArray[np.uint8], pad: Padding) -> NDArray[np.uint8]:
     blurred = gaussian_filter(mirrored, (pad.sigma_px, pad.sigma_px, 0))
     mirrored += (blurred - mirrored) * np.clip(mask * 3 + 1, 0, 1)
     mirrored += (np.median(mirrored, axis=(0, 1)) - mirrored) * np.clip(mask, 0, 1)
-    return np.clip(np.rint(mirrored), 0, 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint(mirrored), 0, 255).astype(np.uint8)
+    return levels
 
 
 def fading(width: int, height: int, pad: Padding) -> NDArray[np.float64]:

@@ -101,7 +101,9 @@ class Bottleneck(nn.Module):
         y = functional.relu(self.norm_a(self.conv_a(x)))
         y = functional.relu(self.norm_b(self.conv_b(y)))
         y = self.norm_c(self.conv_c(y))
-        return functional.relu(y + self.norm_skip(self.conv_skip(x)))
+        shortcut: Tensor = self.norm_skip(self.conv_skip(x))
+        result: Tensor = functional.relu(y + shortcut)
+        return result
 
 
 class Basic(nn.Module):
@@ -119,7 +121,8 @@ class Basic(nn.Module):
         y = self.norm_a(functional.leaky_relu(self.conv_a(x), LEAK))
         y = self.norm_b(functional.leaky_relu(self.conv_b(y), LEAK))
         shortcut: Tensor = self.norm_skip(self.conv_skip(x))
-        return y + shortcut
+        result: Tensor = y + shortcut
+        return result
 
 
 class Stem(nn.Module):

@@ -1,0 +1,68 @@
+"""Face pictures aligned as those of FFHQ."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from extract.stage import Output, RowsBatch, RowsStage, StageConfig
+from extract.timeline import FRAMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AlignConfig(StageConfig):
+    output_size: int = Field(default=256, ge=16, le=1024)
+    """Side of the result in pixels; FFHQ's own is 1024."""
+    transform_size: int = Field(default=1024, ge=16, le=4096)
+    """Side of the picture that is sampled and then reduced to the result; FFHQ's own is 4096."""
+    method: Literal["torch", "pillow"] = "torch"
+    """``pillow``: the reference to the last bit, on the CPU; ``torch``: within one level of it, on the device."""
+
+    @model_validator(mode="after")
+    def _is_reduced(self) -> "AlignConfig":
+        if self.transform_size < self.output_size:
+            told = f"transform_size is {self.transform_size}, expected at least output_size = {self.output_size}"
+            raise ValueError(told)
+        return self
+
+
+class Align(RowsStage[AlignConfig]):
+    """FFHQ's square around the face, upright: mirrored, blurred and faded where it leaves the picture.
+
+    A row whose landmarks give no square, or one beyond the picture, is not valid.
+    """
+
+    name = "align"
+    version = 1
+    config_type = AlignConfig
+    inputs = ("superres.image", "landmarks.point")
+    device = "gpu"
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        side = self.config.output_size
+        return (
+            Output("image", FRAMES, ("y", "x", "rgb"), (side, side, 3), "uint8", kept=False),
+            Output("valid", FRAMES, (), (), "bool", kept=False),
+        )
+
+    def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
+        """``superres.image``: B pictures, uint8 RGB [H, W, 3]; ``landmarks.point`` [B, 68, 2] in their pixels."""
+        import torch
+
+        from extract.models.ffhq import align
+
+        size = self.config.output_size
+        points = batch["landmarks.point"]
+        points = (torch.stack(points) if isinstance(points, list) else points).cpu()
+        images: list[Tensor] = []
+        valid = []
+        for image, landmarks in zip(batch["superres.image"], points, strict=True):
+            preparation = align.plan(landmarks, image.shape[0], image.shape[1], size)
+            valid.append(preparation is not None)
+            if preparation is None:
+                images.append(image.new_zeros((size, size, 3)))
+            else:
+                images.append(align.align(image, preparation, size, self.config.transform_size, self.config.method))
+        return {"image": torch.stack(images), "valid": torch.tensor(valid)}

@@ -1,0 +1,128 @@
+"""Face pictures enlarged: by Real-ESRGAN, or by Lanczos, which learned nothing."""
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from extract.stage import Context, Output, RowsBatch, RowsStage, StageConfig
+from extract.timeline import FRAMES
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+    from torch import Tensor
+
+LANCZOS = "lanczos"
+MIN_SIDE_PX = 8
+"""Least side of a picture that holds a face."""
+
+
+class SuperresConfig(StageConfig):
+    """The defaults are USC's, ABAW5: x4plus on pictures of 112 pixels, as its command line runs it."""
+
+    weights: str = "realesrgan-x4plus"
+    """Key, or path of any ESRGAN or Compact file; ``lanczos`` enlarges without a network."""
+    input_px: int = Field(default=112, ge=16)
+    """Longest side that the network sees; larger pictures are reduced to it first."""
+    skip_above: int = Field(default=256, ge=16)
+    """A picture with a side longer than this shows more than the network could add: it is only resized."""
+    outscale: float = Field(default=4.0, gt=0, le=8)
+    """Size of the result over that of what the network sees. Where the network's own scale is another, its rounded
+    result is resized by Lanczos."""
+    tile: int = Field(default=0, ge=0)
+    """Side of the tiles that go through the network one by one, in pixels; 0: no tiles."""
+    tile_pad: int = Field(default=10, ge=0)
+    """Pixels around a tile that the network sees as well."""
+    pre_pad: int = Field(default=0, ge=0)
+    """Pixels mirrored on at the right and at the bottom."""
+
+    @model_validator(mode="after")
+    def _larger_ones_are_skipped(self) -> "SuperresConfig":
+        if self.skip_above < self.input_px:
+            raise ValueError(f"skip_above is {self.skip_above}, expected at least input_px = {self.input_px}")
+        return self
+
+
+class Superres(RowsStage[SuperresConfig]):
+    """``crop.patch``, ``outscale`` times as large; the face's box moves along. Too small a patch is not valid."""
+
+    name = "superres"
+    version = 1
+    config_type = SuperresConfig
+    inputs = ("crop.patch", "crop.patch_box")
+    device = "gpu"
+    batch = 8
+    unlearned = frozenset({LANCZOS})
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (
+            Output("image", FRAMES, ("y", "x", "rgb"), (None, None, 3), "uint8", kept=False),
+            Output("box", FRAMES, ("edge",), (4,), "float32", kept=False),
+            Output("valid", FRAMES, (), (), "bool", kept=False),
+        )
+
+    def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
+        from extract.models import realesrgan
+
+        return realesrgan.random_weights()
+
+    def setup(self, context: Context) -> None:
+        import torch
+
+        self._upscaler = None
+        if self.config.weights == LANCZOS:
+            return
+        from extract.models import realesrgan
+
+        if context.weights is None:
+            raise ValueError("stage superres needs weights")
+        self._upscaler = realesrgan.load(context.weights)
+        self._upscaler.net.to(context.device, context.precision).to(memory_format=torch.channels_last)
+        config = self.config
+        self._inference = realesrgan.Inference(config.tile, config.tile_pad, config.pre_pad, config.outscale)
+
+    def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
+        """``crop.patch``: B pictures, uint8 RGB [H, W, 3] of any size; ``crop.patch_box`` [B, 4] in their pixels."""
+        import torch
+
+        patches, boxes = batch["crop.patch"], batch["crop.patch_box"]
+        least = max(MIN_SIDE_PX, self.config.pre_pad + 1)  # what is mirrored on is less than the side
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, patch in enumerate(patches):
+            alike[tuple(patch.shape)].append(i)
+        images: list[Tensor] = [torch.empty(0)] * len(patches)
+        ratio = torch.ones((len(patches), 4))
+        for (height, width, _), rows in alike.items():
+            same = torch.stack([patches[i] for i in rows])  # [b, H, W, 3]
+            large = self._enlarged(same) if min(height, width) >= least else same
+            for i, image in zip(rows, large, strict=True):
+                images[i] = image
+                ratio[i] = torch.tensor([image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2)
+        box = torch.stack(boxes) if isinstance(boxes, list) else boxes
+        valid = torch.tensor([min(patch.shape[:2]) >= least for patch in patches])
+        return {"image": images, "box": (box + 0.5) * ratio.to(box.device) - 0.5, "valid": valid}
+
+    def _enlarged(self, images: "Tensor") -> "Tensor":
+        """uint8 [B, H, W, 3] of one size -> the same, larger."""
+        import torch
+
+        from extract.models import realesrgan
+
+        config = self.config
+        longest = max(images.shape[1:3])
+        shrink = min(config.input_px / longest, 1.0)
+        height, width = (max(1, round(side * shrink)) for side in images.shape[1:3])
+        if self._upscaler is not None and longest <= config.skip_above:
+            with torch.inference_mode():
+                return realesrgan.upscale(self._upscaler, _resized(images, height, width), self._inference)
+        return _resized(images, int(height * config.outscale), int(width * config.outscale))
+
+
+def _resized(images: "Tensor", height: int, width: int) -> "Tensor":
+    """uint8 [B, H, W, 3] -> [B, height, width, 3], by Lanczos, antialiased."""
+    from extract.models import lanczos
+
+    return lanczos.resize(images.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1).contiguous()
