@@ -225,6 +225,30 @@ def verify(
     return code
 
 
+@app.command("inspect")
+@reported
+def inspect_(
+    clip: Annotated[str, typer.Argument(help="Clip of the manifest.")],
+    manifest: Manifest = Path("data_manifest.yaml"),
+    store: StorePath = "store.zarr",
+    config: Config = None,
+    set_: Set = None,
+    frames: Annotated[int, typer.Option("--frames", help="How many frames, spread over the clip.", min=1)] = 8,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG to write. (default: CLIP.png)")] = None,
+    device: Device = "auto",
+) -> int:
+    """Draw a contact sheet: frame with box and landmarks, crop, super-resolved, aligned."""
+    from extract import inspection
+
+    path = out or Path(f"{clip}.png")
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--out {path}: expected a name that ends in .png")
+    sheet = inspection.inspect(clip, manifest, store, config, set=set_ or (), frames=frames, device=device)
+    sheet.save(path)
+    print(f"{path}: {sheet.width} x {sheet.height} pixels")
+    return 0
+
+
 @app.command()
 @reported
 def demo(
@@ -346,6 +370,25 @@ def _keys_needed(config: str | None, overrides: list[str] | None, stages: list[s
     graph = build_graph(load_extract_config(config, overrides or ()))
     specs = (getattr(graph[n].stage.config, "weights", None) for n in upstream(graph, select(graph, stages or ())))
     return [spec for spec in dict.fromkeys(specs) if spec in weights.TABLE]
+
+
+@weights_app.command("convert")
+@reported
+def weights_convert(
+    file: Annotated[Path, typer.Argument(help="GH-Feat's ghfeat-encoder-*.pkl, as its authors offer it.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write. (default: FILE.safetensors)")] = None,
+    architecture: Annotated[str, typer.Option("--architecture", help="resnet50-256 or resnet18-256.")] = "resnet50-256",
+) -> int:
+    """Make plain safetensors of GH-Feat's pickle. Nothing in the file is executed."""
+    from extract.models.ghfeat import convert
+
+    path = out or file.with_suffix(".safetensors")
+    made = convert.convert(file, path, architecture)
+    print(f"{path}: {made.num_tensors} tensors of network {made.name}, sha256 {made.sha256}")
+    same = "the published" if made.source_is_known else "NOT the published"
+    print(f"the file's own definition of the network is {same} one (sha256 {made.source_sha256}); it was not executed")
+    print(f"next: extract run --stage ghfeat --set ghfeat.weights={path}")
+    return 0
 
 
 @weights_app.command("verify")

@@ -180,6 +180,8 @@ def read_crop(path: Path) -> NDArray[np.uint8] | None:
         with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as opened:
             width, height = opened.size  # of the header: a picture of another size is not decoded
             if (width, height) == (SIZE_PX, SIZE_PX):
+                if opened.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip to the lowest 8
+                    return np.repeat((np.asarray(opened) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
                 return np.array(opened.convert("RGB"), dtype=np.uint8)
     except Image.DecompressionBombError as error:
         raise ClipError("bad_crops", f"{path}: {error}; expected {SIZE_PX} x {SIZE_PX} pixels") from None

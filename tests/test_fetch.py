@@ -141,8 +141,9 @@ def site(tmp_path, monkeypatch):
         )  # fmt: skip
         released = b"released" * 1000
         release = WeightsRow(
-            key="page", stages=("swin",), architecture="small", source="https://example.org/releases", files=("net.pth",),
-            licence="BSD-3-Clause", trained_on="noise", sha256=sha(released), download=f"{hub}/releases/v1/net.pth",
+            key="page", stages=("swin",), architecture="small",
+            source="https://example.org/releases", files=("net.pth",), licence="BSD-3-Clause",
+            trained_on="noise", sha256=sha(released), download=f"{hub}/releases/v1/net.pth",
         )  # fmt: skip
         monkeypatch.setattr(weights, "TABLE", weights.by_key((row, release)))
         site.files = {

@@ -311,8 +311,9 @@ def _resolve_key(
                 f"`extract weights fetch {row.key}` gets them (licence {row.licence}), or put the files of "
                 f"{row.source} into {path.parent if row.is_one_file else path}"
             )
+        lacks = f"there is no {path}" if row.is_one_file else f"{path} lacks {', '.join(missing)}"
         raise WeightsError(
-            f"weights {row.key!r} are not on this machine and {means}: {path} lacks {', '.join(missing)}; "
+            f"weights {row.key!r} are not on this machine and {means}: {lacks}; "
             f"{remedy}, or name a local file or folder: --set {instance}.weights=PATH"
         )
     sha256 = path_sha256(path, of_file)

@@ -12,7 +12,8 @@ from extract.timeline import Regular
 
 def test_names_files_and_classes_agree():
     assert set(STAGES) == {
-        *("frames", "wave", "detections", "faces", "crop", "swin", "hubert", "transcribe", "roberta", "labels")
+        *("frames", "wave", "detections", "faces", "crop", "superres", "landmarks", "align", "ghfeat"),
+        *("swin", "hubert", "transcribe", "roberta", "labels"),
     }
     for name, stage in STAGES.items():
         assert stage.__module__ == f"extract.stages.{name}"
@@ -34,7 +35,7 @@ def test_every_input_is_an_output_of_some_stage():
 
 
 def test_planning_needs_no_heavy_import():
-    heavy = "torch timm transformers dlib safetensors zarr"
+    heavy = "torch timm transformers dlib safetensors zarr cv2 scipy spandrel PIL"
     script = f"import sys, extract.registry; print([name for name in '{heavy}'.split() if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"

@@ -5,6 +5,7 @@ torchvision ResNet, and is visible in every value: TensorFlow's one-sided paddin
 stem, a fifth stage, and a feature pyramid that is pooled to one size before it is fused.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from extract.models.weights import Weights, load_strictly
 
 if TYPE_CHECKING:
     import numpy as np
+
+log = logging.getLogger(__name__)
 
 BN_EPS = 1e-5
 LEAK = 0.2
@@ -283,7 +286,11 @@ def load(architecture: str, weights: Weights) -> Encoder:
     if weights.path is not None and weights.path.suffix == ".pkl":
         from extract.models.ghfeat import official
 
-        return from_tensors(architecture, official.read(weights.path, architecture).tensors, weights.spec)
+        found = official.read(weights.path, architecture)
+        if not found.source_is_known:
+            told = "the file carries another definition of the network than the published one (sha256 %s)"
+            log.warning(f"weights %r: {told}; the names and shapes fit", weights.spec, found.source_sha256)
+        return from_tensors(architecture, found.tensors, weights.spec)
     return from_tensors(architecture, weights.tensors(), weights.spec)
 
 

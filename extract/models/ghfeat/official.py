@@ -88,7 +88,7 @@ def from_tensorflow(variables: Mapping[str, NDArray[Any]], architecture: str, sp
     tensors = {}
     for name, values in variables.items():
         turned = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T
-        tensors[ours[name]] = torch.from_numpy(np.ascontiguousarray(turned))
+        tensors[ours[name]] = torch.from_numpy(np.array(turned, order="C"))  # a writable copy
     return tensors
 
 
@@ -131,9 +131,11 @@ def _tensorflow_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Inert:
     """Stands for whatever a pickle would make: keeps what it was made with and what was set, and does nothing."""
 
-    def __init__(self, *args: object) -> None:
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __init__(self, *args: object) -> None:  # not called for what comes without arguments
         self.args = args
-        self.state: Any = None
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -290,7 +292,8 @@ def _array(record: object) -> NDArray[Any]:
     values = np.frombuffer(_bytes(data), _dtype(dtype))
     if not (isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)):
         raise TypeError(f"its shape is {shape!r}")
-    return values.reshape(shape, order="F" if fortran else "C")
+    native: NDArray[Any] = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return native.reshape(shape, order="F" if fortran else "C")
 
 
 def _dtype(record: object) -> np.dtype[Any]:
