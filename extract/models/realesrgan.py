@@ -76,7 +76,7 @@ def from_tensors(tensors: dict[str, Tensor], spec: str) -> Upscaler:
     try:
         found = kinds.load(dict(tensors))
     except Exception as error:  # spandrel meets whatever a file holds
-        told = str(error).splitlines()[0]
+        told = next(iter(str(error).splitlines()), "its names are of another network")
         raise WeightsError(f"weights {spec!r} are no ESRGAN or Compact file, or a damaged one: {told}") from error
     if not isinstance(found, ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
         raise WeightsError(f"weights {spec!r} are of no network for colour pictures")

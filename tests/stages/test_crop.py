@@ -6,7 +6,21 @@ import pytest
 import torch
 from PIL import Image
 
-from extract.stages.crop import TEMPLATE, Crop, CropConfig, fit_similarity, five_points, sample
+from extract.models.dlib_faces import DlibFaces
+from extract.models.ffhq.geometry import border_px, oriented_square
+from extract.models.weights import resolve
+from extract.stages.crop import (
+    GIVEN_BOX_PX,
+    TEMPLATE,
+    Crop,
+    CropConfig,
+    GivenCrop,
+    fit_similarity,
+    five_points,
+    patch,
+    sample,
+)
+from extract.stages.detections import Detections, DetectionsConfig
 from tests.contract import RowsContract
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -31,7 +45,11 @@ def placed(scale, turn_rad, shift, dtype=torch.float32):
 
 
 def run(image, marks):
-    batch = {"frames.image": [torch.from_numpy(image)], "faces.landmarks": marks[None].float()}
+    batch = {
+        "frames.image": [torch.from_numpy(image)],
+        "faces.landmarks": marks[None].float(),
+        "faces.box": torch.tensor([[10.0, 20, 90, 100]]),
+    }
     return {name: values[0] for name, values in Crop(CropConfig()).compute(batch).items()}
 
 
@@ -51,7 +69,8 @@ class TestCrop(RowsContract):
     def row(self, seed):
         marks, _ = placed(0.8 + 0.1 * seed, 0.1 * seed, (90 + 5 * seed, 40))
         height = 240 + 10 * seed  # rows may differ in size
-        return {"frames.image": torch.from_numpy(picture(seed, height)), "faces.landmarks": marks}
+        box = torch.tensor([90.0, 40, 170, 120]) + seed
+        return {"frames.image": torch.from_numpy(picture(seed, height)), "faces.landmarks": marks, "faces.box": box}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +167,7 @@ def test_points_that_coincide_are_not_valid():
     batch: dict[str, Any] = {
         "frames.image": [image] * 3,
         "faces.landmarks": torch.stack([one_point, good, torch.zeros(68, 2)]),
+        "faces.box": torch.zeros(3, 4),
     }
     found: dict[str, Any] = Crop(CropConfig()).compute(batch)
     assert found["valid"].tolist() == [False, True, False]
@@ -170,3 +190,81 @@ def test_a_face_of_astronomical_size_is_not_valid():
 def test_five_points_of_the_68():
     marks = torch.arange(136.0).reshape(1, 68, 2)  # point i is (2 i, 2 i + 1)
     assert five_points(marks)[0, :, 0].tolist() == [77, 89, 60, 96, 108]
+
+
+# ---- the patch for super-resolution --------------------------------------------------------------------------------
+
+
+def upright(side, centre):
+    """Landmarks whose FFHQ square is upright, of this side, around this point."""
+    apart = side / 4  # between the eyes, if the mouth is near enough
+    marks = torch.zeros(68, 2, dtype=torch.float64)
+    marks[36:42], marks[42:48] = torch.tensor([-apart / 2, 0.0]), torch.tensor([apart / 2, 0.0])
+    marks[48], marks[54] = torch.tensor([-apart / 3, apart]), torch.tensor([apart / 3, apart])
+    return marks + torch.tensor(centre) - torch.tensor([0, 0.1 * apart])
+
+
+@pytest.mark.parametrize(("side", "centre"), [(100.0, (200.0, 150.0)), (60.5, (180.3, 140.7)), (33.0, (60, 60))])
+def test_the_patch_holds_the_square_and_its_border(side, centre):
+    image = torch.from_numpy(picture(0))
+    pixels, left, top = patch(image, upright(side, centre).numpy())
+    square = oriented_square(upright(side, centre).numpy())
+    assert square is not None
+    assert np.allclose([square.min(), square.max()], [min(centre) - side / 2, max(centre) + side / 2])
+    assert torch.equal(pixels, image[top : top + pixels.shape[0], left : left + pixels.shape[1]])
+    height, width = pixels.shape[:2]
+    assert height == width
+    assert height % 8 == 0
+    border = border_px(side)
+    assert height <= side + 2 * border + 2 + 8
+    for axis, (low, size) in enumerate(((left, width), (top, height))):
+        assert low <= np.floor(square[:, axis].min()) - border + 1
+        assert low + size - 1 >= np.ceil(square[:, axis].max()) + border - 1
+
+
+def test_near_the_edge_the_patch_moves_inwards():
+    image = torch.from_numpy(picture(0))  # 300 x 400
+    pixels, left, top = patch(image, upright(100.0, (20, 290)).numpy())
+    assert (left, top + pixels.shape[0]) == (0, 300)
+    assert pixels.shape[0] == pixels.shape[1]
+    pixels, left, top = patch(image, upright(300.0, (200, 150)).numpy())  # larger than the frame is high
+    assert (pixels.shape[0], top) == (300, 0)
+    assert pixels.shape[1] > 360
+
+
+def test_no_square_gives_an_empty_patch():
+    for marks in (upright(7.0, (100, 100)), torch.full((68, 2), 30.0)):
+        assert patch(torch.from_numpy(picture(0)), marks.double().numpy())[0].shape == (0, 0, 3)
+
+
+def test_the_box_moves_along():
+    marks = upright(100.0, (200.0, 150.0))
+    found = run(picture(0), marks)
+    _, left, top = patch(torch.from_numpy(picture(0)), marks.float().double().numpy())
+    assert found["patch_box"].tolist() == [10 - left, 20 - top, 90 - left, 100 - top]
+
+
+def test_a_given_crop_is_its_own_patch():
+    stage = GivenCrop(CropConfig())
+    pictures = [torch.from_numpy(picture(seed, 112, 112)) for seed in (1, 2)]
+    arrays = stage.arrays(pictures)
+    assert arrays.keys() | {"valid"} == {output.name for output in stage.outputs}
+    assert arrays["patch"] is arrays["image"] is pictures
+    assert arrays["patch_box"].shape == (2, 4)  # type: ignore[union-attr]
+
+
+def test_the_usual_box_is_where_dlib_finds_faces(media_dir):
+    """Oracle: the detector's boxes on real clips, brought into the crop as the pixels are."""
+    image = np.array(Image.open(media_dir / "one_face.jpg").convert("RGB"))
+    weights = resolve("dlib-68-landmarks", Detections(DetectionsConfig()), offline=True)
+    faces = DlibFaces(weights, 1)
+    (box, *_), _ = faces.detect(image, 0, 0.2)
+    marks = torch.from_numpy(faces.landmarks(image, box)).double()
+    turn, shift, _ = fit_similarity(five_points(marks[None]), TEMPLATE_T)
+    corners = torch.tensor(box).reshape(2, 2)
+    left, top, right, bottom = ((turn[0] @ corners.mT).mT + shift[0]).flatten().tolist()
+    centre, half = ((left + right) / 2, (top + bottom) / 2), (right - left) / 2
+    usual = GIVEN_BOX_PX
+    assert abs(centre[0] - (usual[0] + usual[2]) / 2) < 8
+    assert abs(centre[1] - (usual[1] + usual[3]) / 2) < 8
+    assert abs(half - (usual[2] - usual[0]) / 2) < 8

@@ -54,6 +54,8 @@ def oriented_square(landmarks: NDArray[np.float64]) -> NDArray[np.float64] | Non
     points give no direction, or a square of less than ``MIN_SIDE_PX``.
     """
     points = np.asarray(landmarks, np.float64)
+    if not np.isfinite(points).all():
+        return None
     left_eye, right_eye = points[36:42].mean(axis=0), points[42:48].mean(axis=0)
     eyes = (left_eye + right_eye) * 0.5
     across = right_eye - left_eye
@@ -61,7 +63,7 @@ def oriented_square(landmarks: NDArray[np.float64]) -> NDArray[np.float64] | Non
     x = across - np.array([-down[1], down[0]])
     length = np.hypot(*x)
     side = 2 * max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8)
-    if not np.isfinite(side) or side < MIN_SIDE_PX or length < 1e-9 * side:
+    if side < MIN_SIDE_PX or length < 1e-9 * side:
         return None
     x = x / length * (side / 2)
     y = np.array([-x[1], x[0]])
