@@ -27,7 +27,11 @@ CPU = torch.device("cpu")
 def context(stage: Stage[Any], *, cpu_threads: int = 1) -> Context:
     """What the runner gives on a CPU; ``weights`` of the config must be ``random``, a path, or in a package."""
     spec = getattr(stage.config, "weights", None)
-    resolved = None if spec is None or spec in stage.unlearned else weights.resolve(spec, stage, cache=Path("no-such-cache"), offline=True)
+    resolved = (
+        None
+        if spec is None or spec in stage.unlearned
+        else weights.resolve(spec, stage, cache=Path("no-such-cache"), offline=True)
+    )
     return Context(CPU, torch.float32, resolved, cpu_threads)
 
 
