@@ -16,6 +16,7 @@ from extract.cli import app
 from extract.errors import MachineError, UsageError, WeightsError
 from extract.models import fetch, swin, weights
 from extract.models.weights import HUB, WeightsRow
+from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.swin import Swin, SwinConfig
 from tests.contract import context
 
@@ -402,6 +403,31 @@ def test_unknown_keys_and_packages_are_refused(monkeypatch):
     monkeypatch.setattr(weights, "TABLE", weights.by_key((row,)))
     with pytest.raises(UsageError, match="come with the package no-such-package-here: install that"):
         get("packed")
+
+
+@pytest.mark.usefixtures("site")
+def test_what_no_program_can_fetch_is_left_to_the_user(tmp_path, monkeypatch):
+    """Everything else is fetched first; once the file is there it is pinned as it is."""
+    page = WeightsRow(
+        "page", ("ghfeat",), "small", "https://example.org/paper", ("e.pkl",), "none given", "noise", None, by_hand=True
+    )
+    monkeypatch.setattr(weights, "TABLE", weights.TABLE | {"page": page})
+    place = tmp_path / "cache" / "weights" / "page" / "e.pkl"
+    with pytest.raises(WeightsError) as caught:
+        get("page", "net")
+    told = str(caught.value)
+    assert "net fetched; left to you:\npage: no program can fetch them: get e.pkl from the page" in told
+    assert f"https://example.org/paper (licence: none given) as {place}" in told
+    assert told.endswith("then run the same command again")
+    stage = Ghfeat(GhfeatConfig(weights="page", architecture="small"))
+    with pytest.raises(
+        WeightsError, match=r"there is no .*e\.pkl; no program can fetch them: .*--set ghfeat.weights=PATH"
+    ):
+        weights.resolve("page", stage, cache=tmp_path / "cache")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"a pickle")
+    assert "page: is here, put by hand; pinned in weights.lock as it is" in get("page")[1]
+    assert weights.resolve("page", stage, cache=tmp_path / "cache").path == place
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"net": 1}', '{"net": {"sha256": 1, "files": {}}}'])

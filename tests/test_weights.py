@@ -99,6 +99,9 @@ def test_the_table():
         "hubert-base-ls960",
         "roberta-large",
         "roberta-base",
+        "realesrgan-x4plus",
+        "realesr-general-x4v3",
+        "ghfeat-ffhq-256",
         "dlib-68-landmarks",
     ]
     for row in TABLE.values():

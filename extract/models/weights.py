@@ -83,7 +83,7 @@ def _hubert(key: str, architecture: str, trained_on: str) -> WeightsRow:
     )
 
 
-def _realesrgan(key: str, release: str, file: str, sha256: str | None) -> WeightsRow:
+def _realesrgan(key: str, release: str, file: str, *, sha256: str | None = None, note: str = "") -> WeightsRow:
     return WeightsRow(
         key=key,
         stages=("superres",),
@@ -94,6 +94,7 @@ def _realesrgan(key: str, release: str, file: str, sha256: str | None) -> Weight
         trained_on="DIV2K, Flickr2K, OutdoorSceneTraining; degraded by a model of the real world",
         sha256=sha256,
         download=f"https://github.com/xinntao/Real-ESRGAN/releases/download/{release}/{file}",
+        note=note,
     )
 
 
@@ -130,8 +131,13 @@ TABLE = by_key((
     _hubert("hubert-base-ls960", "base", "LibriSpeech, 960 h"),
     _roberta("roberta-large", "large"),
     _roberta("roberta-base", "base"),
-    _realesrgan("realesrgan-x4plus", "v0.1.0", "RealESRGAN_x4plus.pth", X4PLUS_SHA256),
-    _realesrgan("realesr-general-x4v3", "v0.2.5.0", "realesr-general-x4v3.pth", None),
+    _realesrgan("realesrgan-x4plus", "v0.1.0", "RealESRGAN_x4plus.pth", sha256=X4PLUS_SHA256),
+    _realesrgan(
+        "realesr-general-x4v3",
+        "v0.2.5.0",
+        "realesr-general-x4v3.pth",
+        note="denoises fully; the authors' command line mixes it half and half with realesr-general-wdn-x4v3",
+    ),
     WeightsRow(
         key="ghfeat-ffhq-256",
         stages=("ghfeat",),
@@ -139,7 +145,7 @@ TABLE = by_key((
         source="https://github.com/genforce/ghfeat",
         files=("ghfeat-encoder-ffhq-256.pkl",),
         licence="none given by its authors: ask them before any use beyond your own research",
-        trained_on="FFHQ (CC BY-NC-SA 4.0, non-commercial), through a StyleGAN generator",
+        trained_on="FFHQ faces, through a StyleGAN generator",
         sha256=None,
         by_hand=True,
         note="a Python pickle: read without executing anything; `extract weights convert` makes safetensors of it",

@@ -1,0 +1,1 @@
+"""Ratios measured in one run, each beside a gate that its result is the same. Never part of the tests."""

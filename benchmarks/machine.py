@@ -1,0 +1,67 @@
+"""What the machine does at the moment: its matrix-product peak and its load, so that ratios can be believed."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+PROBE_S = 1.0
+MOST_DRIFT = 0.15
+"""Share by which the peak may change during a run; beyond it the run says nothing."""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device is through."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the device idle before and after."""
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def gemm_gflops(device: torch.device, precision: torch.dtype) -> float:
+    """Matrix product of random square matrices, GFLOP/s: the best of a second's calls."""
+    side = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
+    seconds(lambda: a @ b, device)
+    best, until = float("inf"), time.perf_counter() + PROBE_S
+    while time.perf_counter() < until:
+        best = min(best, seconds(lambda: a @ b, device))
+    return 2 * side**3 / best / 1e9
+
+
+def name_of(device: torch.device) -> str:
+    """As people call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or 'CPU'}, {torch.get_num_threads()} thread(s)"
+
+
+def load_per_core() -> float:
+    """Processes that want to run, per core."""
+    return os.getloadavg()[0] / len(os.sched_getaffinity(0))
+
+
+def ratios(
+    ours: Callable[[], object], other: Callable[[], object], device: torch.device, pairs: int
+) -> tuple[float, float, float, float]:
+    """Median seconds of ours; how many times as long the other takes: median, 10 % and 90 % quantile of the pairs."""
+    ours(), other()  # both warm
+    mine, times = [], []
+    for _ in range(pairs):
+        mine.append(seconds(ours, device))
+        times.append(seconds(other, device) / mine[-1])
+    low, *_, high = statistics.quantiles(times, n=10, method="inclusive")
+    return statistics.median(mine), statistics.median(times), low, high

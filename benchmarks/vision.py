@@ -1,0 +1,345 @@
+"""The vision stages: frames per second, work per frame, share of the machine's peak; each with its equality gate.
+
+    python -m benchmarks.vision [--device cpu|cuda] [--pairs 7] [--stages superres,ghfeat] [--out FILE.json]
+
+Every stage is timed as the pipeline calls it (uint8 in, uint8 or float32 out, its own batch), in turn with the naive
+way: one picture at a time, channels first, norms not folded, as the original scripts work. Weights are random, of the
+published sizes; pictures are smooth noise. Ends with 1 if a gate fails, with 2 if the machine was too restless.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
+from extract.models import realesrgan
+from extract.models.ffhq import align as ffhq
+from extract.models.ghfeat import network
+from extract.models.weights import Weights, resolve
+from extract.planning import DEFAULT_PRECISION
+from extract.stage import Context, RowsStage
+from extract.stages import ghfeat, swin
+from extract.stages.align import Align, AlignConfig
+from extract.stages.landmarks import Landmarks, LandmarksConfig
+from extract.stages.superres import Superres, SuperresConfig
+
+EXPECTED_GFLOP = {"superres": 449.75, "ghfeat": 16.96, "swin": 8.98}
+"""Per frame, counted on the published architectures."""
+H200_GOALS = {"superres": 527, "ghfeat": 13_000, "swin": 17_600}
+"""Frames per second."""
+
+
+class GateError(Exception):
+    """The fast way does not give what the plain way gives."""
+
+
+def require(holds: bool, found: str) -> None:
+    """Raises GateError saying what was found instead."""
+    if not holds:
+        raise GateError(found)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One stage and what it is compared with."""
+
+    stage: str
+    frames: int
+    """Per call of ``ours``."""
+    ours: Callable[[], object]
+    naive: Callable[[], object]
+    """The same frames."""
+    gflop: float | None
+    gate: Callable[[], str]
+    """What was compared, and how near it is; raises GateError."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a stage."""
+
+    stage: str
+    batch: int
+    frames_per_s: float
+    ms_per_frame: float
+    gflop_per_frame: float | None
+    expected_gflop: float | None
+    share_of_gemm: float | None
+    naive_times: float
+    """How many times as long the naive way takes, with the range of four pairs in five."""
+    naive_low: float
+    naive_high: float
+    h200_goal_per_s: int | None
+    gate: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; two contend on a shared machine")
+    parser.add_argument("--stages", default="superres,landmarks,align,ghfeat,swin")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device = torch.device(asked.device)
+    precision = getattr(torch, DEFAULT_PRECISION[device.type])
+    before = gemm_gflops(device, precision)
+    print(f"{name_of(device)}; torch {torch.__version__}; {precision}; GEMM {before:,.0f} GFLOP/s")
+    rows, failed = [], False
+    for subject in subjects(device, precision, asked.stages.split(",")):
+        try:
+            gate = subject.gate()
+        except GateError as error:
+            print(f"{subject.stage}: NOT EQUAL: {error}; its speed says nothing")
+            failed = True
+            continue
+        rows.append(measure(subject, device, asked.pairs, before, gate))
+        print(said(rows[-1]), flush=True)
+    after = gemm_gflops(device, precision)
+    drift, load = abs(after / before - 1), load_per_core()
+    print(f"GEMM after it {after:,.0f} GFLOP/s ({drift:.0%} apart); load per core {load:.2f}")
+    if asked.out:
+        told = {
+            "device": name_of(device),
+            "torch": torch.__version__,
+            "precision": str(precision),
+            "gemm_gflops": before,
+            "gemm_gflops_after": after,
+            "load_per_core": load,
+            "pairs": asked.pairs,
+        }
+        asked.out.write_text(json.dumps(told | {"stages": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if drift > MOST_DRIFT or load > 1.5:
+        print("the machine was too restless for these numbers")
+        return 2
+    return 1 if failed else 0
+
+
+def measure(subject: Subject, device: torch.device, pairs: int, gemm: float, gate: str) -> Row:
+    took, times, low, high = ratios(subject.ours, subject.naive, device, pairs)
+    per_s = subject.frames / took
+    share = None if subject.gflop is None else per_s * subject.gflop / gemm
+    return Row(
+        subject.stage, subject.frames, per_s, 1e3 / per_s, subject.gflop, EXPECTED_GFLOP.get(subject.stage), share,
+        times, low, high, H200_GOALS.get(subject.stage), gate,
+    )  # fmt: skip
+
+
+def said(row: Row) -> str:
+    work = f"{row.gflop_per_frame:8.2f} GFLOP (table {row.expected_gflop})" if row.gflop_per_frame else " " * 8
+    share = f"{row.share_of_gemm:.0%} of GEMM" if row.share_of_gemm is not None else ""
+    goal = f"; goal on an H200 {row.h200_goal_per_s:,}/s" if row.h200_goal_per_s else ""
+    naive = f"naive x{row.naive_times:.2f} [{row.naive_low:.2f}, {row.naive_high:.2f}]"
+    speed = f"{row.stage:10} {row.frames_per_s:9.2f} frames/s  batch {row.batch}"
+    return f"{speed}  {work}  {share}  {naive}{goal}\n{'':10} gate: {row.gate}"
+
+
+# ---- the stages ----------------------------------------------------------------------------------------------------
+
+
+def subjects(device: torch.device, precision: torch.dtype, wanted: list[str]) -> Iterator[Subject]:
+    """Built one after the other: their weights are large."""
+    makers = {"superres": superres, "landmarks": landmarks, "align": align, "ghfeat": gh_feat, "swin": swin_tiny}
+    for name in wanted:
+        yield makers[name](device, precision)
+
+
+def pictures(count: int, side: int) -> Tensor:
+    """Smooth noise, uint8 [count, side, side, 3]."""
+    coarse = torch.from_numpy(np.random.default_rng(0).random((count, 3, 12, 12), dtype=np.float32))
+    fine = functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1) * 255
+    return fine.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def ready(stage: RowsStage[Any], device: torch.device, precision: torch.dtype) -> tuple[RowsStage[Any], Weights]:
+    weights = resolve(stage.config.weights, stage)
+    stage.setup(Context(device, precision, weights))
+    return stage, weights
+
+
+def gflop_of(net: torch.nn.Module, picture: Tensor) -> float:
+    """Multiplications and additions of one forward."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        net(picture)
+    return float(counter.get_total_flops()) / 1e9
+
+
+def superres(device: torch.device, precision: torch.dtype) -> Subject:
+    count = 8 if device.type == "cuda" else 1
+    stage, weights = ready(Superres(SuperresConfig(weights="random")), device, precision)
+    images = pictures(count, 112).to(device)
+    boxes = torch.zeros(count, 4, device=device)
+    net = realesrgan.load(weights).net.to(device)  # channels first
+    with torch.device("meta"):
+        gflop = gflop_of(realesrgan.load(weights).net.to("meta"), torch.empty(1, 3, 112, 112))
+
+    def naive(kind: torch.dtype = precision) -> Tensor:
+        net.to(kind)
+        with torch.inference_mode():
+            planes = [net((image.permute(2, 0, 1)[None].float() / 255).to(kind)) for image in images]
+        return torch.cat(planes).float().clamp(0, 1).mul(255).round().permute(0, 2, 3, 1)
+
+    def ours() -> Any:
+        return stage.compute({"crop.patch": list(images), "crop.patch_box": boxes})["image"]
+
+    def gate() -> str:
+        off = (torch.stack(ours()).float() - naive(torch.float32)).abs()
+        same = float((off <= 1).float().mean())
+        require(same >= 0.999, f"{same:.4%} within one level of float32")
+        return f"{same:.4%} of the levels within 1 of float32, channels first, alone (at least 99.9 %)"
+
+    return Subject("superres", count, ours, naive, gflop, gate)
+
+
+def gh_feat(device: torch.device, precision: torch.dtype) -> Subject:
+    count = 32 if device.type == "cuda" else 8
+    stage, weights = ready(ghfeat.Ghfeat(ghfeat.GhfeatConfig(weights="random")), device, precision)
+    images = pictures(count, 256).to(device)
+    whole = network.build("resnet50-256")
+    counters = {n: torch.zeros((), dtype=torch.long) for n in whole.state_dict() if n.endswith("tracked")}
+    whole.load_state_dict(counters | weights.tensors(), assign=True)
+    whole = whole.to(device)
+    planes = ghfeat.prepare(images, 256, "bilinear")
+    with torch.device("meta"):
+        gflop = gflop_of(network.build("resnet50-256"), torch.empty(1, 3, 256, 256))
+    return _network("ghfeat", stage, "align.image", "code", images, whole, planes, gflop, precision)
+
+
+def swin_tiny(device: torch.device, precision: torch.dtype) -> Subject:
+    from extract.models import swin as models
+
+    count = 32 if device.type == "cuda" else 8
+    config = swin.SwinConfig(weights="random", output="tokens")
+    stage, weights = ready(swin.Swin(config), device, precision)
+    images = pictures(count, 112).to(device)
+    net = models.load("tiny", weights).to(device)
+    planes = swin.prepare(images, config)
+    gflop = gflop_of(models.load("tiny", weights), torch.zeros(1, 3, 224, 224))
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net.forward_features(x).flatten(1, 2)
+
+    return _network("swin", stage, "crop.image", "token", images, Tokens(), planes, gflop, precision)
+
+
+def _network(
+    name: str,
+    stage: RowsStage[Any],
+    given: str,
+    output: str,
+    images: Tensor,
+    net: torch.nn.Module,
+    planes: Tensor,
+    gflop: float,
+    precision: torch.dtype,
+) -> Subject:
+    """A stage that ends in one network; ``net`` is the plain one, ``planes`` what it is fed in float32."""
+
+    def naive(kind: torch.dtype = precision) -> Tensor:
+        net.to(kind)
+        with torch.inference_mode():
+            return torch.cat([net(one[None].to(kind)) for one in planes]).float()
+
+    def ours() -> Any:
+        return stage.compute({given: images})[output]
+
+    def gate() -> str:
+        reference = naive(torch.float32)
+        apart = float((ours() - reference).norm() / reference.norm())
+        rounded = float((naive(torch.bfloat16) - reference).norm() / reference.norm())
+        most = 1e-5 if precision == torch.float32 else 2 * rounded
+        net.to(precision)
+        require(apart <= most, f"{apart:.1e} from float32, at most {most:.1e}")
+        return f"{apart:.1e} relative from plain float32 (at most {most:.1e}; bfloat16 alone moves it by {rounded:.1e})"
+
+    return Subject(name, len(images), ours, naive, gflop, gate)
+
+
+def landmarks(device: torch.device, precision: torch.dtype) -> Subject:
+    del device, precision  # dlib, one thread
+    import dlib
+    from PIL import Image
+
+    photo = Path(__file__).resolve().parents[1].parent / "shared" / "media" / "one_face.jpg"
+    stage = Landmarks(LandmarksConfig())
+    weights = resolve(stage.config.weights, stage, offline=True)
+    stage.setup(Context(torch.device("cpu"), torch.float32, weights, cpu_threads=1))
+    if photo.exists():
+        with Image.open(photo) as opened:
+            image = np.array(opened.convert("RGB").resize((448, 448)))
+    else:
+        image = pictures(1, 448)[0].numpy()
+    found = dlib.get_frontal_face_detector()(image, 0)
+    edges = (found[0].left(), found[0].top(), found[0].right(), found[0].bottom()) if found else (100, 100, 350, 350)
+    batch: dict[str, Any] = {
+        "superres.image": [torch.from_numpy(image)] * 4,
+        "superres.box": torch.tensor([edges] * 4).float(),
+    }
+    predictor, detector = dlib.shape_predictor(str(weights.path)), dlib.get_frontal_face_detector()
+
+    def naive(upsample: int = 1) -> list[Any]:
+        """As FFHQ's scripts: the picture doubled first."""
+        return [predictor(image, (detector(image, upsample) or [dlib.rectangle(*edges)])[0]) for _ in range(4)]
+
+    def ours() -> Any:
+        return stage.compute(batch)["point"]
+
+    def gate() -> str:
+        expected = [[point.x, point.y] for point in naive(0)[0].parts()]
+        require(ours()[0].tolist() == expected, "not dlib's own points")
+        face = "a face" if found else "no face"
+        return f"equal to dlib's own points ({face} in the picture); the naive way doubles the picture first"
+
+    return Subject("landmarks", 4, ours, naive, None, gate)
+
+
+def align(device: torch.device, precision: torch.dtype) -> Subject:
+    del precision
+    count = 8
+    image = pictures(count, 448)
+    marks = torch.zeros(count, 68, 2)
+    marks[:, 36:42], marks[:, 42:48] = torch.tensor([170.0, 190]), torch.tensor([280.0, 195])
+    marks[:, 48], marks[:, 54] = torch.tensor([185.0, 300]), torch.tensor([265.0, 302])
+    stage = Align(AlignConfig())
+    on_device = list(image.to(device))
+
+    def ours() -> Any:
+        return stage.compute({"superres.image": on_device, "landmarks.point": marks})["image"]
+
+    def pillow(transform_size: int = 1024) -> Tensor:
+        rows = []
+        for one, points in zip(image, marks, strict=True):
+            preparation = ffhq.plan(points, 448, 448, 256)
+            if preparation is not None:  # the face lies in the middle
+                rows.append(ffhq.align(one, preparation, 256, transform_size, "pillow"))
+        return torch.stack(rows)
+
+    def gate() -> str:
+        off = (ours().cpu().int() - pillow().int()).abs()
+        same, most = float((off == 0).all(dim=-1).float().mean()), int(off.max())
+        require(same >= 0.985, f"{same:.2%} of the pixels equal to Pillow's")
+        require(most <= 1, f"{most} levels from Pillow")
+        return f"{same:.2%} of the pixels equal to Pillow's, {most} level apart at most (at least 98.5 %, 1)"
+
+    return Subject("align", count, ours, pillow, None, gate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
