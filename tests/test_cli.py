@@ -240,7 +240,7 @@ def test_verify_sources_finds_a_change_that_kept_size_and_time(folder):
     [
         (("run", "--manifest", "none.yaml"), "none.yaml"),
         (("run", "-c", "none.yaml"), "config none.yaml"),
-        (("run", "--stage", "ghfeat"), "--stage ghfeat"),
+        (("run", "--stage", "iresnet"), "--stage iresnet"),
         (("run", "-c", "c.yaml", "--clip", "z"), "--clip z: the manifest has no such clip"),
         (("run", "-c", "c.yaml", "--device", "tpu"), "--device tpu: expected auto, cpu"),
         (("run", "-c", "c.yaml", "--device", "cuda:99"), "--device cuda:99: this machine has"),

@@ -332,7 +332,7 @@ def test_the_demo_config_fits_the_demo():
     extraction, fusing = load_extract_config("demo"), load_fusion_config("demo")
     assert set(fusing.instances) <= set(extraction.instances)
     specs = [entry.stage_fields.get("weights") for entry in extraction.instances.values() if entry]
-    assert set(specs) == {None, "random"}
+    assert set(specs) == {None, "random", "lanczos"}
 
 
 def test_the_clips_folder_is_a_folder_like_any_other(tmp_path):

@@ -31,9 +31,15 @@ SETTINGS = (
     "swin.architecture=small",
     "swin.resize=64",
     "swin.crop=64",
+    "superres.weights=lanczos",
+    "superres.outscale=2",
+    "align.output_size=64",
+    "align.transform_size=256",
+    "ghfeat.weights=random",
+    "ghfeat.architecture=small",
 )
 STAGE = os.environ.get("STAGE", "crop")
-"""``swin`` adds a model, and seconds of imports to every run."""
+"""``swin`` adds a model, and seconds of imports to every run; ``ghfeat`` the stages that keep nothing as well."""
 
 
 def command(manifest: Path, store: Path, *flags: str) -> list[str]:

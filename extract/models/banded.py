@@ -21,13 +21,14 @@ class Banded:
 
     @classmethod
     def of(cls, matrix: NDArray[Any], like: Tensor) -> "Banded":
-        """``matrix`` on the device and of the type of ``like``."""
+        """``matrix`` on the device and of the type of ``like``, brought there in one piece."""
+        whole = torch.from_numpy(matrix).to(like)
         blocks = []
         for start in range(0, len(matrix), BLOCK):
             rows = matrix[start : start + BLOCK]
             used = np.flatnonzero(rows.any(axis=0))
             first, stop = int(used[0]), int(used[-1]) + 1
-            blocks.append((first, stop, torch.from_numpy(rows[:, first:stop].copy()).to(like)))
+            blocks.append((first, stop, whole[start : start + BLOCK, first:stop]))
         return cls(tuple(blocks))
 
     def across(self, planes: Tensor) -> Tensor:
