@@ -272,6 +272,12 @@ def test_the_mirror_is_numpys(size, before, after):
     )
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 10])
+def test_medians_are_numpys(count):
+    rows = np.random.default_rng(count).random((3, count), dtype=np.float32)
+    np.testing.assert_allclose(with_torch.medians(torch.from_numpy(rows)), np.median(rows, axis=1), rtol=1e-6)
+
+
 def test_a_flat_picture_stays_flat():
     """A level lost to float32's rounding would show on every flat wall."""
     for level in (1, 77, 128, 254, 255):

@@ -221,7 +221,10 @@ def test_what_would_run_is_refused(tmp_path, kind):
 def test_what_is_broken_is_refused(tmp_path, kind):
     path = tmp_path / "e.pkl"
     path.write_bytes(BROKEN[kind])
-    with pytest.raises(WeightsError, match=r"e\.pkl (asks for|is no pickle of weights, or a damaged one|holds|: the)"):
+    told = {"PERSID": "asks for the persistent object 'abc'", "BINPERSID": "asks for the persistent object 'abc'"}
+    told["a place far beyond the memory"] = r"damaged one \(LONG_BINPUT 4294967280 at 2 opcodes\)"
+    any_of_them = r"(asks for|is no pickle of weights, or a damaged one|holds|: the)"
+    with pytest.raises(WeightsError, match=rf"e\.pkl .*{told.get(kind, any_of_them)}"):
         official.read(path, "small")
 
 

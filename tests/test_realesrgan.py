@@ -1,6 +1,7 @@
 """Real-ESRGAN's networks and inference against values of the original program."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -219,6 +220,25 @@ def test_other_names_of_the_same_network(nets):
     again = from_tensors(dict(old), "old")
     picture = torch.rand(1, 3, 8, 9)
     assert torch.equal(again.net(picture), nets["rrdb"].net(picture))
+
+
+def like_bsrgan(name):
+    """The names that BSRGAN and RealSR files have for the same layers."""
+    name = re.sub(r"^body\.(\d+)\.rdb(\d)", r"RRDB_trunk.\1.RDB\2", name)
+    for ours, theirs in (("conv_body", "trunk_conv"), ("conv_up", "upconv"), ("conv_hr", "HRconv")):
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_names_of_other_programs_are_as_strict(tensors, nets):
+    """spandrel leaves out what it does not know; we do not."""
+    renamed = {like_bsrgan(name): tensor for name, tensor in tensors["rrdb"].items()}
+    picture = torch.rand(1, 3, 8, 9)
+    assert torch.equal(from_tensors(renamed, "x").net(picture), nets["rrdb"].net(picture))
+    with pytest.raises(WeightsError, match="73 tensors for a network of 72; the rest is unknown"):
+        from_tensors(renamed | {"mystery.weight": torch.zeros(3)}, "x")
+    with pytest.raises(WeightsError, match="no ESRGAN or Compact file, or a damaged one"):
+        from_tensors({name: tensor for name, tensor in renamed.items() if name != "HRconv.bias"}, "x")
 
 
 def broken(tensors, net, *, drop=(), rename=None, shape=None, extra=None):

@@ -150,9 +150,7 @@ def enlarge(upscaler: Upscaler, planes: Tensor, settings: Inference) -> Tensor:
         raise ValueError(f"{told}; it can be mirrored by less than its side")
     scale = upscaler.scale
     planes = functional.pad(planes, (0, settings.pre_pad, 0, settings.pre_pad), "reflect")
-    multiple = {1: 4, 2: 2}.get(scale, 1)  # these networks begin by folding that many pixels into channels
-    uneven = (-planes.shape[-1] % multiple, -planes.shape[-2] % multiple)
-    planes = functional.pad(planes, (0, uneven[0], 0, uneven[1]), "reflect")
+    # Networks of scale 1 and 2 fold 4 x 4 or 2 x 2 pixels into channels; spandrel's mirror on what is missing for that.
     large = _tiled(upscaler, planes, settings) if settings.tile else upscaler.net(planes)
     return large[..., : height * scale, : width * scale].float().clamp(0, 1)
 

@@ -111,6 +111,11 @@ def test_the_box_moves_along():
     found = ready(outscale=2).compute(batch(pictures((56, 28), (448, 448))))
     # Pixel 2 of 28 reaches from 2 to 3, twice as large from 4 to 6: its centre 4.5.
     assert found["box"][0].tolist() == [4.5, 6.5, 20.5, 22.5]
+    # 300 x 37 becomes 112 x 14 and then 448 x 56: rounding makes the two ratios differ.
+    (uneven,) = ready().compute(batch(pictures((300, 37))))["box"]
+    assert uneven.tolist() == pytest.approx([
+        s * r - 0.5 for s, r in zip((2.5, 3.5, 10.5, 11.5), (56 / 37, 448 / 300) * 2, strict=True)
+    ])
     assert found["box"][1].tolist() == [(2.5 / 2) - 0.5, (3.5 / 2) - 0.5, (10.5 / 2) - 0.5, (11.5 / 2) - 0.5]
 
 

@@ -45,9 +45,7 @@ def _padded(planes: Tensor, pad: Padding) -> Tensor:
     mask = torch.from_numpy(fading(width, height, pad)).to(planes)
     down, across = (Banded.of(blur_matrix(size, pad.sigma_px), planes) for size in (height, width))
     planes = planes + (across.across(down.down(planes)) - planes) * (mask * 3 + 1).clamp(0, 1)
-    flat = planes.flatten(1)
-    middle = [flat.kthvalue(k, dim=1).values for k in ((flat.shape[1] + 1) // 2, flat.shape[1] // 2 + 1)]
-    planes = planes + ((middle[0] + middle[1]).div(2)[:, None, None] - planes) * mask.clamp(0, 1)
+    planes = planes + (medians(planes.flatten(1))[:, None, None] - planes) * mask.clamp(0, 1)
     return planes.round().clamp(0, 255)
 
 
@@ -64,6 +62,13 @@ def _sample(planes: Tensor, quad: NDArray[np.float64], size: int) -> Tensor:
     grid = across[None, :] + down[:, None]  # [size, size, xy]
     sampled = functional.grid_sample(planes[None], grid[None], "bilinear", "border", align_corners=False)[0]
     return sampled.add_(FLOOR_SLACK).to(torch.uint8)
+
+
+def medians(rows: Tensor) -> Tensor:
+    """Of each row, [C, n] -> [C]: the mean of the two in the middle where n is even, as NumPy has it."""
+    n = rows.shape[1]
+    lower, upper = (rows.kthvalue(k, dim=1).values for k in ((n + 1) // 2, n // 2 + 1))
+    return (lower + upper) / 2
 
 
 def mirror(size: int, before: int, after: int, *, repeat_edge: bool) -> NDArray[np.int64]:
