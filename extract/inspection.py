@@ -88,11 +88,8 @@ def inspect(
             told = f"clip {clip}: {name} is {need} in {store}"
             raise UsageError(f"{told}; `extract run --stage {name} --clip {clip}` first")
     looks = _look(own, chosen, cast(Store, opened), LocalEngine(picked, loaded.run.cpu_threads), frames)
-    return draw(looks, [SHOWN[stage] for stage in _stages(own) if stage in SHOWN], chosen.id)
-
-
-def _stages(own: ClipPlan) -> list[str]:
-    return [prepared.instance.stage.name for prepared in own.prepared.values()]
+    there = {prepared.instance.stage.name for prepared in own.prepared.values()}
+    return draw(looks, [stage for stage in SHOWN if stage in there], chosen.id)
 
 
 def _look(own: ClipPlan, clip: Clip, store: Store, engine: LocalEngine, count: int) -> list[Look]:
@@ -155,10 +152,11 @@ def _make_pictures(own: ClipPlan, engine: LocalEngine, look: Look, have: dict[st
             continue
         stage = cast("RowsStage[Any]", engine.ready(prepared))
         device = engine.device_of(stage)
-        batch = {declared: [row.to(device) for row in have[source]] for declared, source in wanted.items()}
-        made = stage.compute({
-            n: rows if "image" in n or "patch" in n else torch.stack(rows) for n, rows in batch.items()
-        })
+        batch: dict[str, Tensor | list[Tensor]] = {}
+        for declared, source in wanted.items():
+            rows = [row.to(device) for row in have[source]]
+            batch[declared] = rows if _is_ragged(own, source) else torch.stack(rows)
+        made = stage.compute(batch)
         if not bool(cast(Tensor, made.pop("valid", torch.ones(1)))[0]):
             look.wanting = WANTING[stage.name]
             return
@@ -167,13 +165,23 @@ def _make_pictures(own: ClipPlan, engine: LocalEngine, look: Look, have: dict[st
             look.pictures[stage.name] = made["image"][0].cpu().numpy()
 
 
+def _is_ragged(own: ClipPlan, source: str) -> bool:
+    """Whether rows of ``instance.array`` differ in size."""
+    name, _, array = source.partition(".")
+    return any(None in output.sizes for output in own.prepared[name].instance.stage.outputs if output.name == array)
+
+
 # ---- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw(looks: Sequence[Look], columns: Sequence[str], title: str) -> Image.Image:
-    """One line of tiles per frame under a line of headings, frame number, time and score below each."""
-    with_frame = any(look.frame is not None for look in looks) or not columns
-    headings = (["frame"] if with_frame else []) + list(columns)
+def draw(looks: Sequence[Look], stages: Sequence[str], title: str) -> Image.Image:
+    """One line of tiles per frame under a line of headings, frame number, time and score below each.
+
+    Args:
+        stages: whose pictures stand beside the frame, keys of SHOWN.
+    """
+    with_frame = any(look.frame is not None for look in looks) or not stages
+    headings = (["frame"] if with_frame else []) + [SHOWN[stage] for stage in stages]
     step = TILE_PX + GAP_PX
     width, height = GAP_PX + len(headings) * step, GAP_PX + CAPTION_PX + len(looks) * (step + CAPTION_PX)
     sheet = Image.new("RGB", (width, height), BACKGROUND)
@@ -184,13 +192,12 @@ def draw(looks: Sequence[Look], columns: Sequence[str], title: str) -> Image.Ima
         pen.text((GAP_PX + column * step, GAP_PX // 2), told, TEXT, font)
     for line, look in enumerate(looks):
         top = GAP_PX + CAPTION_PX + line * (step + CAPTION_PX)
-        shown = ([_framed(look)] if with_frame else []) + [
-            _tile(look.pictures.get(next(s for s, said in SHOWN.items() if said == column))) for column in columns
-        ]
-        for column, tile in enumerate(shown):
+        if with_frame:
+            sheet.paste(_framed(look), (GAP_PX, top))
+        for column, stage in enumerate(stages, start=int(with_frame)):
             left = GAP_PX + column * step
-            sheet.paste(tile, (left, top))
-            if look.wanting and (column > 0 or not with_frame) and _is_absent(look, headings[column]):
+            sheet.paste(_tile(look.pictures.get(stage)), (left, top))
+            if look.wanting and stage not in look.pictures:
                 pen.text((left + 8, top + TILE_PX // 2 - 8), f"not valid: {look.wanting}", TEXT, font)
         pen.text((GAP_PX, top + TILE_PX), caption(look), TEXT, font)
     return sheet
@@ -201,10 +208,6 @@ def caption(look: Look) -> str:
     score = f"   score {look.score:.2f}" if look.score is not None else ""
     wanting = f"   not valid: {look.wanting}" if look.wanting else ""
     return f"frame {look.row}   {look.time_s:.3f} s{score}{wanting}"
-
-
-def _is_absent(look: Look, heading: str) -> bool:
-    return next(stage for stage, said in SHOWN.items() if said == heading) not in look.pictures
 
 
 def _tile(picture: NDArray[np.uint8] | None) -> Image.Image:

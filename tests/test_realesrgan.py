@@ -1,6 +1,7 @@
 """Real-ESRGAN's networks and inference against values of the original program."""
 
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -280,7 +281,7 @@ def test_another_network_is_refused(tensors):
 
 class Evil:
     def __reduce__(self):
-        return (Path.touch, (Path("it_ran"),))
+        return (os.mkdir, ("it_ran",))
 
 
 def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
@@ -288,7 +289,7 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
     path = tmp_path / "evil.pth"
     torch.save({"params": Evil()}, path)
     weights = resolve(str(path), Superres(SuperresConfig(weights=str(path))))
-    with pytest.raises(WeightsError, match=r"evil\.pth cannot be read as plain tensors, .*never executed"):
+    with pytest.raises(WeightsError, match=r"evil\.pth cannot .*never executed: it asks for posix.mkdir;"):
         realesrgan.load(weights)
     assert not Path("it_ran").exists()
 

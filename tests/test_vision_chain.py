@@ -296,7 +296,7 @@ def test_frames_that_are_not_valid_are_shown_as_such(monkeypatch):
 
 def test_the_sheet_of_absent_faces():
     frame = np.full((40, 60, 3), 200, np.uint8)
-    sheet = draw([Look(7, 0.28, frame=frame, wanting="no face")], ["crop", "aligned"], "a")
+    sheet = draw([Look(7, 0.28, frame=frame, wanting="no face")], ["crop", "align"], "a")
     assert sheet.width == GAP_PX + 3 * (TILE_PX + GAP_PX)
     told = np.array(sheet)[:, GAP_PX + TILE_PX + GAP_PX :]
     assert (told == inspection.ABSENT).all(axis=2).mean() > 0.5

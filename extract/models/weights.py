@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -502,7 +503,9 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # torch's own text recommends to try without the check; of it only what the file asks for is told.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else "it is no pickle of tensors"
         raise WeightsError(
             f"{path} cannot be read as plain tensors, and what may hold code is never executed: {reason}; "
             "save its state dict as .safetensors with the program that made it"
