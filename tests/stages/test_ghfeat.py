@@ -69,3 +69,15 @@ def test_other_weights_are_listed(tmp_path):
     stage = Ghfeat(GhfeatConfig(weights=str(path), architecture="small"))
     with pytest.raises(WeightsError, match=r"1 missing \(stem.conv.weight\); 1 of another shape \(heads.0.fc.bias"):
         stage.setup(Context(torch.device("cpu"), torch.float32, resolve(str(path), stage)))
+
+
+@pytest.mark.parametrize(("precision", "most"), [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision_is_near(precision, most):
+    """What a GPU computes in by default; float32 comes out all the same."""
+    codes = []
+    for kind in (torch.float32, precision):
+        stage = Ghfeat(GhfeatConfig(weights="random", architecture="small"))
+        stage.setup(Context(torch.device("cpu"), kind, resolve("random", stage)))
+        codes.append(stage.compute({"align.image": faces(2, side=64)})["code"])
+    assert codes[1].dtype == torch.float32  # type: ignore[union-attr]
+    assert 0 < (codes[1] - codes[0]).norm() / codes[0].norm() < most  # type: ignore[union-attr, operator]

@@ -166,3 +166,16 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_settings_that_exclude_each_other():
     with pytest.raises(ValidationError, match="skip_above is 100, expected at least input_px = 112"):
         SuperresConfig(skip_above=100)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near(compact, precision):
+    """float16 is what the original computes in on a GPU: a few levels at most."""
+    images = pictures((32, 40), (32, 40))
+    large = []
+    for kind in (torch.float32, precision):
+        stage = Superres(SuperresConfig(weights=str(compact)))
+        stage.setup(Context(torch.device("cpu"), kind, resolve(str(compact), stage)))
+        large.append(torch.stack(stage.compute(batch(images))["image"]).int())
+    off = (large[1] - large[0]).abs()
+    assert 0 < off.max() <= (2 if precision == torch.float16 else 8)

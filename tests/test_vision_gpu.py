@@ -1,0 +1,76 @@
+"""The vision stages on a GPU against the CPU. Without a GPU they are skipped; REQUIRE_GPU=1 makes that a failure."""
+
+import os
+
+import pytest
+import torch
+
+from extract.models.weights import resolve
+from extract.stage import Context
+from extract.stages.align import Align, AlignConfig
+from extract.stages.ghfeat import Ghfeat, GhfeatConfig
+from extract.stages.superres import Superres, SuperresConfig
+from tests.stages.test_align import batch as align_batch
+from tests.stages.test_align import face
+from tests.stages.test_superres import batch as superres_batch
+from tests.stages.test_superres import compact_file, pictures
+from tests.stages.test_swin import faces
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def cuda():
+    if not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_GPU"):
+            pytest.fail("REQUIRE_GPU is set, but torch finds no GPU")
+        pytest.skip("no GPU")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda:0")
+
+
+def on(device, precision, stage):
+    weights = None
+    if getattr(stage.config, "weights", "lanczos") != "lanczos":
+        weights = resolve(stage.config.weights, stage)
+    stage.setup(Context(device, precision, weights))
+    return stage
+
+
+def moved(batch, device):
+    return {
+        name: [row.to(device) for row in rows] if isinstance(rows, list) else rows.to(device)
+        for name, rows in batch.items()
+    }
+
+
+@pytest.mark.parametrize(("precision", "most"), [(torch.float32, 1e-5), (torch.float16, 5e-3)])
+def test_ghfeat(cuda, precision, most):
+    given = {"align.image": faces(3, side=64)}
+    config = GhfeatConfig(weights="random", architecture="small")
+    expected = on(torch.device("cpu"), torch.float32, Ghfeat(config)).compute(given)["code"]
+    found = on(cuda, precision, Ghfeat(config)).compute(moved(given, cuda))["code"].cpu()
+    assert (found - expected).norm() / expected.norm() < most
+
+
+@pytest.mark.parametrize(
+    ("weights", "precision", "most"),
+    [("lanczos", torch.float16, 0), ("compact", torch.float32, 1), ("compact", torch.float16, 2)],
+)
+def test_superres(cuda, weights, precision, most):
+    given = superres_batch(pictures((40, 48), (40, 48), (160, 128), (257, 300)))
+    config = SuperresConfig(weights=str(compact_file()) if weights == "compact" else weights)
+    expected = on(torch.device("cpu"), torch.float32, Superres(config)).compute(given)
+    found = on(cuda, precision, Superres(config)).compute(moved(given, cuda))
+    for here, there in zip(expected["image"], found["image"], strict=True):
+        assert (here.int() - there.cpu().int()).abs().max() <= most
+    assert torch.equal(expected["box"], found["box"].cpu())
+
+
+def test_align(cuda):
+    given = align_batch(face(1), face(4, 90))
+    expected = Align(AlignConfig(method="pillow")).compute(given)["image"]
+    found = Align(AlignConfig()).compute(moved(given, cuda))["image"].cpu()
+    off = (found.int() - expected.int()).abs()
+    assert off.max() <= 1
+    assert (off == 0).all(dim=-1).float().mean() >= 0.985
