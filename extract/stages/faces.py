@@ -83,7 +83,7 @@ def link(box: NDArray[Any], count: NDArray[Any], config: FacesConfig) -> NDArray
     for t in np.flatnonzero(count):
         found = box[t, : count[t]].astype(np.float64)  # [m, 4]
         recent = t - last_seen - 1 <= config.max_gap  # [K]
-        iou, distance = _overlap(last, found), _distance(last, found)  # [K, m]
+        iou, distance = overlap(last, found), _distance(last, found)  # [K, m]
         overlapping = iou >= config.min_iou
         affinity = np.where(overlapping, iou, np.where(distance <= 1, -distance, -np.inf))
         affinity = np.where(recent[:, None], 4 + affinity, np.where(overlapping, iou, -np.inf))  # recent ones first
@@ -131,7 +131,7 @@ def _area(box: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(width * height)
 
 
-def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of every pair, [K, m]."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])

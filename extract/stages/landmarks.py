@@ -8,6 +8,7 @@ from pydantic import Field
 
 from extract.models.dlib_faces import NUM_LANDMARKS, DlibFaces
 from extract.stage import VALID, Context, Output, RowsBatch, RowsStage, StageConfig
+from extract.stages.faces import overlap
 from extract.timeline import FRAMES
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ class LandmarksConfig(StageConfig):
     weights: str = "dlib-68-landmarks"
     """The landmark model; the detector is part of dlib."""
     upsample: int = Field(default=0, ge=0, le=1)
-    """How often the picture is doubled before the detector sees it. FFHQ's scripts say 1, which takes four times as
-    long and, on a face of 200 pixels, moves its box by a few."""
+    """How often the picture is doubled before the detector sees it. FFHQ's scripts say 1, which takes about four
+    times as long."""
     score_threshold: float = 0.0
     """Least score of the detector's box; 0 is dlib's own."""
     min_iou: float = Field(default=0.3, gt=0, le=1)
@@ -57,13 +58,5 @@ class Landmarks(RowsStage[LandmarksConfig]):
     def _find(self, face: tuple[NDArray[np.uint8], NDArray[np.float32]]) -> NDArray[np.float32]:
         image, known = face
         found, _ = self._faces.detect(image, self.config.upsample, self.config.score_threshold)
-        same = found[overlap(found, known) >= self.config.min_iou]
+        same = found[overlap(known[None].astype(np.float64), found)[0] >= self.config.min_iou]
         return self._faces.landmarks(image, same[0] if len(same) else known)
-
-
-def overlap(boxes: NDArray[np.float64], box: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Intersection over union of [F, 4] boxes with one; the edges are the outermost pixels."""
-    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
-    common = np.clip(high - low + 1, 0, None).prod(axis=1)
-    area = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1) + (box[2:] - box[:2] + 1.0).prod() - common
-    return np.asarray(common / area)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from extract.models.ffhq.geometry import MIN_SIDE_PX
 from extract.stage import Context, Output, RowsBatch, RowsStage, StageConfig
 from extract.timeline import FRAMES
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LANCZOS = "lanczos"
-MIN_SIDE_PX = 8
-"""Least side of a picture that holds a face."""
 
 
 class SuperresConfig(StageConfig):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.stages.faces import Faces, FacesConfig, choose, link
+from extract.stages.faces import Faces, FacesConfig, choose, link, overlap
 from tests.contract import ClipContract, ClipInputs
 
 MOST = 4
@@ -194,3 +194,11 @@ def test_an_unknown_choice_is_refused():
 
 def test_choose_without_tracks():
     assert choose(np.zeros((3, 2, 4)), np.full((3, 2), -1), "largest", 0.2) is None
+
+
+def test_overlap():
+    """Boxes of dlib's kind: 0 to 9 are ten pixels."""
+    one = np.array([[0, 0, 9, 9.0]])
+    others = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [0, 0, 4, 4.0]])
+    assert overlap(one, others).tolist() == [pytest.approx([1, 50 / 150, 0, 0.25])]
+    assert overlap(one, np.zeros((0, 4))).shape == (1, 0)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from extract.models.dlib_faces import DlibFaces
 from extract.models.weights import resolve
-from extract.stages.landmarks import Landmarks, LandmarksConfig, overlap
+from extract.stages.landmarks import Landmarks, LandmarksConfig
 from tests.contract import RowsContract, context
 
 
@@ -69,14 +69,6 @@ def test_another_face_does_not_count(face):
     """The known box lies apart from the only face that the detector finds."""
     points = ready().compute(batch(face, box=(0.0, 0, 40, 40)))["point"][0]
     assert points.max() < 60
-
-
-def test_overlap():
-    """Boxes of dlib's kind: 0 to 9 are ten pixels."""
-    box = np.array([0, 0, 9, 9], np.float32)
-    found = overlap(np.array([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [0, 0, 4, 4.0]]), box)
-    assert found.tolist() == pytest.approx([1, 50 / 150, 0, 0.25])
-    assert overlap(np.zeros((0, 4)), box).shape == (0,)
 
 
 def test_the_detector_doubles_at_most_once():

@@ -113,3 +113,11 @@ def prepare(quad: NDArray[np.float64], width: int, height: int, output_size: int
         return Preparation(shrunk_wh, crop, None, quad)
     left, top, right, bottom = (max(by, int(np.rint(side * 0.3))) for by in need)
     return Preparation(shrunk_wh, crop, Padding(left, top, right, bottom, side * 0.02), quad + np.array([left, top]))
+
+
+def fading(width: int, height: int, pad: Padding) -> NDArray[np.float64]:
+    """[height, width]: 1 on the outermost pixels, 0 where the picture begins, negative inside."""
+    x, y = np.arange(width), np.arange(height)
+    across = 1 - np.minimum(x / pad.left, x[::-1] / pad.right)
+    down = 1 - np.minimum(y / pad.top, y[::-1] / pad.bottom)
+    return np.asarray(np.maximum(across[None, :], down[:, None]))

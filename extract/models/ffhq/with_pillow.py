@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from extract.models.ffhq.geometry import Padding, Preparation
+from extract.models.ffhq.geometry import Padding, Preparation, fading
 
 
 def align(
@@ -38,11 +38,3 @@ def _padded(image: NDArray[np.uint8], pad: Padding) -> NDArray[np.uint8]:
     mirrored += (np.median(mirrored, axis=(0, 1)) - mirrored) * np.clip(mask, 0, 1)
     levels: NDArray[np.uint8] = np.clip(np.rint(mirrored), 0, 255).astype(np.uint8)
     return levels
-
-
-def fading(width: int, height: int, pad: Padding) -> NDArray[np.float64]:
-    """[height, width]: 1 on the outermost pixels, 0 where the picture begins, negative inside."""
-    x, y = np.arange(width), np.arange(height)
-    across = 1 - np.minimum(x / pad.left, x[::-1] / pad.right)
-    down = 1 - np.minimum(y / pad.top, y[::-1] / pad.bottom)
-    return np.asarray(np.maximum(across[None, :], down[:, None]))

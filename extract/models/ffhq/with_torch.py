@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from extract.models import lanczos
 from extract.models.banded import Banded
-from extract.models.ffhq.geometry import Padding, Preparation
-from extract.models.ffhq.with_pillow import fading
+from extract.models.ffhq.geometry import Padding, Preparation, fading
 
 TRUNCATE = 4.0
 """Half-width of the Gaussian kernel in deviations, SciPy's default."""

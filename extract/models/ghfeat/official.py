@@ -75,8 +75,9 @@ def from_tensorflow(variables: Mapping[str, NDArray[Any]], architecture: str, sp
     Raises:
         WeightsError: a variable is missing, unexpected, of another shape or type, not finite, or a negative variance.
     """
-    ours = {tensorflow_name(name): name for name in shapes(architecture)}
-    wanted = {tensorflow_name(name): _tensorflow_shape(shape) for name, shape in shapes(architecture).items()}
+    expected = shapes(architecture)
+    ours = {tensorflow_name(name): name for name in expected}
+    wanted = {theirs: _tensorflow_shape(expected[name]) for theirs, name in ours.items()}
     bad = {
         "not float32": [n for n, v in variables.items() if v.dtype != np.float32],
         "not finite": [n for n, v in variables.items() if v.dtype == np.float32 and not np.isfinite(v).all()],
