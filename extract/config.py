@@ -58,6 +58,13 @@ class RunConfig(Frozen):
     """Rows per block for new arrays of rows stages; ``None``: 256 to 4096 by the widest output (nearest 8 MB)."""
     cpu_threads: int = Field(default=0, ge=0)
     """Threads for CPU stages (dlib) and for torch; 0: all cores this process may use."""
+    memory_gb: float = Field(default=1.0, gt=0)
+    """Memory for decoded frames, in 10^9 bytes. Larger pictures are handed on in smaller groups, down to one frame."""
+    isolate: Literal["auto", "always", "never"] = "auto"
+    """Which clips are worked on in a process of their own, so that a decoder or model that dies takes only its clip
+    along: ``auto``, those that crashed a process before; ``always``, all (the models live in that process alone)."""
+    stall_s: float = Field(default=300.0, gt=0)
+    """Seconds without a byte read or a frame decoded after which a clip is ``failed: stalled``."""
 
     @field_validator("block_rows")
     @classmethod

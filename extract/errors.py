@@ -29,7 +29,8 @@ FAILED_REASONS = {
     "broken_promise": "a stage gave other rows, shapes or types than it declares",
     "unsupported": "the clip brings something that this version does not read",
     "source_changed": "a file changed while it was being read",
-    "crashed": "the process died twice while working on this clip",
+    "stalled": "reading the file made no progress for run.stall_s seconds",
+    "crashed": "the clip crashed its process twice (a decoder or a model died)",
     "unexpected": "an exception that nobody foresaw; the record holds its traceback",
 }
 """Why an instance ``failed``: the next run tries again, but for ``crashed`` (``--retry``)."""

@@ -54,6 +54,17 @@ _ANY_TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
+
+class Watcher:
+    """Told, in the thread that reads, how reading goes on. This one keeps still."""
+
+    def opened(self) -> None:
+        """The file was opened. What this raises ends the reading: the file may be another than was meant."""
+
+    def moved(self) -> None:
+        """Another packet was read."""
+
+
 # ---------------------------------------------------------------------------------------------------------- video
 
 
@@ -102,8 +113,10 @@ class Video:
         cut: tuple[Fraction | None, Fraction | None],
         *,
         repair_pts: bool,
+        watcher: Watcher,
     ) -> None:
         self.path = path
+        self._watcher = watcher
         self.stream_index = stream.index
         self.declared_frames = stream.declared_frames
         self.size = stream.size
@@ -128,10 +141,10 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """End a running iteration and close its file."""
-        if self._running is not None:
+        """End a running iteration and close its file. One that hangs in another thread keeps both."""
+        if self._running is not None and not self._running.gi_running:
             self._running.close()
-            self._running = None
+        self._running = None
 
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
         """Every frame with ``start_s <= pts_s < end_s``; those not ``wanted(index)`` are decoded but not converted.
@@ -148,11 +161,11 @@ class Video:
         self.notes.update(self._facts)
         repaired = self._repaired_times() if self._repair_pts else None
         reformatter = VideoReformatter()
-        damage = _Damage()
+        damage = _Damage(self._watcher)
         corrupt_s: list[float] = []
         num_decoded = num_given = 0
         last: Fraction | None = None
-        with _open(self.path) as container:
+        with _open(self.path, self._watcher) as container:
             stream = container.streams.video[self._number]
             if (comment := container.metadata.get("comment", "")).startswith(DRAWN):
                 self.notes["drawn"] = comment
@@ -197,10 +210,11 @@ class Video:
 
     def _repaired_times(self) -> list[Fraction]:
         """Read the whole stream once for its times: a run of bad ones is mended from the good ones on both sides."""
-        with _open(self.path) as container:
+        with _open(self.path, self._watcher) as container:
             stream = container.streams.video[self._number]
             time_base = _time_base(stream)
-            pts: list[int | None] = [frame.pts for frame in _decoded(container, stream, _Damage())]
+            damage = _Damage(self._watcher)
+            pts: list[int | None] = [frame.pts for frame in _decoded(container, stream, damage)]
             times = repair_times([None if p is None else p * time_base for p in pts], _fraction(stream.average_rate))
         num_absent = sum(p is None for p in pts)
         num_changed = sum(p is None or p * time_base != time for p, time in zip(pts, times, strict=True))
@@ -210,7 +224,12 @@ class Video:
 
 
 def open_video(
-    path: Path, *, start_s: float | None = None, end_s: float | None = None, repair_pts: bool = False
+    path: Path,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    repair_pts: bool = False,
+    watcher: Watcher | None = None,
 ) -> Video | None:
     """Open a clip's video; ``None`` if the file has no video stream (cover art is none).
 
@@ -220,7 +239,8 @@ def open_video(
 
     Raises ``ClipError``: ``missing_file``, ``unreadable``, ``no_frames`` (a video stream of which nothing decodes).
     """
-    with _open(path) as container:
+    watcher = watcher or Watcher()
+    with _open(path, watcher) as container:
         numbers = [n for n, stream in enumerate(container.streams.video) if not stream.disposition & _PICTURE]
     if not numbers:
         return None
@@ -229,7 +249,7 @@ def open_video(
     refused: _Damage | None = None
     best: _ProbedStream | None = None
     for number in numbers:
-        damage = _Damage()
+        damage = _Damage(watcher)
         stream = _probe(path, number, enough, damage)
         refused = refused or damage
         if stream is not None and (best is None or stream.num_frames > best.num_frames):
@@ -242,7 +262,7 @@ def open_video(
             "no_frames", f"{which} of {path.name} holds no frame that decodes{damage}; encode the clip anew"
         )
     cut = (_exact(start_s), _exact(end_s))
-    return Video(path, best, len(numbers), cut, repair_pts=repair_pts)
+    return Video(path, best, len(numbers), cut, repair_pts=repair_pts, watcher=watcher)
 
 
 def repair_times(times: Sequence[Fraction | None], rate: Fraction | None) -> list[Fraction]:
@@ -359,7 +379,7 @@ class _ProbedStream:
 
 
 def _probe(path: Path, number: int, enough: int, damage: "_Damage") -> _ProbedStream | None:
-    with _open(path) as container:
+    with _open(path, damage.watcher) as container:
         stream = container.streams.video[number]
         frames: Iterator[DecodedFrame] = _decoded(container, stream, damage)
         first = next(frames, None)
@@ -416,7 +436,12 @@ class Audio:
 
 
 def read_audio(
-    path: Path, *, hz: int = 16_000, start_s: float | None = None, end_s: float | None = None
+    path: Path,
+    *,
+    hz: int = 16_000,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    watcher: Watcher | None = None,
 ) -> Audio | None:
     """Decode a file's sound to mono at ``hz``; ``None`` if it has no audio stream.
 
@@ -426,15 +451,16 @@ def read_audio(
     Raises ``ClipError``: ``missing_file``, ``unreadable``, ``audio_undecodable`` (a stream, but no sample),
     ``bad_times`` (times that jump by more than an hour).
     """
-    with _open(path) as container:
+    watcher = watcher or Watcher()
+    with _open(path, watcher) as container:
         num_streams = len(container.streams.audio)
     if not num_streams:
         return None
     cut = (_exact(start_s), _exact(end_s))
     refused: _Damage | None = None
     for number in range(num_streams):
-        damage = _Damage()
-        with _open(path) as container:
+        damage = _Damage(watcher)
+        with _open(path, watcher) as container:
             stream = container.streams.audio[number]
             audio = _read_stream(container, stream, path, damage, hz, cut)
             if audio is not None:
@@ -580,6 +606,7 @@ def _mono(frame: AudioFrame) -> NDArray[np.float32]:
 class _Damage:
     """What went wrong while a stream was read."""
 
+    watcher: Watcher
     num_undecodable: int = 0
     first_error: str | None = None
     num_packets: int = 0
@@ -609,7 +636,7 @@ class _Damage:
         return f" ({self.first_error or f'{self.num_packets} packets in the file'})"
 
 
-def _open(path: Path) -> InputContainer:
+def _open(path: Path, watcher: Watcher) -> InputContainer:
     if not path.exists():
         raise ClipError("missing_file", f"{path} is not there; correct its path in the manifest")
     try:
@@ -628,6 +655,11 @@ def _open(path: Path) -> InputContainer:
             f"{path.name} is of format {container.format.name}, without picture or sound of its own; "
             "expected a movie or sound file",
         )
+    try:
+        watcher.opened()
+    except BaseException:
+        container.close()
+        raise
     return container
 
 
@@ -644,6 +676,7 @@ def _packets(container: InputContainer, damage: _Damage) -> "Iterator[Packet[Any
             return
         if packet is None:
             return
+        damage.watcher.moved()
         if packet.size:
             damage.num_packets += 1
             if packet.is_corrupt:

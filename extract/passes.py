@@ -3,6 +3,9 @@
 Rows are taken in groups of GROUP_ROWS. Within a group each instance computes the rows it is asked for, in micro-batches
 cut at fixed row numbers. Which rows share a batch thus depends on nothing but row numbers, batch size and validity: an
 interrupted run that is continued gives the same bytes as an unbroken one.
+
+Decoded frames may be large: 32 of 8K are 3 GB. A group therefore arrives in slices of bounded bytes. Stages that
+compute row by row work on each slice, and its frames are let go; the others wait until their group is whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.crops import Pictures
-from extract.engines.local import LocalEngine, ahead
+from extract.engines.local import LocalEngine, Reading, ahead
 from extract.errors import ClipError, MachineError
 from extract.planning import Prepared
 from extract.stage import Output, RowsStage, SourceStage, Stage
 from extract.store import BlockWriter, Rows
 
 GROUP_ROWS = 32
-"""Frames decoded, held and handed on at once: 200 MB of 1080p."""
+"""Rows whose micro-batches are cut together: no micro-batch crosses a group."""
+
+SLICES_HELD = 4
+"""Slices of decoded frames in memory at once: one computed on, one waiting, one being decoded, and one to spare for
+what the stages cut out of the frames."""
 
 Values = Tensor | list[Tensor]
 
@@ -120,15 +127,15 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Consecutive frames as decoded."""
+class Slice:
+    """Consecutive frames of one group, as decoded."""
 
     rows: NDArray[np.int64]
     pts_s: NDArray[np.float64]
     images: list[Tensor | None]
     """uint8 [H,W,3]; None where no instance needs the pixels."""
     needs: Mapping[str, NDArray[np.bool_]]
-    """Instance -> which rows it computes."""
+    """Instance -> which rows of the group, from its first on, it computes."""
 
 
 class FramePass:
@@ -138,9 +145,11 @@ class FramePass:
         nodes: in the graph's order, feeding ones first.
         video: the clip's video; None where no node reads pixels or times.
         num_frames: None while the frames instance is not recorded: then decoding says.
-        check: called before every commit; raises when the lease is lost.
-        progressed: called with the number of rows after every group.
+        check: called before every commit; raises when the lease is lost, or the source is another.
+        progressed: called with the number of rows after every slice.
         committed: called after blocks were written.
+        reading: knows when the decoder last moved on.
+        memory_bytes: for decoded frames; at least one frame is held, whatever its size.
     """
 
     def __init__(
@@ -153,11 +162,23 @@ class FramePass:
         check: Callable[[], None],
         progressed: Callable[[int], None],
         committed: Callable[[], None],
+        reading: Reading,
+        memory_bytes: float,
     ) -> None:
         self.nodes = nodes
         self._video = video
         self._num_frames = num_frames
         self._engine = engine
+        self._reading = reading
+        self._slice_bytes = memory_bytes / SLICES_HELD
+        self._early = self._on_slices()
+        self._frames_stay = any(
+            isinstance(self._node(given.partition(".")[0]).stage, SourceStage)
+            for node in nodes
+            if node.name not in self._early
+            for given in node.from_pass.values()
+        )
+        self._given: dict[str, tuple[NDArray[np.int64], Values]] = {}
         # Blocks smaller than a group (a setting for tests) are committed as soon as larger ones.
         self._group_rows = min([GROUP_ROWS, *(node.writer.block_rows for node in nodes if node.writer)])
         self._check, self._progressed, self._committed = check, progressed, committed
@@ -168,27 +189,42 @@ class FramePass:
         Raises:
             ClipError: decoding failed, for all nodes.
         """
-        stop = 0
-        with ahead(self._groups()) as groups:
-            for group in groups:
-                stop = int(group.rows[-1]) + 1
-                self._compute(group)
-                self._commit(stop, last=False)
-                self._progressed(len(group.rows))
+        stop, part = 0, None
+        with ahead(self._slices(), self._reading) as slices:
+            for part in slices:
+                stop = int(part.rows[-1]) + 1
+                self._compute_slice(part)
+                if stop % self._group_rows == 0:
+                    self._close_group(part)
+                    self._commit(stop, last=False)
+                self._progressed(len(part.rows))
                 if all(node.error for node in self.nodes if node.writer):
                     break
+            else:
+                if part is not None and stop % self._group_rows:  # the clip ends inside a group
+                    self._close_group(part)
         num_frames = stop if self._num_frames is None else self._num_frames
         self._commit(num_frames, last=True)
         return num_frames
 
+    def _on_slices(self) -> set[str]:
+        """Nodes that need not wait for a whole group: sources, and what computes row by row on nothing later."""
+        early: set[str] = set()
+        for node in self.nodes:
+            feeds = {given.partition(".")[0] for given in node.from_pass.values()}
+            row_by_row = isinstance(node.stage, RowsStage) and node.stage.row_by_row
+            if isinstance(node.stage, SourceStage) or (row_by_row and feeds <= early):
+                early.add(node.name)
+        return early
+
     # ---- decoding (in a thread of its own) ---------------------------------------------------------------------
 
-    def _groups(self) -> Iterator[Group]:
+    def _slices(self) -> Iterator[Slice]:
         pixels = self._rows_that_need_pixels()
         if self._video is None or (self._num_frames is not None and not pixels):
             for start in range(0, self._num_frames or 0, self._group_rows):
                 rows = np.arange(start, min(start + self._group_rows, self._num_frames or 0))
-                yield Group(rows, np.empty(0), [], self._needs(rows))
+                yield Slice(rows, np.empty(0), [], self._needs(rows))
             return
         needs: dict[str, NDArray[np.bool_]] = {}
 
@@ -200,28 +236,21 @@ class FramePass:
 
         pts_s: list[float] = []
         images: list[Tensor | None] = []
-        start = 0
+        decoded = start = num_bytes = 0
         for frame in self._video.frames(wanted):
             if self._num_frames is not None and frame.index >= self._num_frames:
                 raise ClipError("source_changed", f"more than the {self._num_frames} frames recorded decode now")
             pts_s.append(frame.pts_s)
             images.append(None if frame.image is None else torch.from_numpy(frame.image))
-            if len(pts_s) == self._group_rows:
-                yield self._group(start, pts_s, images, needs)
-                start, pts_s, images = start + self._group_rows, [], []
+            num_bytes += 0 if frame.image is None else frame.image.nbytes
+            decoded = frame.index + 1
+            if decoded % self._group_rows == 0 or num_bytes >= self._slice_bytes:
+                yield Slice(np.arange(start, decoded), np.asarray(pts_s), images, needs)
+                start, pts_s, images, num_bytes = decoded, [], [], 0
         if pts_s:
-            yield self._group(start, pts_s, images, needs)
-        if self._num_frames is not None and start + len(pts_s) < self._num_frames:
-            decoded = start + len(pts_s)
+            yield Slice(np.arange(start, decoded), np.asarray(pts_s), images, needs)
+        if self._num_frames is not None and decoded < self._num_frames:
             raise ClipError("source_changed", f"{decoded} frames decode now, {self._num_frames} are recorded")
-
-    @staticmethod
-    def _group(
-        start: int, pts_s: list[float], images: list[Tensor | None], needs: Mapping[str, NDArray[np.bool_]]
-    ) -> Group:
-        n = len(pts_s)
-        cut = {name: mask[:n] for name, mask in needs.items()}
-        return Group(np.arange(start, start + n), np.asarray(pts_s), images, cut)
 
     def _end_of_group(self, start: int) -> int:
         stop = start + self._group_rows
@@ -253,38 +282,68 @@ class FramePass:
 
     # ---- computing ---------------------------------------------------------------------------------------------
 
-    def _compute(self, group: Group) -> None:
-        given: dict[str, tuple[NDArray[np.int64], Values]] = {}
+    def _compute_slice(self, part: Slice) -> None:
+        """What need not wait for the group to be whole."""
+        if part.rows[0] % self._group_rows == 0:
+            self._given.clear()
         for node in self.nodes:
-            broken = next((self._node(g.partition(".")[0]).error for g in node.from_pass.values()), None)
-            node.error = node.error or broken
-            if node.error:
-                continue
             if isinstance(node.stage, SourceStage):
-                seen = [i for i, image in enumerate(group.images) if image is not None]
-                images = [cast(Tensor, group.images[i]) for i in seen]
-                arrays = node.stage.arrays(images)
-                given |= {f"{node.name}.{name}": (group.rows[seen], rows) for name, rows in arrays.items()}
-                if node.has_valid:  # given crops: a row without a picture is not valid
-                    node.put(group.rows[seen], arrays)
-                elif len(group.pts_s):
-                    node.put(group.rows, {"pts_s": torch.from_numpy(group.pts_s)})
-                continue
-            rows = group.rows[group.needs[node.name]]
-            for source in node.from_pass.values():
-                rows = np.intersect1d(rows, given[source][0], assume_unique=True)
-            try:
-                with self._engine.guarded(node.name):
-                    computed, values = self._compute_rows(node, rows, given)
-                    node.put(computed, values)
-            except (MachineError, KeyboardInterrupt):
-                raise
-            except Exception as error:  # noqa: BLE001 - one instance's failure; the runner records it with its trace
-                node.error = error
-                continue
-            for name, array in values.items():
-                # What the next stage gets is what the store will give it when the run is continued.
-                given[f"{node.name}.{name}"] = (computed, _as_stored(array, node.stage, name))
+                self._enter(node, node.stage, part)
+            elif node.name in self._early:
+                start = int(part.rows[0]) % self._group_rows
+                self._compute_node(node, part.rows[part.needs[node.name][start : start + len(part.rows)]])
+        if not self._frames_stay:
+            for node in self.nodes:
+                if isinstance(node.stage, SourceStage):
+                    for output in node.stage.outputs:
+                        self._given.pop(f"{node.name}.{output.name}", None)
+
+    def _close_group(self, part: Slice) -> None:
+        """What takes the whole group, of which ``part`` is the last slice."""
+        start = int(part.rows[0]) // self._group_rows * self._group_rows
+        rows = np.arange(start, int(part.rows[-1]) + 1)
+        for node in self.nodes:
+            if node.name not in self._early:
+                self._compute_node(node, rows[part.needs[node.name][: len(rows)]])
+        self._given.clear()
+
+    def _enter(self, node: Node, stage: SourceStage[Any], part: Slice) -> None:
+        """Hand decoded pictures and times on."""
+        seen = [i for i, image in enumerate(part.images) if image is not None]
+        arrays = stage.arrays([cast(Tensor, part.images[i]) for i in seen])
+        for name, values in arrays.items():
+            self._give(f"{node.name}.{name}", part.rows[seen], values)
+        if node.has_valid:  # given crops: a row without a picture is not valid
+            node.put(part.rows[seen], arrays)
+        elif len(part.pts_s):
+            node.put(part.rows, {"pts_s": torch.from_numpy(part.pts_s)})
+
+    def _compute_node(self, node: Node, rows: NDArray[np.int64]) -> None:
+        broken = next((self._node(g.partition(".")[0]).error for g in node.from_pass.values()), None)
+        node.error = node.error or broken
+        if node.error:
+            return
+        for source in node.from_pass.values():
+            rows = np.intersect1d(rows, self._given[source][0], assume_unique=True)
+        try:
+            with self._engine.guarded(node.name):
+                computed, values = self._compute_rows(node, rows, self._given)
+                node.put(computed, values)
+        except (MachineError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # noqa: BLE001 - one instance's failure; the runner records it with its trace
+            node.error = error
+            return
+        for name, array in values.items():
+            # What the next stage gets is what the store will give it when the run is continued.
+            self._give(f"{node.name}.{name}", computed, _own(_as_stored(array, node.stage, name)))
+
+    def _give(self, name: str, rows: NDArray[np.int64], values: Values) -> None:
+        """Keep rows for the nodes that follow, behind those of the group's slices before."""
+        if name in self._given:
+            before, known = self._given[name]
+            rows, values = np.concatenate([before, rows]), _join([known, values])
+        self._given[name] = (rows, values)
 
     def _compute_rows(
         self, node: Node, rows: NDArray[np.int64], given: Mapping[str, tuple[NDArray[np.int64], Values]]
@@ -389,6 +448,13 @@ def _as_stored(values: Values, stage: Stage[Any], name: str) -> Values:
     if isinstance(values, list) or not values.is_floating_point():
         return values
     return values.to(getattr(torch, declared))
+
+
+def _own(values: Values) -> Values:
+    """Rows that keep no larger picture alive: a patch cut out of a frame is a view of all of it."""
+    if not isinstance(values, list):
+        return values
+    return [row if row.untyped_storage().nbytes() == row.nbytes else row.clone() for row in values]
 
 
 def _take(have: NDArray[np.int64], values: Values, rows: NDArray[np.int64], device: torch.device) -> Values:

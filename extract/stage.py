@@ -116,6 +116,9 @@ class RowsStage(Stage[ConfigT]):
 
     empty_reason: ClassVar[str | None] = None
     """What it means when this stage finds every row wanting (detections: ``no_face``)."""
+    row_by_row: ClassVar[bool] = False
+    """Computes each row by itself: a row's bits are the same in a micro-batch of any size. Its micro-batches may then
+    be cut where the memory for decoded frames is full; those of other stages are cut at fixed row numbers alone."""
 
     @abstractmethod
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":

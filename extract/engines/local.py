@@ -4,17 +4,24 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
 from extract.errors import ClipError, MachineError, UsageError, WeightsError
+from extract.media import Watcher
 from extract.planning import DEFAULT_PRECISION, Prepared
 from extract.stage import Context, Stage
 
 Item = TypeVar("Item")
 _END = object()
+
+POLL_S = 0.5
+"""How often a wait for the decoding thread looks whether that thread has moved on."""
+LET_GO_S = 10.0
+"""How long a decoding thread that is no longer wanted may take over its present frame before it is left to itself."""
 
 
 class LocalEngine:
@@ -98,11 +105,47 @@ def pick_device(asked: str) -> torch.device:
     return device
 
 
+class Reading(Watcher):
+    """Whether the thread that reads a file moves on; and, told when it opens one, whether that is the right one.
+
+    Args:
+        stall_s: seconds without a sign of life after which the file counts as stalled.
+        on_open: called in the reading thread right after a file was opened.
+    """
+
+    def __init__(self, stall_s: float, on_open: Callable[[], None] = lambda: None) -> None:
+        self.stall_s = stall_s
+        self._on_open = on_open
+        self._moved = time.monotonic()
+
+    def opened(self) -> None:
+        """A file was opened. Raises what ``on_open`` raises."""
+        self.moved()
+        self._on_open()
+
+    def moved(self) -> None:
+        """A packet was read, a frame was decoded."""
+        self._moved = time.monotonic()
+
+    def check(self, waiting_since: float) -> None:
+        """Raise ClipError ``stalled`` if nothing moved since ``stall_s`` seconds; only waiting counts.
+
+        ``waiting_since``: time.monotonic() of when the caller began to wait.
+        """
+        if time.monotonic() - max(self._moved, waiting_since) > self.stall_s:
+            raise ClipError(
+                "stalled",
+                f"nothing was read or decoded for {self.stall_s:g} s; is its disk or share still there? the next run "
+                "tries again, run.stall_s sets the time",
+            )
+
+
 @contextlib.contextmanager
-def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Iterator[Item]]:
+def ahead(items: Iterator[Item], reading: Reading, depth: int = 1) -> Iterator[Iterator[Item]]:
     """Draw ``items`` in a thread, at most ``depth`` ahead: decoding goes on while the models compute.
 
-    An exception of the producer is raised where its item would have come. Leaving the block ends the producer.
+    An exception of the producer is raised where its item would have come, and ClipError ``stalled`` when it hangs.
+    Leaving the block ends the producer; one that hangs in a decoder is left behind, for no thread can be ended.
     """
     waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -117,6 +160,7 @@ def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Iterator[Item]]:
     def produce() -> None:
         try:
             for item in items:
+                reading.moved()
                 if not put((item, None)):
                     return
             put((_END, None))
@@ -127,9 +171,17 @@ def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Iterator[Item]]:
             if close:
                 close()
 
+    def next_item() -> Any:  # noqa: ANN401 - an item, or the end
+        since = time.monotonic()
+        while True:
+            try:
+                return waiting.get(timeout=POLL_S)
+            except queue.Empty:
+                reading.check(since)
+
     def consume() -> Iterator[Item]:
         while True:
-            item, error = waiting.get()
+            item, error = next_item()
             if error is not None:
                 raise error
             if item is _END:
@@ -138,8 +190,18 @@ def ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Iterator[Item]]:
 
     thread = threading.Thread(target=produce, name="decoding", daemon=True)
     thread.start()
+    patience_s = LET_GO_S
     try:
         yield consume()
+    except ClipError as error:
+        patience_s = 0.0 if error.reason == "stalled" else LET_GO_S
+        raise
     finally:
         stop.set()
-        thread.join()
+        thread.join(patience_s)
+
+
+def apart(read: Callable[[], Item], reading: Reading) -> Item:
+    """What ``read`` returns, from a thread that may hang. Raises what it raises, or ClipError ``stalled``."""
+    with ahead((read() for _ in range(1)), reading) as results:
+        return next(results)

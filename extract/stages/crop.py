@@ -61,6 +61,7 @@ class Crop(RowsStage[CropConfig]):
     version = 1
     config_type = CropConfig
     inputs = ("frames.image", "faces.landmarks", "faces.box")
+    row_by_row = True
 
     @property
     def outputs(self) -> tuple[Output, ...]:

@@ -51,6 +51,7 @@ class Detections(RowsStage[DetectionsConfig]):
     config_type = DetectionsConfig
     inputs = ("frames.image",)
     empty_reason = "no_face"
+    row_by_row = True
 
     @property
     def outputs(self) -> tuple[Output, ...]:
