@@ -4,27 +4,28 @@ An instance's failure is written into its record and passed on to what it feeds;
 """
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from extract import annotations, media, transcripts
+from extract import annotations, crashes, media, transcripts
+from extract.config import RunConfig
 from extract.crops import Assumed, Continued, GivenCrops, Pictures, list_crops
-from extract.engines.local import LocalEngine
+from extract.engines.local import LocalEngine, Reading, apart
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
 from extract.graph import Instance, upstream
-from extract.lease import Lease, LeaseLostError
+from extract.lease import LeaseLostError
 from extract.manifest import Clip
 from extract.media import Audio
 from extract.passes import FramePass, Node, as_declared, stored_form
-from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task
-from extract.sources import Sources, fingerprint, parts_of
+from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task, plan_clip
+from extract.sources import Sources, fingerprint, part_files, parts_of
 from extract.stage import ClipResult, SourceStage
 from extract.stages.crop import GivenCrop
 from extract.store import Record, Rows, State, Store, default_block_rows
@@ -49,6 +50,23 @@ class Outcome:
     notes: Mapping[str, Any] | None = None
 
 
+class Permit(Protocol):
+    """What allows this process to write a clip: its lease."""
+
+    def check(self) -> None:
+        """Raise LeaseLostError if the clip may be another run's by now."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known of earlier work on the clip."""
+
+    died: str | None = None
+    """How the process died that worked on it last, if the clip may be to blame."""
+    given_up: Mapping[str, str] = field(default_factory=dict)
+    """Instances at which this run's process for the clip hung, with what to say of them; they are not tried again."""
+
+
 class ClipWork:
     """Works on one clip under its lease. ``outcomes`` says, after ``go``, how every instance it worked on stands."""
 
@@ -61,19 +79,21 @@ class ClipWork:
         engine: LocalEngine,
         sources: Sources,
         *,
-        lease: Lease,
+        lease: Permit,
         provenance: Mapping[str, Any],
         progressed: Callable[[int], None],
-        block_rows: int | None,
+        settings: RunConfig,
+        before: Before,
         retry: bool,
     ) -> None:
         self.clip, self.store, self.engine, self.sources = clip, store, engine, sources
-        self.lease, self.provenance, self.progressed, self.block_rows = lease, provenance, progressed, block_rows
+        self.lease, self.provenance, self.progressed, self.settings = lease, provenance, progressed, settings
         own = plan.of(clip)
         self.graph, self.prepared = own.graph, own.prepared
         self.tasks = tasks
-        # Attempts of earlier runs count only if one of them died here: it left its lease behind.
-        self.attempts_count = lease.inherited and not retry
+        self.before = before
+        # Attempts of earlier runs count only if the clip may have killed one of them: a preemption is no crash.
+        self.attempts_count = before.died is not None and not retry
         self.todo = {n for n, t in tasks.items() if t.need in {"missing", "partial", "failed", "stale", "replaced"}}
         self.worked: dict[str, Outcome] = {}
         """Outcomes of this run, to be reported."""
@@ -91,6 +111,8 @@ class ClipWork:
             if task.need in {"finished", "crashed"} and task.record:
                 known = task.record
                 self.outcomes[name] = Outcome(known.state, known.reason, known.message, known.rows, known.notes)
+        for name in [name for name in self.prepared if name in self.before.given_up]:
+            self._give_up(name)
         levels = self._levels()
         try:
             for level in sorted(set(levels.values())):
@@ -177,9 +199,11 @@ class ClipWork:
             video,
             num_frames,
             self.engine,
-            check=self.lease.check,
+            check=lambda: self._may_commit(names),
             progressed=self.progressed,
             committed=self._clear_attempts,
+            reading=self._reading(),
+            memory_bytes=self.settings.memory_gb * 1e9,
         )
         rows = frame_pass.run()
         for node in nodes:
@@ -222,7 +246,8 @@ class ClipWork:
                 from_store[declared] = self._read(source, array)
         writer = None
         if wanted:
-            block_rows = instance.config.block_rows or self.block_rows or default_block_rows(instance.kept)
+            chosen = instance.config.block_rows or self.settings.block_rows
+            block_rows = chosen or default_block_rows(instance.kept)
             writer = self.store.writer(
                 self.clip.id,
                 name,
@@ -263,9 +288,16 @@ class ClipWork:
             return GivenCrops(folder, self.outcomes[self._frames_of(source)].rows)
         if self.clip.video is None:
             return Assumed(self.clip.fps, folder.num_frames) if folder and self.clip.fps else None
-        config = self._instance(source).stage.config
-        video = media.open_video(
-            self.clip.video, start_s=self.clip.start_s, end_s=self.clip.end_s, repair_pts=config.repair_pts
+        path, reading = self.clip.video, self._reading()
+        video = apart(
+            lambda: media.open_video(
+                path,
+                start_s=self.clip.start_s,
+                end_s=self.clip.end_s,
+                repair_pts=self._instance(source).stage.config.repair_pts,
+                watcher=reading,
+            ),
+            reading,
         )
         return Continued(video, folder.num_frames) if folder and video else video
 
@@ -335,7 +367,7 @@ class ClipWork:
             values = arrays[output.name]
             is_text = output.dtype == "str"
             stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, name)
-        self.lease.check()
+        self._may_commit([name])
         self.store.write_whole(self.clip.id, name, stored, fingerprint=self._begun[name].fingerprint)
         rows = len(next(iter(stored.values())))
         valid = next((values for output, values in stored.items() if output.name == "valid"), None)
@@ -362,8 +394,25 @@ class ClipWork:
             path = self.clip.audio or self.clip.video
             if path is None:
                 return None
-            self._wave = media.read_audio(path, hz=AUDIO_HZ, start_s=self.clip.start_s, end_s=self.clip.end_s)
+            reading = self._reading()
+            self._wave = apart(
+                lambda: media.read_audio(
+                    path, hz=AUDIO_HZ, start_s=self.clip.start_s, end_s=self.clip.end_s, watcher=reading
+                ),
+                reading,
+            )
         return self._wave
+
+    def _reading(self) -> Reading:
+        """Watches the reading of the clip's recording, which must be the one that was hashed whenever it is opened."""
+        parts = [part for part in ("media", "audio") if part_files(self.clip, part)]
+        return Reading(self.settings.stall_s, lambda: self.sources.check_unchanged(self.clip, parts))
+
+    def _may_commit(self, names: Collection[str]) -> None:
+        """Raise if the clip is another run's by now, or if a source is not what was hashed: then no row is stored."""
+        self.lease.check()
+        parts = {part for name in names for part in parts_of(self.graph, name, self.clip)}
+        self.sources.check_unchanged(self.clip, sorted(parts))
 
     def _read(self, source: str, array: str) -> Rows:
         return self.store.read(self.clip.id, source, array)
@@ -421,7 +470,10 @@ class ClipWork:
         attempts = old.attempts if old is not None and same and self.attempts_count else 0
         if attempts >= MAX_ATTEMPTS:
             self._begun[name] = replace(record, attempts=attempts)
-            told = f"the process died {attempts} times while working on this; `--retry` tries again"
+            told = (
+                f"the process died {attempts} times while working on this, the last time by: {self.before.died}; "
+                "`--retry` tries again"
+            )
             self._fail(name, ClipError("crashed", told))
             return False
         self._begun[name] = replace(record, attempts=attempts + 1)
@@ -429,6 +481,17 @@ class ClipWork:
         self.store.write_record(self.clip.id, name, self._begun[name])
         self.store.keep_only(self.clip.id, name, record.fingerprint)
         return True
+
+    def _give_up(self, name: str) -> None:
+        """Record an instance at which the clip's process hung."""
+        self.todo.discard(name)
+        error = ClipError("stalled", self.before.given_up[name])
+        try:
+            self._begun[name] = self._fresh_record(name)
+        except ClipError:
+            self._begun[name] = self._bare_record(name)
+        if not self._keeps_what_it_has(name, Outcome("failed", error.reason, str(error))):
+            self._fail(name, error)
 
     def _keeps_what_it_has(self, name: str, outcome: Outcome) -> bool:
         """Report a failure without recording it, where the store holds a finished instance: nothing of it is lost
@@ -512,3 +575,66 @@ class ClipWork:
         self._begun[name] = record
         self.lease.check()
         self.store.write_record(self.clip.id, name, record)
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What came of one clip."""
+
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """How every instance stands."""
+    worked: Mapping[str, Outcome] = field(default_factory=dict)
+    """Those that this run worked on."""
+    busy: str | None = None
+    """Why the clip was left to another run."""
+    damaged: str | None = None
+    """Which stored bytes it met that are damaged."""
+
+
+def work_on(
+    plan: Plan,
+    clip: Clip,
+    store: Store,
+    engine: LocalEngine,
+    sources: Sources,
+    lease: Permit,
+    *,
+    provenance: Mapping[str, Any],
+    progressed: Callable[[int], None],
+    settings: RunConfig,
+    before: Before,
+    retry: bool,
+    overwrite: bool,
+) -> ClipReport:
+    """Plan one clip anew, under its lease, and compute what it lacks.
+
+    Raises:
+        MachineError, WeightsError: the run ends here; finished blocks stay.
+    """
+    # Another run may have finished it since the plan was made, and with other settings.
+    tasks = plan_clip(plan, store, clip, sources, retry=retry)
+    stale = [name for name, task in tasks.items() if task.need == "stale"]
+    if stale and not overwrite:
+        return ClipReport(busy=f"{clip.id}: another run made {stale[0]} with other settings meanwhile")
+    work = ClipWork(
+        plan,
+        clip,
+        tasks,
+        store,
+        engine,
+        sources,
+        lease=lease,
+        provenance=provenance,
+        progressed=progressed,
+        settings=settings,
+        before=before,
+        retry=retry,
+    )
+    try:
+        with crashes.recorded(store.files, clip.id):
+            work.go()
+    except LeaseLostError as error:
+        return ClipReport(work.outcomes, work.worked, busy=str(error))
+    except CorruptError as error:
+        return ClipReport(work.outcomes, work.worked, damaged=str(error))
+    return ClipReport(work.outcomes, work.worked)

@@ -59,6 +59,11 @@ class Lease:
         self._thread = threading.Thread(target=self._renew_until_stopped, name=f"lease {clip}", daemon=True)
         self._thread.start()
 
+    @property
+    def holder(self) -> Holder:
+        """Who holds it: this process. Its ``time`` is that of the last renewal."""
+        return self._holder
+
     def check(self) -> None:
         """Raise LeaseLostError if the lease may have become void: called before every commit.
 
@@ -104,6 +109,17 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
             files.delete(key)
             inherited = True
     return Lease(files, clip, mine, inherited=inherited)
+
+
+def check_lent(files: LocalFiles, clip: str, holder: Holder) -> None:
+    """``Lease.check`` for a process that works for the holder: by the file, which the holder renews.
+
+    Raises:
+        LeaseLostError: it is another's, or was not renewed for minutes.
+    """
+    found = _read(files, f"{clip}/{NAME}")
+    if found is None or found.token != holder.token or time.time() - found.time > VOID_AFTER_S - 2 * REFRESH_S:
+        raise LeaseLostError(f"clip {clip}: the run that asked for it no longer holds its lease; run again")
 
 
 @contextmanager

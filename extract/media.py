@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import GeneratorType, TracebackType
+from typing import Any, Self, cast
 
 import av
 import numpy as np
@@ -52,7 +52,6 @@ _NO_MEDIA_FORMATS = {"adf", "bin", "concat", "dash", "hls", "idf", "tty", "xbin"
 _ANY_TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
-
 
 
 class Watcher:
@@ -124,7 +123,7 @@ class Video:
         self._number = stream.number
         self._start, self._end = cut
         self._repair_pts = repair_pts
-        self._running: Generator[VideoFrame, None, None] | None = None
+        self._running: GeneratorType[VideoFrame, None, None] | None = None
         self._facts: dict[str, Any] = {}
         if self.rotation_deg:
             self._facts["rotation_deg"] = self.rotation_deg
@@ -153,7 +152,7 @@ class Video:
         ``repair_pts``), ``no_frames`` at the end if none lay in the range.
         """
         self.close()
-        self._running = self._decode(wanted)
+        self._running = cast("GeneratorType[VideoFrame, None, None]", self._decode(wanted))
         return self._running
 
     def _decode(self, wanted: Callable[[int], bool] | None) -> Generator[VideoFrame, None, None]:

@@ -6,19 +6,20 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract import lease
-from extract.clipwork import ClipWork, Outcome
+from extract import crashes, lease
+from extract.clipwork import Before, ClipReport, Outcome, work_on
 from extract.config import ExtractConfig, load_extract_config
 from extract.engines.local import LocalEngine, pick_device
 from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
-from extract.lease import LeaseLostError
+from extract.isolation import IsolatedWorker, Job
 from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.sources import Sources
@@ -171,7 +172,7 @@ def execute(
             report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     engine = LocalEngine(device, config.run.cpu_threads)
-    _work(made, Store.open(store, "a"), engine, sources, config, options, report, progress or Progress())
+    _Run(made, Store.open(store, "a"), engine, sources, config, options, report, progress or Progress()).go()
     return report
 
 
@@ -195,16 +196,27 @@ def make_plan(
     config: ExtractConfig, clips: Sequence[Clip], store: str | Path, options: Options, device_kind: str
 ) -> tuple[Plan, Store | None, Sources]:
     """What a run would do; nothing is written."""
-    graph = build_graph(config)
-    chosen = select(graph, options.stages)
-    names = upstream(graph, chosen)
     opened = Store.open(store) if "://" in str(store) or is_store(Path(store)) else None
-    prepared = prepare(graph, names, opened, clips, device_kind, offline=options.offline)
-    plan = Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())
+    plan = prepared_plan(config, clips, opened, options, device_kind)
     sources = Sources()
     for clip in clips:
         plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
     return plan, opened, sources
+
+
+def prepared_plan(
+    config: ExtractConfig, clips: Sequence[Clip], store: Store | None, options: Options, device_kind: str
+) -> Plan:
+    """Instances with their recipes, and no task yet.
+
+    Raises:
+        UsageError: an instance asked for is not there.
+        WeightsError: weights are missing.
+    """
+    graph = build_graph(config)
+    chosen = select(graph, options.stages)
+    prepared = prepare(graph, upstream(graph, chosen), store, clips, device_kind, offline=options.offline)
+    return Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
@@ -224,67 +236,101 @@ def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
     return chosen[: options.limit]
 
 
-def _work(
-    plan: Plan,
-    store: Store,
-    engine: LocalEngine,
-    sources: Sources,
-    config: ExtractConfig,
-    options: Options,
-    report: Report,
-    progress: Progress,
-) -> None:
-    started = time.monotonic()
-    waiting = {clip for clip, task in plan.todo()} | {clip for clip, _ in plan.stale()}
-    for name in _computing(plan):
-        engine.ready(plan.prepared[name])  # wrong weights show here, before any work
-    for clip in plan.clips:
-        _refresh_attributes(store, clip)
-    provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
-    progress.start(len(waiting))
-    for clip in plan.clips:
-        outcomes = _standing(plan, clip.id)
-        if clip.id in waiting:
-            with lease.held(store.files, clip.id, report.run) as held:
-                if isinstance(held, lease.Holder):
-                    report.busy.append(f"{clip.id}: {held}")
-                else:
-                    for instance in store.files.folders(clip.id):  # beside them, others may be asking for the lease
-                        store.files.sweep(f"{clip.id}/{instance}")
-                    # Another run may have finished it since the plan was made, and with other settings.
-                    tasks = plan_clip(plan, store, clip, sources, retry=options.retry)
-                    stale = [name for name, task in tasks.items() if task.need == "stale"]
-                    if stale and not options.overwrite:
-                        report.busy.append(f"{clip.id}: another run made {stale[0]} with other settings meanwhile")
-                        continue
-                    work = ClipWork(
-                        plan,
-                        clip,
-                        tasks,
-                        store,
-                        engine,
-                        sources,
-                        lease=held,
-                        provenance=provenance,
-                        progressed=progress.rows,
-                        block_rows=config.run.block_rows,
-                        retry=options.retry,
-                    )
-                    try:
-                        work.go()
-                    except LeaseLostError as error:
-                        report.busy.append(str(error))
-                    except CorruptError as error:
-                        report.damaged.append(str(error))
-                    outcomes = work.outcomes
-                    report.computed += len(work.worked)
-                    report.warnings += _warnings(clip.id, work.worked)
-        for name in plan.prepared:
-            if plan.prepared[name].instance.kept:
-                report.count(name, outcomes.get(name), clip.id)
-        if clip.id in waiting:
-            progress.clip(clip.id, len(report.failures))
-    report.seconds = time.monotonic() - started
+class _Run:
+    """The clips of a plan, one after the other."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        engine: LocalEngine,
+        sources: Sources,
+        config: ExtractConfig,
+        options: Options,
+        report: Report,
+        progress: Progress,
+    ) -> None:
+        self.plan, self.store, self.engine, self.sources = plan, store, engine, sources
+        self.settings, self.options, self.report, self.progress = config.run, options, report, progress
+        self.computing = _computing(plan)
+        self.provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
+        self.isolated = IsolatedWorker(
+            Job(
+                config,
+                options.stages,
+                plan.clips,
+                str(store.path),
+                str(engine.device),
+                options.offline,
+                options.overwrite,
+                self.provenance,
+                self.computing,
+            ),
+            store,
+        )
+
+    def go(self) -> None:
+        started = time.monotonic()
+        waiting = {clip for clip, _ in (*self.plan.todo(), *self.plan.stale())}
+        with closing(self.isolated):
+            self._set_up(any_work=bool(waiting))
+            for clip in self.plan.clips:
+                _refresh_attributes(self.store, clip)
+            self.progress.start(len(waiting))
+            for clip in self.plan.clips:
+                done = self._clip(clip) if clip.id in waiting else ClipReport(_standing(self.plan, clip.id))
+                self._count(clip, done)
+                if clip.id in waiting:
+                    self.progress.clip(clip.id, len(self.report.failures))
+        self.report.seconds = time.monotonic() - started
+
+    def _set_up(self, *, any_work: bool) -> None:
+        """Load the models, wherever they will compute: wrong weights show here, before any work."""
+        if self.settings.isolate != "always":
+            for name in self.computing:
+                self.engine.ready(self.plan.prepared[name])
+        elif any_work:
+            self.isolated.start()
+
+    def _clip(self, clip: Clip) -> ClipReport:
+        with lease.held(self.store.files, clip.id, self.report.run) as held:
+            if isinstance(held, lease.Holder):
+                return ClipReport(_standing(self.plan, clip.id), busy=f"{clip.id}: {held}")
+            for instance in self.store.files.folders(clip.id):  # beside them, others may be asking for the lease
+                self.store.files.sweep(f"{clip.id}/{instance}")
+            before = Before(crashes.left_by_the_dead(self.store.files, clip.id))
+            if self._apart(clip, before):
+                return self.isolated.work(clip, held, before, self.progress.rows, retry=self.options.retry)
+            return work_on(
+                self.plan,
+                clip,
+                self.store,
+                self.engine,
+                self.sources,
+                held,
+                provenance=self.provenance,
+                progressed=self.progress.rows,
+                settings=self.settings,
+                before=before,
+                retry=self.options.retry,
+                overwrite=self.options.overwrite,
+            )
+
+    def _apart(self, clip: Clip, before: Before) -> bool:
+        """Whether the clip gets a process of its own: a process died at it, the last time or twice in earlier runs."""
+        if self.settings.isolate != "auto":
+            return self.settings.isolate == "always"
+        records = [task.record for task in self.plan.tasks[clip.id].values()]
+        return before.died is not None or any(record and record.reason == "crashed" for record in records)
+
+    def _count(self, clip: Clip, done: ClipReport) -> None:
+        self.report.busy += [done.busy] if done.busy else []
+        self.report.damaged += [done.damaged] if done.damaged else []
+        self.report.computed += len(done.worked)
+        self.report.warnings += _warnings(clip.id, done.worked)
+        for name, prepared in self.plan.prepared.items():
+            if prepared.instance.kept:
+                self.report.count(name, done.outcomes.get(name), clip.id)
 
 
 def _refresh_attributes(store: Store, clip: Clip) -> None:

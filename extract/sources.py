@@ -62,6 +62,8 @@ class Sources:
         self._rehash = rehash
         self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
         self._recorded: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._identity: dict[Path, Identity | None] = {}
+        """What each hashed file was when it was hashed, or last found to hold the same bytes."""
         self._last_crop: dict[Path, int] = {}
         self._recorded_last_crop: dict[Path, int] = {}
 
@@ -95,8 +97,10 @@ class Sources:
                 if path in self._seen:
                     continue
                 self._recorded[path] = ((size, mtime_ns), sha256)
+                identity = _identity(path)
                 if not self._rehash and _stamp(path) == (size, mtime_ns):
                     self._seen[path] = ((size, mtime_ns), sha256)
+                    self._identity[path] = identity
 
     def is_gone(self, clip: Clip, parts: Sequence[str]) -> bool:
         """Whether a file of these parts is not there."""
@@ -113,7 +117,12 @@ class Sources:
         }
 
     def check_unchanged(self, clip: Clip, parts: Sequence[str]) -> None:
-        """Raise ClipError ``source_changed`` if a file is not the one that was hashed."""
+        """Raise ClipError ``source_changed`` if a file's bytes are not those that were hashed.
+
+        To be called whenever a file was opened, and before every commit: a file that is swapped and swapped back
+        between two calls must not leave a row behind. Device, inode, size and times tell at the cost of a stat; where
+        they differ, the bytes are hashed: a file that was copied anew is the same source.
+        """
         if LAST_CROP in parts and clip.crops in self._last_crop:
             before, now = self._last_crop[clip.crops], list_crops(clip.crops).num_frames
             if before != now:
@@ -121,9 +130,13 @@ class Sources:
                 raise ClipError("source_changed", told)
         for part in parts:
             for path in () if part.startswith("choice.") else part_files(clip, part):
-                stamp = _stamp(path)
-                if stamp != self._known(path)[0] and (stamp is not None or path in self._seen):
-                    raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")
+                identity = _identity(path)
+                if identity is None and path not in self._seen:
+                    continue  # gone before the run began; the record's hash stands for it
+                if path not in self._identity or identity != self._identity[path]:
+                    if identity is None or _hash_of(path) != self._known(path)[1]:
+                        raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")
+                    self._identity[path] = identity
 
     def _last_crop_of(self, folder: Path, believe_gone: bool) -> int:
         """Listed once a run."""
@@ -140,21 +153,48 @@ class Sources:
         if believe_gone and path in self._recorded and _stamp(path) is None:
             return self._recorded[path][1]
         if path not in self._seen:
-            stamp = _stamp(path)
+            stamp, identity = _stamp(path), _identity(path)
             try:
-                if path.is_dir():
-                    sha256 = folder_sha256(path)
-                else:
-                    with path.open("rb") as file:
-                        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                sha256 = _hash_of(path)
             except FileNotFoundError as error:
                 of_demo = path.parts[-3:-1] == ("demo", "clips")
                 remedy = "`extract demo` draws the demo's clips" if of_demo else "is the path right?"
                 raise ClipError("missing_file", f"{error.filename}: no such file; {remedy}") from None
             except OSError as error:
                 raise ClipError("unreadable", f"{error.filename or path}: {error.strerror or error}") from None
-            self._seen[path] = (stamp or (0, 0), sha256)
+            self._seen[path], self._identity[path] = (stamp or (0, 0), sha256), identity
         return self._seen[path][1]
+
+
+Identity = tuple[int, ...]
+
+
+def _hash_of(path: Path) -> str:
+    """sha256 of a file, or of a folder of crops.
+
+    Raises:
+        OSError: it cannot be read.
+        ClipError: ``stalled``: a named pipe, which gives no byte until somebody writes, and never the same twice.
+    """
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        return folder_sha256(path)
+    if stat.S_ISFIFO(kind):
+        raise ClipError("stalled", f"{path} is a named pipe, which may never give a byte; expected a file")
+    if not stat.S_ISREG(kind):
+        raise ClipError("unreadable", f"{path} is a device or socket; expected a file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(path: Path) -> Identity | None:
+    """Device, inode, size and times of a file, and a folder's listing; None if it is not there."""
+    try:
+        status = path.stat()
+        listing = listing_stamp(path) if stat.S_ISDIR(status.st_mode) else ()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, *listing)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -236,16 +236,29 @@ def leave_behind(held):
     held._files.write(held._key, json.dumps({**vars(held._holder), "pid": 2**22 + 1}).encode())
 
 
-def die(bench, monkeypatch, times):
-    """Runs that end as a killed process does: nothing after the kill is carried out."""
+SEGFAULT = """{"boot": "", "counter": "", "kills": 0}
+Fatal Python error: Segmentation fault
+
+Current thread 0x00007f0000000000 (most recent call first):
+  File "/somewhere/extract/media.py", line 7 in frames
+"""
+
+
+def die(bench, monkeypatch, times, left=SEGFAULT):
+    """Runs that end as a killed process does: nothing after the kill is carried out, its lease and traceback stay."""
     for _ in range(times):
         with monkeypatch.context() as patch:
             stop_after(patch, 0)
             patch.setattr("extract.clipwork.ClipWork._clear_attempts", lambda _: None)
             patch.setattr("extract.lease.Lease.release", leave_behind)
             with pytest.raises(Stop):
-                bench.run("colour")
+                bench.run("colour", config=HERE)
+        (bench.store_path / "a/.crash").write_text(left)
         computed.clear()
+
+
+HERE = ("run.isolate=never",)
+"""Toy stages live in this process alone."""
 
 
 def test_a_clip_that_kills_the_process_twice_is_skipped_until_retry(bench, monkeypatch):
@@ -253,19 +266,29 @@ def test_a_clip_that_kills_the_process_twice_is_skipped_until_retry(bench, monke
     bench.add("b", 10)
     die(bench, monkeypatch, 2)
     assert bench.record("a", "colour").attempts == 2
-    report = bench.run("colour")
+    report = bench.run("colour", config=HERE)
     assert report.exit_code == 1
     assert [(f.clip, f.instance, f.reason) for f in report.failures] == [
         ("a", "frames", "crashed"),
         ("a", "colour", "crashed"),
     ]
-    assert "--retry" in report.failures[0].message
+    assert "the last time by: Segmentation fault in media.py, line 7, frames; `--retry`" in report.failures[0].message
     assert bench.record("b", "colour").state == "done"
     computed.clear()
-    assert bench.run("colour").exit_code == 1
+    assert bench.run("colour", config=HERE).exit_code == 1
     assert computed == {}
-    assert bench.run("colour", retry=True).exit_code == 0
+    assert bench.run("colour", retry=True, config=HERE).exit_code == 0
     assert bench.record("a", "colour").attempts == 0
+
+
+@pytest.mark.parametrize("left", ["", '{"boot": "", "counter": "", "kills": 0}\n', "no word of ours\n"])
+def test_a_process_killed_from_outside_is_no_crash_however_often(bench, monkeypatch, left):
+    """A preempted job, an impatient kill -9: the fault handler wrote nothing, the clip is begun again."""
+    bench.add("a")
+    die(bench, monkeypatch, 4, left)
+    assert bench.record("a", "colour").attempts == 1
+    assert bench.run("colour").exit_code == 0
+    assert not list(bench.store_path.rglob(".crash"))
 
 
 def test_a_committed_block_clears_the_attempts(bench, monkeypatch):
@@ -274,7 +297,7 @@ def test_a_committed_block_clears_the_attempts(bench, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 24)
         with pytest.raises(Stop):
-            bench.run("colour")
+            bench.run("colour", config=HERE)
     assert bench.record("a", "colour").attempts == 0
 
 
@@ -698,10 +721,10 @@ def test_two_frames_instances_are_decoded_each_in_its_own_way(bench):
 def test_what_only_inherited_a_crash_needs_no_retry_of_its_own(bench, monkeypatch):
     bench.add("a")
     die(bench, monkeypatch, 2)
-    assert bench.run("contrast").exit_code == 1
+    assert bench.run("contrast", config=HERE).exit_code == 1
     assert bench.record("a", "contrast").reason == "crashed"
-    assert bench.run("colour", retry=True).exit_code == 0
-    assert bench.run("contrast").exit_code == 0
+    assert bench.run("colour", retry=True, config=HERE).exit_code == 0
+    assert bench.run("contrast", config=HERE).exit_code == 0
 
 
 def test_many_changed_files_are_one_line(bench):

@@ -1,0 +1,284 @@
+"""A process of its own for clips that crash theirs: what dies or hangs there takes only its clip along.
+
+The run stays the owner of plan, leases and report. The process gets one clip after another over a pipe, does with it
+what the run would have done itself (so the stored bytes are the same), and answers with the outcomes. It lives until it
+dies; the next clip gets a new one. Models are loaded in it as well: it costs what a second run costs.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+from extract import crashes, lease
+from extract.clipwork import Before, ClipReport, work_on
+from extract.config import ExtractConfig
+from extract.errors import AuFusionError
+from extract.manifest import Clip
+from extract.store import Store
+
+SIGNS_OF_LIFE_S = 2.0
+"""How often the process says that it is not stuck."""
+END_S = 30.0
+"""How long it may take over a clean end: the block at hand is left, attempts are cleared."""
+MOST_DEATHS = 4
+"""Deaths at one clip without a row computed in between, after which something else than the clip is to blame: two are
+counted by the clip's records."""
+
+READY, STALLED = "ready", "stalled"
+
+FATAL = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGKILL}
+"""Ends that count as the clip's. SIGKILL: the run itself lives on, so it was the memory that was full."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process needs to know once."""
+
+    config: ExtractConfig
+    stages: Sequence[str]
+    clips: Sequence[Clip]
+    store: str
+    device: str
+    offline: bool
+    overwrite: bool
+    provenance: dict[str, Any]
+    set_up: Sequence[str]
+    """Instances whose weights are loaded before the first clip: wrong ones show before any work."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One clip to work on."""
+
+    clip: Clip
+    holder: lease.Holder
+    """The run's lease, which the process checks before every commit."""
+    before: Before
+    retry: bool
+
+
+class IsolatedWorker:
+    """The run's side: starts the process when it is needed, and again when it died."""
+
+    def __init__(self, job: Job, store: Store) -> None:
+        self._job, self._store = job, store
+        self._stall_s = job.config.run.stall_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until it has its models.
+
+        Raises:
+            AuFusionError: what it met (weights, device).
+            RuntimeError: it died before its first clip, which is no clip's fault.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        ours, theirs = Pipe()
+        package = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "extract.isolation", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output belongs to the command's own answer
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for the run, which ends it
+            )
+        self._pipe = ours
+        ours.send(self._job)
+        answer = self._answer(lambda _: None)
+        if answer != READY:
+            raise RuntimeError(f"the process for isolated clips ended before its first clip: {answer}")
+
+    def work(
+        self, clip: Clip, held: lease.Lease, before: Before, progressed: Callable[[int], None], *, retry: bool
+    ) -> ClipReport:
+        """One clip, in as many processes as it takes.
+
+        Raises:
+            AuFusionError: what ends the run (disk, GPU, weights).
+            RuntimeError: the process ends again and again, or in another way than a crash.
+        """
+        deaths = 0
+
+        def counted(rows: int) -> None:
+            nonlocal deaths
+            deaths = 0
+            progressed(rows)
+
+        try:
+            while deaths < MOST_DEATHS:
+                self.start()
+                cast(Connection, self._pipe).send(Order(clip, held.holder, before, retry))
+                answer = self._answer(counted)
+                if isinstance(answer, ClipReport):
+                    return answer
+                held.check()
+                before = self._after(answer, clip, before)
+                deaths, retry = deaths + 1, False  # `--retry` is for crashes of earlier runs; this one's count
+        except BaseException:
+            self.close()  # before the lease is given back
+            raise
+        raise RuntimeError(f"clip {clip.id}: the process for isolated clips died {deaths} times: {before.died}")
+
+    def _after(self, answer: str, clip: Clip, before: Before) -> Before:
+        """What the next process is to know of the last one's end."""
+        if answer != STALLED:
+            return replace(before, died=crashes.left_by_the_dead(self._store.files, clip.id) or answer)
+        told = f"the process that worked on it gave no sign of life for {self._stall_s:g} s (run.stall_s) and was ended"
+        return replace(before, given_up={**before.given_up, **dict.fromkeys(self._begun(clip), told)})
+
+    def close(self) -> None:
+        """End the process: cleanly if it listens, else by force."""
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        if process is None or pipe is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        pipe.close()
+
+    def _begun(self, clip: Clip) -> list[str]:
+        """Instances that the process was at when it was ended: begun, and no block committed since."""
+        records = {name: self._store.record(clip.id, name) for name in self._store.instances(clip.id)}
+        return [name for name, record in records.items() if record and record.state == "partial" and record.attempts]
+
+    def _answer(self, progressed: Callable[[int], None]) -> ClipReport | str:
+        """``READY``, the clip's report, ``STALLED``, or how the process died. Raises what the process sent."""
+        pipe, process = cast(Connection, self._pipe), cast("subprocess.Popen[bytes]", self._process)
+        heard = time.monotonic()
+        while True:
+            try:
+                if not pipe.poll(min(SIGNS_OF_LIFE_S, self._stall_s)):
+                    # At least two signs must be missing, however short the time that was set.
+                    if time.monotonic() - heard > max(self._stall_s, 2 * SIGNS_OF_LIFE_S):
+                        process.kill()
+                        self.close()
+                        return STALLED
+                    continue
+                what, value = pipe.recv()
+            except (EOFError, ConnectionError):
+                code = process.wait()
+                self.close()
+                return _death(code)
+            heard = time.monotonic()
+            if what == "rows":
+                progressed(value)
+            elif what == "raised":
+                raise value
+            elif what == READY:
+                return READY
+            elif what == "report":
+                return cast(ClipReport, value)
+
+
+def _death(code: int) -> str:
+    """How the process ended, if that may be the clip's fault."""
+    if code in FATAL:
+        full = " (the memory was full, or somebody ended it)" if code == -signal.SIGKILL else ""
+        return f"{signal.Signals(-code).name}{full}"
+    raise RuntimeError(f"the process for isolated clips ended with {code}; its own words are above")
+
+
+# ---- the process's side ---------------------------------------------------------------------------------------------
+
+
+class _Lent:
+    """The run's lease, looked up before every commit: the run renews it."""
+
+    def __init__(self, store: Store, order: Order) -> None:
+        self._store, self._order = store, order
+
+    def check(self) -> None:
+        lease.check_lent(self._store.files, self._order.clip.id, self._order.holder)
+
+
+def main(pipe: Connection) -> None:
+    """Answer orders until the run goes away."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no work goes on without the run and its lease
+    signal.signal(signal.SIGTERM, _stop)
+    saying = threading.Lock()
+
+    def say(what: str, value: object = None) -> None:
+        with saying:
+            try:
+                pipe.send((what, value))
+            except OSError:  # the run is gone
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def live() -> None:
+        while True:
+            time.sleep(SIGNS_OF_LIFE_S / 2)
+            say("alive")
+
+    job: Job = pipe.recv()
+    threading.Thread(target=live, name="signs of life", daemon=True).start()
+    try:
+        _work(job, pipe, say)
+    except AuFusionError as error:
+        say("raised", error)
+    except (KeyboardInterrupt, EOFError):
+        pass  # the run asked for the end, or has gone
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may ask again while this process is on its way out
+
+
+def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
+    from extract import runner  # here, because the runner's module knows this one
+    from extract.engines.local import LocalEngine, pick_device
+    from extract.sources import Sources
+
+    device = pick_device(job.device)
+    store = Store.open(job.store, "a")
+    options = runner.Options(stages=job.stages, offline=job.offline)
+    plan = runner.prepared_plan(job.config, job.clips, store, options, device.type)
+    engine = LocalEngine(device, job.config.run.cpu_threads)
+    for name in job.set_up:
+        engine.ready(plan.prepared[name])
+    say(READY)
+    while True:
+        order: Order = pipe.recv()
+        report = work_on(
+            plan,
+            order.clip,
+            store,
+            engine,
+            Sources(),
+            _Lent(store, order),
+            provenance=job.provenance,
+            progressed=lambda rows: say("rows", rows),
+            settings=job.config.run,
+            before=order.before,
+            retry=order.retry,
+            overwrite=job.overwrite,
+        )
+        say("report", report)
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    del signum, frame
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))
