@@ -23,6 +23,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame as DecodedFrame
@@ -332,8 +333,9 @@ class _Turn:
         Angles between quarter turns, which no camera writes, go to the nearest one.
         """
         try:
-            side_data: Any = frame.side_data
-            data = side_data.get(SideDataType.DISPLAYMATRIX)
+            # Not frame.side_data: the frame would keep it, it keeps the frame, and each frame waits for the garbage
+            # collector: gigabytes of large ones (tests/test_large_frames.py).
+            data = cast(Any, SideDataContainer)(frame).get(SideDataType.DISPLAYMATRIX)
         except ValueError:  # PyAV 18 lists no side data at all if one is new to it (a photograph's EXIF)
             clockwise = round(-frame.rotation / 90) % 4
             return cls(transpose=clockwise % 2 == 1, flip_x=clockwise in {1, 2}, flip_y=clockwise in {2, 3})

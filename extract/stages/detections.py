@@ -107,6 +107,9 @@ def reduced(image: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:
     from torch.nn import functional
 
     size = (max(1, round(height * most_px / width)), most_px)
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    small = functional.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)
-    return np.ascontiguousarray(small[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
+    small = np.empty((*size, 3), np.uint8)
+    for channel in range(3):  # one at a time, of the same values: a frame of 8K as float32 takes 400 MB
+        plane = torch.from_numpy(image[:, :, channel])[None, None].float()
+        plane = functional.interpolate(plane, size=size, mode="bilinear", antialias=True, align_corners=False)
+        small[:, :, channel] = plane[0, 0].round().to(torch.uint8).numpy()
+    return small
