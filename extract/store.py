@@ -58,7 +58,7 @@ class Record:
     """A key of errors.REASONS, for ``empty`` and ``failed``."""
     message: str | None = None
     attempts: int = 0
-    """Times that work began since a block was last committed; at 2 the clip has crashed its process twice."""
+    """Times that work began since a block was last committed, counted on only where the process died of a crash."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What a user should know and no error is: ``truncated_at_s``, padded label rows, filled audio gaps."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
