@@ -3,19 +3,17 @@
 import functools
 import json
 import logging
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from extract.errors import AuFusionError, CorruptError, StaleError, UsageError, WeightsError
+from extract import endings
+from extract.errors import CorruptError, StaleError, UsageError, WeightsError
 
 P = ParamSpec("P")
 
-INTERRUPTED = 130
 SHOWN = 10
 """Lines of a list before it is cut."""
 
@@ -58,22 +56,11 @@ def reported(command: Callable[P, int]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)  # a cluster's polite end is an interruption, not a crash
-        try:
+        with endings.reported("extract", "extract: interrupted; run the same command to continue"):
             code = command(*args, **kwargs)
-        except AuFusionError as error:
-            print(f"extract: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("extract: interrupted; run the same command to continue", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
         raise typer.Exit(code)
 
     return wrapped
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 @app.command()
@@ -416,7 +403,7 @@ def _log(quiet: bool, verbose: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    endings.run_program("extract", app)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ TEMPORARY = ".partial"
 """Suffix of files that are not finished; swept by the next writer."""
 
 
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+"""What file systems without hard links say to one (exFAT, FUSE drivers, some shares)."""
+
+
 class LocalFiles:
     """A folder of a local or mounted file system. Keys are paths below it, with ``/``."""
 
@@ -135,7 +139,7 @@ class LocalFiles:
         try:
             os.link(temporary, target)  # exclusive, and shows the whole content at once
         except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
+            if error.errno not in NO_LINKS:
                 raise
             self._write_and_sync(target, data)  # a file system without links (exFAT, some shares)
 

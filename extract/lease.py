@@ -1,5 +1,22 @@
-"""One writer per clip: a file beside the clip's arrays says who works on it."""
+"""One writer per clip: a file beside the clip's arrays says who works on it.
 
+How two runs never get one clip, however they are interleaved:
+
+* A lease appears by ``link``, whole and only where there is none. It keeps its inode for life; its holder renews it by
+  touching that inode, which can never bring a lease back that was taken over.
+* Who finds a lease judges it under the clip folder's lock, and takes a void one over by renaming it away. Where a file
+  system has no locks two may do so at once: each looks at what it moved, and puts back what is not what it judged.
+* A holder looks before every commit whether the clip's lease is still its own inode.
+
+When a lease is void: it was not touched for ten minutes by the file system's own clock (those of the machines may
+differ), or its holder is dead. On the same kernel that is known at once and across containers, for the holder keeps the
+file locked and the kernel frees locks of the dead; where nothing can be locked, by pid and start time within one pid
+namespace. On a file system of this machine alone, a lease of another boot is one of before the reboot.
+"""
+
+import atexit
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -7,17 +24,23 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_type_hints
 
-from extract.errors import AuFusionError
-from extract.files import LocalFiles
+from extract.endings import uninterrupted
+from extract.errors import AuFusionError, MachineError
+from extract.files import NO_LINKS, TEMPORARY, LocalFiles
 
 NAME = ".lease"
 REFRESH_S = 30.0
 """A holder renews its lease this often (at least every minute is the promise)."""
 VOID_AFTER_S = 600.0
 """A lease not renewed for so long is void: its holder is dead, or asleep and must stop when it wakes."""
+
+LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "reiserfs", "tmpfs", "xfs", "zfs"}
+"""File systems that one kernel alone writes."""
 
 
 class LeaseLostError(AuFusionError):
@@ -32,105 +55,306 @@ class Holder:
     pid: int
     run: str
     time: float
-    """Unix seconds of the last renewal."""
+    """Unix seconds of the taking, by the holder's clock: for people."""
     token: str
-
-    def is_void(self, now: float) -> bool:
-        """Not renewed for ten minutes, or its process on this host is gone."""
-        if now - self.time > VOID_AFTER_S:
-            return True
-        return self.host == socket.gethostname() and not _is_alive(self.pid)
+    boot: str = ""
+    """Boot id of the kernel; "" where it is not told."""
+    pid_namespace: str = ""
+    """Within it, ``pid`` names one process at a time."""
+    started: int = 0
+    """When the process began, in ticks since the boot: a later process of the same pid is another."""
+    locked: bool = False
+    """Whether the holder keeps the file locked."""
 
     def __str__(self) -> str:
         return f"run {self.run} (pid {self.pid} on {self.host})"
+
+    @classmethod
+    def me(cls, run: str, *, locked: bool) -> "Holder":
+        """This process, for ``run``."""
+        pid = os.getpid()
+        return cls(
+            host=socket.gethostname(),
+            pid=pid,
+            run=run,
+            time=time.time(),
+            token=uuid.uuid4().hex,
+            boot=_text("/proc/sys/kernel/random/boot_id"),
+            pid_namespace=_link("/proc/self/ns/pid"),
+            started=_started(pid),
+            locked=locked,
+        )
 
 
 class Lease:
     """Held by this process until ``release``; renewed by a thread of its own."""
 
-    def __init__(self, files: LocalFiles, clip: str, holder: Holder, *, inherited: bool) -> None:
+    def __init__(self, files: LocalFiles, clip: str, holder: Holder, handle: int, *, inherited: bool) -> None:
         self.inherited = inherited
         """Whether a void lease lay here: the process that held it died, or slept for ten minutes."""
-        self._files, self._key, self._clip = files, f"{clip}/{NAME}", clip
-        self._holder = holder
+        self.holder = holder
+        self._files, self._clip, self._handle = files, clip, handle
+        self._path = files.root / clip / NAME
+        self._inode = _identity(os.fstat(handle))
         self._renewed = _awake_or_not_s()
         self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name=f"lease {clip}", daemon=True)
         self._thread.start()
-
-    @property
-    def holder(self) -> Holder:
-        """Who holds it: this process. Its ``time`` is that of the last renewal."""
-        return self._holder
+        _HELD.add(self)
 
     def check(self) -> None:
         """Raise LeaseLostError if the lease may have become void: called before every commit.
 
         A process that was stopped (a laptop's lid, a debugger, swap) wakes up with its renewal overdue.
         """
-        if self._lost or _awake_or_not_s() - self._renewed > VOID_AFTER_S - 2 * REFRESH_S:
+        overdue = _awake_or_not_s() - self._renewed > VOID_AFTER_S - 2 * REFRESH_S
+        if self._lost or overdue or not self._is_ours():
+            self._lost = True
             raise LeaseLostError(f"clip {self._clip}: asleep for minutes, the lease may be another run's; run again")
 
     def release(self) -> None:
-        """Give the clip back."""
+        """Give the clip back. A second call does nothing."""
+        if self not in _HELD:
+            return
+        _HELD.discard(self)
         self._stop.set()
-        self._thread.join()
-        with self._files.locked(self._clip):
-            if _read(self._files, self._key) == self._holder:
-                self._files.delete(self._key)
+        self._thread.join(REFRESH_S)  # it may hang on a share that does not answer
+        try:
+            with self._files.locked(self._clip):
+                if self._is_ours():
+                    self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise MachineError(f"cannot delete {self._path}: {error.strerror or error}") from error
+        finally:
+            os.close(self._handle)  # and with it the lock
+
+    def _is_ours(self) -> bool:
+        try:
+            return _identity(os.stat(self._path)) == self._inode
+        except FileNotFoundError:
+            return False
+        except OSError:  # a share that does not answer shows at the commit itself
+            return True
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(REFRESH_S):
-            try:
-                with self._files.locked(self._clip):
-                    if _read(self._files, self._key) != self._holder:
-                        self._lost = True
-                        return
-                    self._holder = Holder(**{**vars(self._holder), "time": time.time()})
-                    self._files.write(self._key, _encode(self._holder))
+            with suppress(OSError):  # a full disk shows at the next commit; until then the old renewal counts
+                os.utime(self._handle)
+                if not self._is_ours():
+                    self._lost = True
+                    return
                 self._renewed = _awake_or_not_s()
-            except AuFusionError:
-                continue  # a full disk shows at the next commit; until then the old renewal counts
+
+
+_HELD: set[Lease] = set()
+
+
+@atexit.register
+def _release_what_is_left() -> None:
+    """A signal may come between the taking of a lease and the block that gives it back."""
+    for lease in list(_HELD):
+        with suppress(AuFusionError):
+            lease.release()
 
 
 def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
     """The lease of ``clip``, or who holds it. Of several runs that ask at once, one gets it."""
-    mine = Holder(socket.gethostname(), os.getpid(), run, time.time(), uuid.uuid4().hex)
-    key = f"{clip}/{NAME}"
+    path = files.root / clip / NAME
     inherited = False
-    while not files.create(key, _encode(mine)):
-        with files.locked(clip):  # only one at a time may judge a lease void and remove it
-            if files.read(key) is None:
-                continue  # given back since: ask again
-            holder = _read(files, key)
-            if holder is not None and not holder.is_void(time.time()):
+    while True:
+        with _disk(path), files.locked(clip):  # makes the folder
+            mine, handle = _create(path, run)
+            if mine is not None:
+                return Lease(files, clip, mine, handle, inherited=inherited)
+            found = _look(path)
+            if found is None:
+                continue  # given back just now
+            holder, judged = found
+            if holder is not None:
                 return holder
-            files.delete(key)
-            inherited = True
-    return Lease(files, clip, mine, inherited=inherited)
+            inherited = _take_away(path, judged) or inherited
 
 
 def check_lent(files: LocalFiles, clip: str, holder: Holder) -> None:
-    """``Lease.check`` for a process that works for the holder: by the file, which the holder renews.
+    """``Lease.check`` for a process that works for the holder.
 
     Raises:
-        LeaseLostError: it is another's, or was not renewed for minutes.
+        LeaseLostError: the clip's lease is another's.
     """
-    found = _read(files, f"{clip}/{NAME}")
-    if found is None or found.token != holder.token or time.time() - found.time > VOID_AFTER_S - 2 * REFRESH_S:
+    found = _decode(files.read(f"{clip}/{NAME}") or b"")
+    if found is None or found.token != holder.token:
         raise LeaseLostError(f"clip {clip}: the run that asked for it no longer holds its lease; run again")
 
 
 @contextmanager
 def held(files: LocalFiles, clip: str, run: str) -> Iterator[Lease | Holder]:
     """``take``, and release at the end of the block."""
-    lease = take(files, clip, run)
+    lease: Lease | Holder | None = None
     try:
+        with uninterrupted():
+            lease = take(files, clip, run)
         yield lease
     finally:
-        if isinstance(lease, Lease):
-            lease.release()
+        with uninterrupted():
+            if isinstance(lease, Lease):
+                lease.release()
+
+
+def _create(path: Path, run: str) -> tuple[Holder | None, int]:
+    """Make a lease of ours where there is none, kept open and locked; (None, -1) where there is one."""
+    temporary = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        mine = Holder.me(run, locked=_lock(handle))
+        os.write(handle, json.dumps(asdict(mine)).encode())
+        os.link(temporary, path)  # exclusive, and shows the whole content at once
+    except OSError as error:
+        os.close(handle)
+        if error.errno in NO_LINKS:
+            return _create_without_links(path, run)
+        if not isinstance(error, FileExistsError):
+            raise
+        return None, -1
+    except BaseException:
+        os.close(handle)
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return mine, handle
+
+
+def _create_without_links(path: Path, run: str) -> tuple[Holder | None, int]:
+    """As ``_create``. For a moment the file is empty: who looks just then goes by its age."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return None, -1
+    mine = Holder.me(run, locked=_lock(handle))
+    os.write(handle, json.dumps(asdict(mine)).encode())
+    return mine, handle
+
+
+def _look(path: Path) -> tuple[Holder | None, tuple[int, int]] | None:
+    """Who holds the lease, or None if it is void, and which inode was judged; None if there is none."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise MachineError(f"{path} is a folder, expected a run's lease; remove it") from None
+    try:
+        status = os.fstat(handle)
+        data = os.read(handle, 65_536)
+        holder = _decode(data)
+        if _now_there(path) - status.st_mtime > VOID_AFTER_S or (holder is None and data):
+            return None, _identity(status)
+        if holder is None:  # being made
+            return Holder("an unknown host", 0, "unknown", status.st_mtime, ""), _identity(status)
+        return (None if _is_dead(holder, handle, path) else holder), _identity(status)
+    finally:
+        os.close(handle)
+
+
+def _take_away(path: Path, judged: tuple[int, int]) -> bool:
+    """Rename a void lease out of the way; False if it was no longer the one that was judged."""
+    aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    is_it = _identity(os.stat(aside)) == judged
+    if not is_it:
+        with suppress(OSError):  # if it cannot be put back, its holder sees that at its next commit
+            os.link(aside, path)
+    aside.unlink()
+    return is_it
+
+
+def _is_dead(holder: Holder, handle: int, path: Path) -> bool:
+    """Whether the holder's process is known to be gone; ``handle`` is open on its lease."""
+    boot = _text("/proc/sys/kernel/random/boot_id")
+    if not (boot and holder.boot):
+        return False
+    if holder.boot != boot:
+        return _is_local(path)
+    if holder.locked:
+        return _lock(handle)  # freed again when the handle is closed
+    if holder.pid_namespace == _link("/proc/self/ns/pid"):
+        return _started(holder.pid) != holder.started
+    return False
+
+
+def _lock(handle: int) -> bool:
+    """Lock the file for as long as it is open here; False if another holds it, or where nothing can be locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _now_there(path: Path) -> float:
+    """Unix seconds by the clock of the file system that holds ``path``."""
+    probe = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
+    handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(handle, b"?")
+        os.utime(handle)
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+        with suppress(OSError):
+            probe.unlink()
+
+
+def _is_local(path: Path) -> bool:
+    """Whether the file system is one that this machine alone writes; False where that is not told."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in _text("/proc/self/mountinfo").splitlines():  # proc(5)
+        mount, _, behind = line.partition(" - ")
+        if mount.split()[2] == number:
+            return behind.split()[0] in LOCAL
+    return False
+
+
+def _started(pid: int) -> int:
+    """Ticks after the boot at which a process began; 0 if there is none, or where that is not told."""
+    after_name = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(after_name[19]) if len(after_name) > 19 else 0
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _decode(data: bytes) -> Holder | None:
+    """None for what is no lease of ours: written by hand, torn, of another program."""
+    try:
+        found = json.loads(data)
+        known = get_type_hints(Holder)
+        if not isinstance(found, dict):
+            return None
+        holder = Holder(**{key: value for key, value in found.items() if key in known})
+    except (ValueError, TypeError):
+        return None
+    return holder if all(isinstance(value, known[name]) for name, value in vars(holder).items()) else None
 
 
 def _awake_or_not_s() -> float:
@@ -138,23 +362,11 @@ def _awake_or_not_s() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _encode(holder: Holder) -> bytes:
-    return json.dumps(vars(holder)).encode()
-
-
-def _read(files: LocalFiles, key: str) -> Holder | None:
-    data = files.read(key)
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
     try:
-        return None if data is None else Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        return None  # not ours, or written by hand: void
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise MachineError(f"cannot take {path}: its folder is gone") from error
+        raise MachineError(f"cannot take {path}: {error.strerror or error}") from error

@@ -4,13 +4,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from extract.errors import AuFusionError
+from extract import endings
 
 if TYPE_CHECKING:
     from fusion.evaluation import Evaluation
@@ -193,19 +193,15 @@ def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-@contextmanager
-def _errors_as_exit_codes(after_interrupt: str) -> Iterator[None]:
-    """One clear line instead of a traceback for every error that is ours; 130 after Ctrl-C."""
-    try:
-        yield
-    except AuFusionError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted: {after_interrupt}", err=True)
-        raise typer.Exit(130) from None
+def _errors_as_exit_codes(after_interrupt: str) -> AbstractContextManager[None]:
+    """One clear line instead of a traceback for every error that is foreseen; 130 after Ctrl-C."""
+    return endings.reported("error", f"interrupted: {after_interrupt}")
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    endings.run_program("fusion", app)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,8 +16,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-FUSION_MAY_IMPORT = {"store", "timeline", "splits", "errors", "au", "config", "files"}
-"""Rooms of ``extract`` that ``fusion`` uses. ``files`` holds no features: it makes a run's files durable."""
+FUSION_MAY_IMPORT = {"store", "timeline", "splits", "errors", "au", "config", "files", "endings"}
+"""Rooms of ``extract`` that ``fusion`` uses. ``files`` holds no features: it makes a run's files durable;
+``endings`` is how both programs end."""
 
 PREDICT_MAY_IMPORT = {
     "fusion/prediction.py": {"runner", "graph", "sources", "datasets", "engines", "models", "manifest"},
@@ -32,8 +33,8 @@ ONE_USER = {
 }
 """Packages that stay behind one door (av: one decodes, the demo's encodes; yaml: one for each file format of ours)."""
 
-PRINTS = {"cli.py", "console.py"}
-"""What a command is made of: its arguments, and what it shows. Everything else returns values or raises."""
+PRINTS = {"cli.py", "console.py", "endings.py"}
+"""What a command is made of: its arguments, what it shows, how it ends. Everything else returns values or raises."""
 
 Tree = dict[str, str]
 """Path from the root -> text of a Python file."""

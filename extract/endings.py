@@ -1,0 +1,179 @@
+"""How both programs end: exit codes, signals, output that nobody reads, errors that nobody foresaw."""
+
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from extract.errors import AuFusionError, MachineError, WeightsError
+
+OURS = 70
+"""Exit code of an error of ours (EX_SOFTWARE of sysexits.h): never 1, which says that clips failed."""
+
+STOPS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name))
+"""A terminal that closes, Ctrl-C, a scheduler's polite end: each stops cleanly, with 128 + its number."""
+
+SAME_STOP_S = 1.0
+"""A closing terminal and a scheduler signal twice within moments; only a later signal is somebody's impatience."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for a clean stop. A KeyboardInterrupt, so that whatever stops for Ctrl-C stops for it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+_first: tuple[int, float] | None = None
+"""The signal that began the end, and when."""
+_deferring = 0
+_deferred: int | None = None
+
+
+def heed_signals() -> None:
+    """Turn the stop signals into ``Interrupted`` in the main thread; a second one, a second later, ends at once.
+
+    A signal that is ignored stays so: ``nohup`` ignores SIGHUP, a shell SIGINT for what it starts in the background.
+    """
+    for signum in STOPS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _stop)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    global _first, _deferred
+    del frame
+    if _first is not None:
+        if time.monotonic() - _first[1] > SAME_STOP_S:
+            os._exit(128 + signum)
+        return
+    _first = (signum, time.monotonic())
+    if _deferring:
+        _deferred = signum
+    else:
+        raise Interrupted(signum)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a signal wait until the end of a short block that must be whole. Only the main thread is ever interrupted."""
+    global _deferring, _deferred
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+        if not _deferring and _deferred is not None:
+            signum, _deferred = _deferred, None
+            raise Interrupted(signum)
+
+
+@contextmanager
+def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
+    """Around a command: its errors become lines on standard error and the exit codes of ``errors.py``."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except AuFusionError as error:
+        _say(f"{prefix}: {error}")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt as stop:
+        _say(after_interrupt)
+        raise typer.Exit(getattr(stop, "exit_code", 128 + signal.SIGINT)) from None
+    except MemoryError:
+        _say(f"{prefix}: the memory is full; nothing finished is lost: run the same command again with less at a time")
+        raise typer.Exit(MachineError.exit_code) from None
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in {"extract", "fusion"}:
+            raise typer.Exit(_ours(prefix)) from None
+        _say(f"{prefix}: {error}; install what requirements.lock names")
+        raise typer.Exit(WeightsError.exit_code) from None
+    except Exception:  # noqa: BLE001 - the last one to see it; its traceback is shown
+        raise typer.Exit(_ours(prefix)) from None
+
+
+def run_program(name: str, app: Callable[[], object]) -> NoReturn:
+    """The whole life of a program, from its entry point on."""
+    heed_signals()
+    sys.stdout, sys.stderr = _Unread.of(sys.stdout), _Unread.of(sys.stderr)
+    code: int | str | None = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except Exception:  # noqa: BLE001 - what was raised outside any command: while one was looked up or imported
+        code = _ours(name)
+    if _first is not None and code in {1, 128 + signal.SIGINT}:  # stopped outside a command, where only click saw it
+        code = 128 + _first[0]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    sys.exit(code)
+
+
+def _ours(prefix: str) -> int:
+    _say(traceback.format_exc().rstrip())
+    _say(f"{prefix}: an error of ours; please report it, with the lines above")
+    return OURS
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - what every command says when it ends
+
+
+class _Unread(io.TextIOWrapper):
+    """A standard stream whose reader may have gone (``| head``, a terminal that closed): then nobody is told."""
+
+    @classmethod
+    def of(cls, stream: "io.TextIOBase | object") -> "_Unread":
+        """A stream in the place of ``stream``, which stays open for who holds it."""
+        if not isinstance(stream, io.TextIOWrapper):  # none at all, or one that a test or notebook put there
+            return stream  # type: ignore[return-value]
+        stream.flush()
+        copy = os.fdopen(os.dup(stream.fileno()), "wb")
+        return cls(
+            copy,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str, /) -> int:
+        """``TextIOWrapper.write``; the text is dropped where nobody reads."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._nobody_reads(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """``TextIOWrapper.flush``."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._nobody_reads(error)
+
+    def _nobody_reads(self, error: OSError) -> None:
+        if error.errno not in {errno.EPIPE, errno.EIO}:
+            raise error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # what is still in the buffers goes there as well
+        os.close(nowhere)
