@@ -46,8 +46,8 @@ def recorded(files: LocalFiles, clip: str) -> Iterator[None]:
             if was_enabled:
                 with suppress(ValueError, OSError, AttributeError, RuntimeError):  # a standard error that is no file
                     faulthandler.enable(sys.__stderr__)  # type: ignore[arg-type]
-    with suppress(OSError):  # an empty one says nothing
-        path.unlink()
+            with suppress(OSError):  # one that is left says nothing
+                path.unlink()
 
 
 def left_by_the_dead(files: LocalFiles, clip: str) -> str | None:

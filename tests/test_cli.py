@@ -3,10 +3,8 @@
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -271,23 +269,3 @@ def test_weights_list_and_verify(folder, monkeypatch):
     told = {row["key"]: row["state"] for row in json.loads(extract("weights", "verify", "--json").stdout)}
     assert told["dlib-68-landmarks"] == "ok"
     assert told["swin-tiny"] == "missing"
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_exits_130_and_leaves_no_lease(tmp_path, how):
-    for n in range(6):
-        write_clip(tmp_path / f"{n}.mov", pictures(300, 240, 320), codec="libx264", pix_fmt="yuv420p")
-    run = [sys.executable, "-m", "extract.cli"]
-    subprocess.run([*run, "manifest", "folder", ".", "-o", "m.yaml"], cwd=tmp_path, check=True, capture_output=True)
-    command = [*run, "run", "--manifest", "m.yaml", "--stage", "detections", "-q", "--set", "run.block_rows=16"]
-    # A shell that runs the tests in the background leaves SIGINT ignored, which children inherit.
-    heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **heeded)
-    store = tmp_path / "store.zarr"
-    while process.poll() is None and not any(store.glob("*/detections/box/c.*")):
-        time.sleep(0.01)
-    process.send_signal(how)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert error == "extract: interrupted; run the same command to continue\n"
-    assert not list(store.glob("*/.lease"))

@@ -1,0 +1,209 @@
+"""How both programs end: signals, exit codes, output that nobody reads, errors that nobody foresaw."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from extract import endings
+from extract.errors import ClipError, CorruptError, MachineError
+from extract.store import Store
+from tests.conftest import ROOT
+from tests.media_files import pictures, write_clip
+
+EXTRACT = [sys.executable, "-m", "extract.cli"]
+STOPS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def heeded():
+    """A shell that runs the tests in the background leaves SIGINT ignored, which children inherit."""
+    for signum in STOPS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for n in range(3):
+        write_clip(folder / f"{n}.mov", pictures(300, 240, 320), codec="libx264", pix_fmt="yuv420p")
+    subprocess.run([*EXTRACT, "manifest", "folder", ".", "-o", "m.yaml"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def start(clips, store, *settings, preexec_fn=heeded):
+    command = [*EXTRACT, "run", "--manifest", str(clips / "m.yaml"), "--store", str(store), "--stage", "detections"]
+    words = [word for setting in ("run.block_rows=16", *settings) for word in ("--set", setting)]
+    return subprocess.Popen(
+        [*command, "-q", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn
+    )
+
+
+def wait_for_a_block(process, store):
+    while process.poll() is None and not any(Path(store).glob("*/detections/box/c.*")):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("how", "code"), STOPS.items())
+@pytest.mark.parametrize("isolate", ["never", "always"])
+def test_a_stopped_run_says_so_and_leaves_nothing_behind(clips, tmp_path, how, code, isolate):
+    store = tmp_path / "s.zarr"
+    process = start(clips, store, f"run.isolate={isolate}")
+    wait_for_a_block(process, store)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert error == "extract: interrupted; run the same command to continue\n"
+    assert not list(store.glob("*/.lease*"))
+    assert not list(store.glob("*/.crash"))
+    records = [Store.open(store).record(clip, "detections") for clip in Store.open(store).clips()]
+    assert {(record.state, record.attempts) for record in records if record} <= {("partial", 0), ("done", 0)}
+
+
+def test_who_ignores_a_hangup_goes_on(clips, tmp_path):
+    """``nohup extract run``."""
+
+    def nohup():
+        heeded()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = start(clips, tmp_path / "s.zarr", preexec_fn=nohup)
+    wait_for_a_block(process, tmp_path / "s.zarr")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+FIT = """
+import sys, time
+from fusion import cli, training
+def fit(*args, **keys):
+    print("fitting", flush=True)
+    time.sleep(600)
+training.fit = fit
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), STOPS.items())
+def test_fusion_ends_alike(tmp_path, how, code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FIT, "fit", "-c", "demo"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeded,
+    )
+    assert process.stdout.readline() == "fitting\n"
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert error.startswith("interrupted: run the same command to continue")
+
+
+STUBBORN = """
+import sys, time
+from extract import endings
+def app():
+    with endings.uninterrupted():
+        print("begun", flush=True)
+        time.sleep(600)
+endings.run_program("x", app)
+"""
+
+
+def test_a_second_signal_ends_at_once_but_not_one_of_the_same_moment():
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True, preexec_fn=heeded)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    time.sleep(endings.SAME_STOP_S)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 143
+
+
+def test_a_signal_waits_for_the_end_of_a_block_that_must_be_whole(monkeypatch):
+    monkeypatch.setattr(endings, "_first", None)
+    done = []
+
+    def block():
+        with endings.uninterrupted():
+            endings._stop(signal.SIGHUP, None)
+            done.append("whole")
+
+    with pytest.raises(endings.Interrupted) as stop:
+        block()
+    assert done == ["whole"]
+    assert stop.value.exit_code == 129
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MachineError("no disk"), 5, "x: no disk\n"),
+        (CorruptError("bits"), 4, "x: bits\n"),
+        (MemoryError(), 5, "x: the memory is full; nothing finished is lost"),
+        (ModuleNotFoundError("No module named 'plotly'", name="plotly"), 3, "x: No module named 'plotly'; install"),
+        (ModuleNotFoundError("No module named 'extract.new'", name="extract.new"), 70, "please report it"),
+        (
+            ValueError("nobody thought of it"),
+            70,
+            "ValueError: nobody thought of it\nx: an error of ours; please report",
+        ),
+        (BrokenPipeError(32, "Broken pipe"), 70, "please report it"),
+        (endings.Interrupted(signal.SIGTERM), 143, "stopped\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_every_error_has_its_code_and_its_words(capsys, error, code, said):
+    with pytest.raises(typer.Exit) as end, endings.reported("x", "stopped"):
+        raise error
+    assert end.value.exit_code == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_clips_error_outside_a_run_is_no_exit_code_of_a_bug(capsys):
+    with pytest.raises(typer.Exit) as end, endings.reported("x", "stopped"):
+        raise ClipError("no_frames", "nothing decodes")
+    assert end.value.exit_code == 1
+    assert capsys.readouterr().err == "x: nothing decodes\n"
+
+
+@pytest.mark.parametrize("arguments", [["weights", "list"], ["weights", "list", "--json"], ["--help"]])
+def test_output_that_nobody_reads_is_no_failure(arguments):
+    """``extract status | true``: the reader is gone before the first line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [*EXTRACT, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_failure_is_not_hidden_by_a_closed_output(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    (tmp_path / "torn.mp4").write_bytes(b"no movie")
+    (tmp_path / "m.yaml").write_text("version: 1\nclips: [{id: a, video: torn.mp4}]\n")
+    command = [*EXTRACT, "run", "--manifest", str(tmp_path / "m.yaml"), "--store", str(tmp_path / "s.zarr")]
+    ended = subprocess.run(
+        [*command, "--stage", "frames"], stdout=writer, stderr=subprocess.PIPE, check=False, cwd=ROOT, timeout=60
+    )
+    os.close(writer)
+    assert ended.returncode == 1
