@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from extract import lease
 from extract.clipwork import ClipWork, Outcome
@@ -19,7 +19,7 @@ from extract.engines.local import LocalEngine, pick_device
 from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
 from extract.lease import LeaseLostError
-from extract.manifest import Clip, load_manifest
+from extract.manifest import Clip, load_manifest, refuse_shared
 from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.sources import Sources
 from extract.store import Store, is_store
@@ -121,6 +121,8 @@ class Options:
     overwrite: bool = False
     retry: bool = False
     offline: bool = False
+    allow_shared_subjects: bool = False
+    """Take a manifest in which one subject or source video lies in several splits."""
 
 
 def run(
@@ -144,8 +146,7 @@ def run(
     """
     options = options or Options()
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    listed = load_manifest(Path(manifest)) if isinstance(manifest, str | Path) else manifest
-    clips = choose(listed, options)
+    clips = choose(_listed(manifest, options), options)
     device = pick_device(options.device)
     made, opened, sources = make_plan(loaded, clips, store, options, device.type)
     return execute(made, opened, sources, store, loaded, device, options, progress)
@@ -186,7 +187,7 @@ def plan(
     """What ``run`` would do, and the store if there is one; nothing is written."""
     options = options or Options()
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    clips = choose(load_manifest(Path(manifest)), options)
+    clips = choose(_listed(manifest, options), options)
     made, opened, _ = make_plan(loaded, clips, store, options, pick_device(options.device).type)
     return made, opened
 
@@ -205,6 +206,15 @@ def make_plan(
     for clip in clips:
         plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
     return plan, opened, sources
+
+
+def _listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence[Clip]:
+    """The clips of a manifest that keeps its splits apart."""
+    path = Path(manifest) if isinstance(manifest, str | Path) else None
+    clips = load_manifest(path) if path is not None else cast(Sequence[Clip], manifest)
+    if not options.allow_shared_subjects:
+        refuse_shared(clips, path)
+    return clips
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
