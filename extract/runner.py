@@ -44,6 +44,7 @@ WARNINGS = {
     "audio_overlap_s": "{} s of overlapping sound left out",
     "clipped_samples": "{} samples beyond full scale were clipped",
     "au_rows": "{} rows of AU labels for {rows} frames, within label_slack",
+    "left_out_aus": "columns of the label file that are none of the twelve AUs are left out: {}",
     "expr_rows": "{} rows of expression labels for {rows} frames, within label_slack",
 }
 """Notes of a record that a run tells of; the others are facts that need no eye."""
