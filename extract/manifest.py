@@ -192,8 +192,6 @@ class Document:
     """The list is written as ``clips: [...]``."""
     dash: int
     """Column of the list's dashes, from 0."""
-    is_last: bool
-    """``clips`` is the last key of the file."""
 
     def entries(self) -> Iterator[tuple[Clip, Place]]:
         """The clips, each with its place."""
@@ -211,14 +209,13 @@ def read_document(path: Path, raw: bytes | None = None) -> Document:
     """
     raw = _bytes(path) if raw is None else raw
     root, clips = _parsed(path, raw)
-    key, listed = next((key, value) for key, value in root.value if key.value == "clips")
+    listed = next(value for key, value in root.value if key.value == "clips")
     return Document(
         raw=raw,
         clips=clips,
         places=tuple(_place(node) for node in listed.value),
         in_brackets=_is_flow(listed),
         dash=int(listed.start_mark.column),
-        is_last=key is root.value[-1][0] and not _is_flow(root),
     )
 
 
@@ -300,7 +297,7 @@ def write_manifest(path: Path, clips: Iterable[Clip], comment: str = "", *, new:
     if not new:
         files.write(path.name, content)
     elif not files.create(path.name, content):
-        refuse_existing(path)
+        raise _there(path)
 
 
 def refuse_existing(path: Path) -> None:
@@ -311,10 +308,14 @@ def refuse_existing(path: Path) -> None:
     """
     _refuse_folder(path)
     if os.path.lexists(path):
-        raise UsageError(
-            f"{path}: is there already and may have been edited; add what is new to it with `--update`, "
-            "or name another file with `-o FILE`"
-        )
+        raise _there(path)
+
+
+def _there(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: is there already and may have been edited; add what is new to it with `--update`, "
+        "or name another file with `-o FILE`"
+    )
 
 
 def _refuse_folder(path: Path) -> None:
@@ -427,8 +428,7 @@ def _end(node: yaml.Node) -> int:
     if isinstance(node, yaml.ScalarNode) or _is_flow(node):
         return int(node.end_mark.index)
     parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
-    # What an alias stands for has its marks where it was named.
-    return max(_end(part) for part in parts if part.start_mark.index >= node.start_mark.index)
+    return max(map(_end, parts))  # what an alias stands for has its marks further up, where it was named
 
 
 def _is_flow(node: yaml.Node) -> bool:

@@ -303,7 +303,7 @@ def _clips_edit(path: Path, text: str, document: Document, added: Sequence[Clip]
     last = document.places[-1]
     place = _after_line(text, last.end)
     below = [line.strip() for line in _BREAK.split(text[place:])]
-    if document.is_last and all(not line or line.startswith("#") for line in below):
+    if all(not line or line.startswith("#") for line in below):
         place = len(text)  # comments below the last clip stay below it
     dash = f"{' ' * document.dash}-".ljust(max(last.indent, document.dash + 2))
     lines: list[str] = []

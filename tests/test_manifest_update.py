@@ -75,6 +75,14 @@ def test_comments_order_and_spelling_stay(tmp_path, videos):
     assert ([clip.id for clip in made.added], made.known, made.gone) == (["c"], 2, ())
 
 
+def test_new_entries_stand_as_the_others_do(tmp_path, videos):
+    path = tmp_path / "m.yaml"
+    path.write_text(CLIPS["indented"])
+    update(path, videos("a.mp4", "b.mp4", "c.mp4"), Parting("source_video", 0, 0, 0))
+    a, b = (f"    -   id: {name}\n        video: v/{name}.mp4\n        split: train\n" for name in "ab")
+    assert path.read_text() == HEAD + a + b + a.replace("id: a", "id: c").replace("a.mp4", "c.mp4")
+
+
 def test_splits_are_put_below_each_entry_that_has_none(tmp_path, videos):
     path = tmp_path / "m.yaml"
     path.write_text(EDITED)
