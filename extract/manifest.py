@@ -79,10 +79,11 @@ class Clip(BaseModel):
     """Words with times: .srt, .vtt, .json as Whisper writes it, or .csv with the header ``word,start_s,end_s``."""
     labels: Labels = Labels()
     subject: str | None = None
-    """Who is seen; one subject never lies in two splits. ``None``: not known."""
+    """Who is seen; a run refuses one subject in two splits. ``None``: not known."""
     source_video: str = ""
     """Recording that the clip was cut from; clips of one recording never lie in two splits. Default: the id."""
     split: Literal["train", "val", "test"] | None = None
+    """``None``: not for fitting or testing. Who writes ``split: null`` keeps the clip out of ``--split-by``, too."""
     face: Literal["largest", "left", "right", "none"] = "largest"
     """Which face of several is the clip's; ``none`` leaves the visual instances empty."""
     start_s: float | None = None

@@ -107,13 +107,19 @@ def make(
     added = _with_splits(found.added, split_of)
     _extend(path, document, added, {clip.id: split_of[clip.id] for clip in document.clips if clip.id in split_of})
     clips = (*_with_splits(document.clips, split_of), *added)
+    unsplit = [clip.id for clip in added if clip.split is None]
+    notes = list(found.notes)
+    if unsplit and any(clip.split is not None for clip in document.clips):
+        notes.append(
+            f"{len(unsplit)} added clips have no split{_few(unsplit)}; `--update --split-by ...` gives them one"
+        )
     return replace(
         found,
         added=added,
         assigned=len(split_of),
         kept_out=len(kept_out),
         splits=_count(clips, parting),
-        notes=(*found.notes, *_torn(clips)),
+        notes=(*notes, *_torn(clips)),
     )
 
 

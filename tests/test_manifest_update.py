@@ -363,6 +363,16 @@ def test_labels_that_came_later_are_told(tmp_path, videos):
 # -- splits -----------------------------------------------------------------------------------------------------------
 
 
+def test_added_clips_without_a_split_among_others_that_have_one(tmp_path, videos):
+    path = tmp_path / "m.yaml"
+    path.write_text(HEAD + A + "  split: train\n" + B)
+    root = videos("a.mp4", "b.mp4", "c.mp4")
+    assert update(path, root).notes == (
+        "1 added clips have no split (first: c); `--update --split-by ...` gives them one",
+    )
+    assert update(path, root).notes == ()
+
+
 def test_a_group_keeps_the_split_that_it_has(tmp_path, videos):
     path, root = tmp_path / "m.yaml", videos(*(f"{n}.mp4" for n in range(20)))
     start(path, root)
