@@ -1,6 +1,7 @@
 """Readers of label files: one row per video frame, -1 where nothing was annotated."""
 
 import re
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -13,35 +14,49 @@ from extract.errors import ClipError
 NOT_ANNOTATED = -1
 NUM_EXPRESSIONS = 8
 
-_AU_NAME = re.compile(r"au\s*0*([1-9][0-9]*)")
+# OpenFace adds _c for "present: 0 or 1" and _r for an intensity from 0 to 5, which is no label of ours.
+_AU_NAME = re.compile(r"au\s*0*([1-9][0-9]*)(_c|_r)?")
 _AU_VALUES = {"0": 0, "1": 1, "-1": -1}
 _EXPR_VALUES = {str(value): value for value in range(-1, NUM_EXPRESSIONS)}
 
 
-def read_au(path: Path) -> NDArray[np.int8]:
-    """Action units of every frame: [N, 12] in the order of ``extract.au.AUS``, values 0, 1, -1 (not annotated).
+@dataclass(frozen=True)
+class AuLabels:
+    """Action units of every frame."""
+
+    au: NDArray[np.int8]
+    """[N, 12] in the order of ``extract.au.AUS``, values 0, 1, -1 (not annotated)."""
+    left_out: tuple[str, ...]
+    """Columns of the file that are other action units, as its header spells them: ``AU45``, ``AU01_r``."""
+
+
+def read_au(path: Path) -> AuLabels:
+    """Action units of every frame of a movie.
 
     The layout of Aff-Wild2 (ABAW): a header ``AU1,AU2,...,AU26``, then one line of comma-separated values per frame
-    of the movie. Columns go by their names (``AU1``, ``AU01``, ``au 1``), so they may stand in any order, and an AU
-    without a column is -1 throughout. A column that is none of the twelve is refused: dropping it without a word
-    would hide a file of another coding. A first column ``frame`` must count up by one from 0 or from 1.
+    of the movie. Columns go by their names (``AU1``, ``AU01``, ``au 1``, OpenFace's ``AU01_c``), so they may stand in
+    any order, and an AU without a column is -1 throughout. AUs other than the twelve are left out, whatever their
+    values are, and named. A column that is no AU at all is refused: ``success`` or ``confidence`` may say that a row's
+    zeros mean nothing. A first column ``frame`` must count up by one from 0 or from 1.
 
     Raises:
         ClipError: ``missing_file``, ``unreadable``, or ``bad_labels`` with the line, what it holds and what it should.
     """
     lines = _lines(path, "a header such as `AU1,AU2,AU4`")
-    aus, counted = _au_columns(path, lines[0])
+    aus, left_out, counted = _au_columns(path, lines[0])
     rows = [line.split(",") for line in lines[1:]]
-    width = len(aus) + counted
+    width = len(aus) + len(left_out) + counted
     for number, row in enumerate(rows, start=2):
         if len(row) != width:
             raise _bad(path, number, f"{len(row)} columns in {_shown(lines[number - 1])}", f"{width} as in the header")
     if counted:
-        _check_count(path, [row.pop(0) for row in rows])
+        _check_count(path, [row[0] for row in rows])
+    if counted or left_out:
+        rows = [[row[column] for column in aus.values()] for row in rows]
     values = _values(path, list(chain.from_iterable(rows)), len(aus), _AU_VALUES, "0, 1 or -1 (not annotated)")
     au = np.full((len(rows), len(AUS)), NOT_ANNOTATED, dtype=np.int8)  # [N, 12]
     au[:, [AUS.index(number) for number in aus]] = values
-    return au
+    return AuLabels(au, left_out)
 
 
 def read_expr(path: Path) -> NDArray[np.int8]:
@@ -82,22 +97,27 @@ def _lines(path: Path, header: str) -> list[str]:
     return lines
 
 
-def _au_columns(path: Path, header: str) -> tuple[list[int], bool]:
-    """AU numbers of the header, and whether a frame counter stands before them."""
-    names = [name.strip().lower() for name in header.split(",")]
-    counted = names[0] == "frame"
+def _au_columns(path: Path, header: str) -> tuple[dict[int, int], tuple[str, ...], bool]:
+    """Column of each AU, the AUs that are none of ours, and whether a frame counter stands before them."""
+    names = [name.strip() for name in header.split(",")]
+    counted = names[0].lower() == "frame"
     expected = f"a header of AU columns such as `AU1,AU2,AU4`, from {', '.join(f'AU{au}' for au in AUS)}"
-    aus: list[int] = []
-    for name in names[counted:]:
-        match = _AU_NAME.fullmatch(name)
-        if match is None or int(match[1]) not in AUS:
-            raise _bad(path, 1, f"column {_shown(name)}", expected)
-        if int(match[1]) in aus:
+    aus: dict[int, int] = {}
+    left_out: list[str] = []
+    for column, name in enumerate(names[counted:], start=counted):
+        match = _AU_NAME.fullmatch(name.lower())
+        if match is None:
+            raise _bad(path, 1, f"column {_shown(name.lower())}", expected)
+        number = int(match[1])
+        if number not in AUS or match[2] == "_r":
+            left_out.append(name)
+        elif number in aus:
             raise _bad(path, 1, f"AU{match[1]} twice", "each AU once")
-        aus.append(int(match[1]))
+        else:
+            aus[number] = column
     if not aus:
-        raise _bad(path, 1, _shown(header), expected)
-    return aus, counted
+        raise _bad(path, 1, _shown(", ".join(left_out) or header), expected)
+    return aus, tuple(left_out), counted
 
 
 def _check_count(path: Path, tokens: list[str]) -> None:

@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -16,6 +16,9 @@ P = ParamSpec("P")
 
 SHOWN = 10
 """Lines of a list before it is cut."""
+
+HELD_OUT_SHARE = 0.1
+"""Share of the clips that ``manifest folder --split-by`` gives to val and to test unless told."""
 
 app = typer.Typer(
     help="From raw videos to per-frame multimodal features in one resumable Zarr store.",
@@ -48,6 +51,14 @@ Retry = Annotated[bool, typer.Option("--retry", help="Try clips again that crash
 Offline = Annotated[bool, typer.Option("--offline", help="Use no network (this version never does).")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no warnings.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Whole messages and tracebacks.")]
+AllowShared = Annotated[
+    bool,
+    typer.Option("--allow-shared-subjects", help="Take one subject or source video in several splits."),
+]
+ManifestOut = Annotated[Path, typer.Option("-o", "--out", help="Manifest to write; one that is there is refused.")]
+Update = Annotated[
+    bool, typer.Option("--update", help="Add new clips to the manifest that is there; all else in it stays.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
@@ -77,6 +88,7 @@ def run(
     device: Device = "auto",
     overwrite: Overwrite = False,
     retry: Retry = False,
+    allow_shared_subjects: AllowShared = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -87,7 +99,9 @@ def run(
     from extract import console, runner
 
     _log(quiet, verbose)
-    options = runner.Options(stage or (), clip or (), limit, shard, device, overwrite, retry, offline)
+    options = runner.Options(
+        stage or (), clip or (), limit, shard, device, overwrite, retry, offline, allow_shared_subjects
+    )
     if dry_run:
         return _plan(manifest, store, config, set_, options, as_json=as_json)
     with console.progress(quiet or as_json) as progress:
@@ -112,13 +126,16 @@ def plan(
     shard: Shard = None,
     device: Device = "auto",
     retry: Retry = False,
+    allow_shared_subjects: AllowShared = False,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> int:
     """Say what a run would do (run --dry-run); exit 2 where it would refuse."""
     from extract import runner
 
-    options = runner.Options(stage or (), clip or (), limit, shard, device, False, retry, offline)
+    options = runner.Options(
+        stage or (), clip or (), limit, shard, device, False, retry, offline, allow_shared_subjects
+    )
     return _plan(manifest, store, config, set_, options, as_json=as_json)
 
 
@@ -261,16 +278,41 @@ def demo(
 @reported
 def manifest_folder(
     root: Annotated[Path, typer.Argument(help="Folder of videos and sound files, with what lies below it.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Manifest to write.")],
+    out: ManifestOut,
+    update: Update = False,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            "--split-by",
+            help="Put clips without a split into train, val and test; those of one subject or source video together.",
+            metavar="subject|source_video",
+        ),
+    ] = None,
+    val: Annotated[float | None, typer.Option("--val", help="Share of the clips for val. (default: 0.1)")] = None,
+    test: Annotated[float | None, typer.Option("--test", help="Share of the clips for test. (default: 0.1)")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Another seed, other splits. (default: 0)", min=0)] = None,
+    allow_shared_subjects: Annotated[
+        bool, typer.Option("--allow-shared-subjects", help="Keep only clips of one source video together.")
+    ] = False,
 ) -> int:
     """Take videos and sound files by suffix; NAME.srt|vtt|csv beside a video are its words and labels."""
-    from extract.datasets.folder import scan_folder
-    from extract.manifest import write_manifest
+    from extract.datasets.folder import own_file, scan_folder
+    from extract.manifest import refuse_existing
+    from extract.manifest_update import make
 
+    parting = _parting(split_by, val, test, seed, allow_shared_subjects=allow_shared_subjects)
+    if not update:
+        refuse_existing(out)  # before a scan that may take long
     scan = scan_folder(root)
-    write_manifest(out, scan.clips, f"Made of a folder by `extract manifest folder`: {len(scan.clips)} clips.")
+    comment = (
+        "Made by `extract manifest folder`. Edit it: with `--update` that command adds what is new and keeps the rest."
+    )
+    made = make(out, scan.clips, comment, root=root, own=own_file, update=update, parting=parting)
     videos = sum(clip.video is not None for clip in scan.clips)
-    print(f"{out}: {len(scan.clips)} clips ({videos} videos, {len(scan.clips) - videos} sound files)")
+    kinds = f"{videos} videos, {len(scan.clips) - videos} sound files"
+    print(
+        f"{out}: {len(scan.clips)} clips ({kinds})" if not made.known else f"{root}: {len(scan.clips)} clips ({kinds})"
+    )
     words = sum(clip.transcript is not None for clip in scan.clips)
     labels = sum(clip.labels.au is not None for clip in scan.clips)
     if words or labels:
@@ -280,6 +322,7 @@ def manifest_folder(
         print(f"left out: {told}")
     for note in scan.notes:
         print(f"note: {note}")
+    _show_made(out, made)
     return 0
 
 
@@ -287,20 +330,25 @@ def manifest_folder(
 @reported
 def manifest_affwild2(
     root: Annotated[Path, typer.Argument(help="Folder of Aff-Wild2: annotations, cropped_aligned, movies.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Manifest to write.")],
+    out: ManifestOut,
+    update: Update = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the 90/10 parting of the training set.", min=0)] = 0,
     fps: Annotated[float | None, typer.Option("--fps", help="Take crops without a movie to have this rate.")] = None,
 ) -> int:
     """Official splits (validation is test), annotations, given crops, two faces of one movie."""
-    from extract.datasets.affwild2 import KNOWN, scan_affwild2
-    from extract.manifest import write_manifest
+    from extract.datasets.affwild2 import KNOWN, own_file, scan_affwild2
+    from extract.manifest import load_manifest, refuse_existing
+    from extract.manifest_update import make
 
-    found = scan_affwild2(root, seed=seed, fps=fps)
-    write_manifest(
-        out, found.clips, f"Aff-Wild2, by `extract manifest affwild2`, seed {seed}: {len(found.clips)} clips."
-    )
+    if not update:
+        refuse_existing(out)  # before a scan that may take long
+    there = load_manifest(out) if update and out.exists() else ()
+    known = {clip.source_video: clip.split for clip in there if clip.split is not None}
+    found = scan_affwild2(root, seed=seed, fps=fps, known=known)
+    comment = f"Aff-Wild2, by `extract manifest affwild2`, seed {seed}. With `--update` it adds what is new."
+    made = make(out, found.clips, comment, root=root, own=own_file, update=update)
     splits = ", ".join(f"{name} {sum(c.split == name for c in found.clips)}" for name in ("train", "val", "test"))
-    print(f"{out}: {len(found.clips)} clips ({splits})")
+    print(f"{root if made.known else out}: {len(found.clips)} clips ({splits})")
     for what, sets in found.counts.items():
         for official, number in sets.items():
             print(f"  {what}, {official}: {number:,} (others counted {KNOWN[what][official]})")
@@ -310,7 +358,55 @@ def manifest_affwild2(
         print(f"left out: {name}: {why}")
     if len(found.left_out) > SHOWN:
         print(f"left out: {len(found.left_out) - SHOWN} more")
+    _show_made(out, made)
     return 0
+
+
+def _parting(
+    split_by: str | None, val: float | None, test: float | None, seed: int | None, *, allow_shared_subjects: bool
+) -> Any:  # noqa: ANN401 - manifest_update.Parting, whose module is imported late
+    from extract.manifest_update import Parting
+
+    if split_by is None:
+        if any(given is not None for given in (val, test, seed)) or allow_shared_subjects:
+            raise UsageError(
+                "--val, --test, --seed and --allow-shared-subjects say how to split: give --split-by as well"
+            )
+        return None
+    if split_by not in {"subject", "source_video"}:
+        raise UsageError(f"--split-by {split_by}: expected subject or source_video")
+    if split_by == "subject" and allow_shared_subjects:
+        raise UsageError("--split-by subject and --allow-shared-subjects exclude each other")
+    return Parting(
+        "subject" if split_by == "subject" else "source_video",
+        val=HELD_OUT_SHARE if val is None else val,
+        test=HELD_OUT_SHARE if test is None else test,
+        seed=seed or 0,
+        allow_shared_subjects=allow_shared_subjects,
+    )
+
+
+def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest_update.Made, whose module is imported late
+    if made.known:
+        print(f"{out}: {made.known} clips were there, {len(made.added)} added{_named(clip.id for clip in made.added)}")
+    if made.gone:
+        print(f"{len(made.gone)} no longer found, left as they are{_named(made.gone)}")
+    if made.elsewhere:
+        print(f"{made.elsewhere} of another folder, left as they are")
+    if made.splits is not None:
+        told = "; ".join(f"{name} {clips} clips in {groups} groups" for name, (clips, groups) in made.splits.items())
+        print(f"{told} ({made.assigned} clips put into one now)")
+    if made.kept_out:
+        print(f"{made.kept_out} say `split: null` and stay without one")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
+def _named(names: Iterable[str]) -> str:
+    """``: a, b``, cut after SHOWN names."""
+    listed = list(names)
+    more = ", ..." if len(listed) > SHOWN else ""
+    return f": {', '.join(listed[:SHOWN])}{more}" if listed else ""
 
 
 @weights_app.command("list")

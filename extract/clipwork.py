@@ -344,7 +344,9 @@ class ClipWork:
         for part in instance.stage.parts:
             if part == "labels":
                 au, expr = self.clip.labels.au, self.clip.labels.expr
-                inputs["labels.au"] = torch.from_numpy(annotations.read_au(au)) if au else None
+                read = annotations.read_au(au) if au else None
+                inputs["labels.au"] = torch.from_numpy(read.au) if read else None
+                inputs["labels.left_out"] = read.left_out if read else ()
                 inputs["labels.expr"] = torch.from_numpy(annotations.read_expr(expr)) if expr else None
             elif part == "transcript":
                 given = self.clip.transcript

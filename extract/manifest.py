@@ -17,7 +17,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from extract.errors import ManifestError, UsageError
 from extract.files import LocalFiles
+from extract.splits import Member, crossings
 
 ID_MAX_CHARS = 120
 _ID = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{ID_MAX_CHARS - 1}}}")
 
 RESERVED_IDS = frozenset({"zarr.json"})
 """Legal by their letters, but the store keeps a file of its own under that name."""
+
+SHOWN_CROSSINGS = 5
+SHOWN_CLIPS = 3
+"""Subjects in several splits, and clips of each, that a refusal lists."""
 
 _MAKE_ONE = "make one with `extract manifest folder DIR -o FILE`, or name another with `--manifest FILE`"
 
@@ -74,10 +79,11 @@ class Clip(BaseModel):
     """Words with times: .srt, .vtt, .json as Whisper writes it, or .csv with the header ``word,start_s,end_s``."""
     labels: Labels = Labels()
     subject: str | None = None
-    """Who is seen; one subject never lies in two splits. ``None``: not known."""
+    """Who is seen; a run refuses one subject in two splits. ``None``: not known."""
     source_video: str = ""
     """Recording that the clip was cut from; clips of one recording never lie in two splits. Default: the id."""
     split: Literal["train", "val", "test"] | None = None
+    """``None``: not for fitting or testing. Who writes ``split: null`` keeps the clip out of ``--split-by``, too."""
     face: Literal["largest", "left", "right", "none"] = "largest"
     """Which face of several is the clip's; ``none`` leaves the visual instances empty."""
     start_s: float | None = None
@@ -155,31 +161,124 @@ def load_manifest(path: Path) -> tuple[Clip, ...]:
         ManifestError: the file is not there, is no YAML, or breaks a rule. Every broken rule of the file is listed,
             one a line, as ``FILE:LINE: what was found, what is expected``.
     """
-    problems = _Problems(path)
-    root = _document(path)
-    fields = _entries(root, ("version", "clips"), "the manifest", problems)
-    if not isinstance(root, yaml.MappingNode):
-        problems.raise_if_any()
-    _check_version(fields, problems)
-    clips = _clips(fields, _real_folder(path), problems)
-    problems.raise_if_any()
-    return clips
+    return _parsed(path, _bytes(path))[1]
 
 
-def write_manifest(path: Path, clips: Iterable[Clip], comment: str = "") -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a clip stands in the text of its manifest. Positions count characters from 0, lines from 1."""
+
+    line: int
+    indent: int
+    """Column of its first key, from 0."""
+    in_braces: bool
+    """Written as ``{id: a, video: a.mp4}``."""
+    after_id: int
+    """Position behind the value of ``id``."""
+    end: int
+    """Position behind the last value."""
+    split: tuple[int, int] | None
+    """Span of the value of ``split`` where that key is there; an empty span where nothing stands behind it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A manifest, read together with its text."""
+
+    raw: bytes
+    clips: tuple[Clip, ...]
+    places: tuple[Place, ...]
+    """Of the clips, in their order."""
+    in_brackets: bool
+    """The list is written as ``clips: [...]``."""
+    dash: int
+    """Column of the list's dashes, from 0."""
+
+    def entries(self) -> Iterator[tuple[Clip, Place]]:
+        """The clips, each with its place."""
+        return zip(self.clips, self.places, strict=True)
+
+
+def read_document(path: Path, raw: bytes | None = None) -> Document:
+    """Read a manifest for somebody who wants to add to its text.
+
+    Args:
+        raw: bytes to take for the file's.
+
+    Raises:
+        ManifestError: as ``load_manifest``.
+    """
+    raw = _bytes(path) if raw is None else raw
+    root, clips = _parsed(path, raw)
+    listed = next(value for key, value in root.value if key.value == "clips")
+    return Document(
+        raw=raw,
+        clips=clips,
+        places=tuple(_place(node) for node in listed.value),
+        in_brackets=_is_flow(listed),
+        dash=int(listed.start_mark.column),
+    )
+
+
+def refuse_shared(clips: Iterable[Clip], path: Path | None) -> None:
+    """Refuse clips of one subject or recording in several splits: what is measured on them would flatter.
+
+    Args:
+        path: the manifest that they were read from, for its lines.
+
+    Raises:
+        ManifestError: names the first few, and what to do.
+    """
+    clips = tuple(clips)
+    split_of = {clip.id: clip.split for clip in clips if clip.split is not None}
+    found = crossings(members_of(clips), split_of)
+    if not found:
+        return
+    lines: dict[str, str] = {}
+    if path is not None:
+        lines = {clip.id: f" (line {at.line})" for clip, at in read_document(path).entries()}
+
+    def told(ids: Sequence[str]) -> str:
+        more = f" and {len(ids) - SHOWN_CLIPS} more" if len(ids) > SHOWN_CLIPS else ""
+        return ", ".join(f"{clip_id}{lines.get(clip_id, '')}" for clip_id in ids[:SHOWN_CLIPS]) + more
+
+    listed = [
+        f"  {crossing.shared}: " + "; ".join(f"{split}: {told(ids)}" for split, ids in crossing.clips.items())
+        for crossing in found[:SHOWN_CROSSINGS]
+    ]
+    if len(found) > SHOWN_CROSSINGS:
+        listed.append(f"  and {len(found) - SHOWN_CROSSINGS} more")
+    raise ManifestError(
+        "\n".join([
+            f"{path or 'the clips'}: one subject or recording lies in several splits, so that scores would flatter:",
+            *listed,
+            "give all clips of each the same `split:`, or leave `subject:` out where nobody knows it; "
+            "`--allow-shared-subjects` takes them as they are",
+        ])
+    )
+
+
+def members_of(clips: Iterable[Clip]) -> list[Member]:
+    """What decides which of the clips belong together."""
+    return [Member(clip.id, clip.source_video, clip.subject) for clip in clips]
+
+
+def write_manifest(path: Path, clips: Iterable[Clip], comment: str = "", *, new: bool = False) -> None:
     """Write clips as a manifest that ``load_manifest`` reads back to equal clips; an existing file is replaced whole.
 
     A path is written relative to the manifest when the two share a folder below the root of the file system, so that
     both can be moved together; else it is absolute. ``comment`` goes on top, each line behind a ``#``.
 
+    Args:
+        new: refuse an existing file.
+
     Raises:
         ManifestError: no clips, or two of one id.
-        UsageError: ``path`` is a folder, or a recording's name is no text.
+        UsageError: ``path`` is a folder, or there already and ``new``; or a recording's name is no text.
         MachineError: the disk is full, read-only or gone.
     """
     clips = tuple(clips)
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file with `-o FILE`")
+    _refuse_folder(path)
     if not clips:
         raise ManifestError(f"{path}: no clips to write; a manifest holds at least one")
     seen: dict[str, str] = {}
@@ -195,7 +294,40 @@ def write_manifest(path: Path, clips: Iterable[Clip], comment: str = "") -> None
         content = (header + body).encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{path}: a file's name is no UTF-8 text ({error.object!r}); rename that file") from error
-    LocalFiles(path.parent).write(path.name, content)
+    files = LocalFiles(path.parent)
+    if not new:
+        files.write(path.name, content)
+    elif not files.create(path.name, content):
+        raise _there(path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to write a new manifest where something is: somebody may have edited it.
+
+    Raises:
+        UsageError: there is.
+    """
+    _refuse_folder(path)
+    if os.path.lexists(path):
+        raise _there(path)
+
+
+def _there(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: is there already and may have been edited; add what is new to it with `--update`, "
+        "or name another file with `-o FILE`"
+    )
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file with `-o FILE`")
+
+
+def written_entry(clip: Clip, path: Path) -> str:
+    """The lines that stand for a clip in the manifest ``path``, without dash or indentation."""
+    entry = _written(clip, _real_folder(path))
+    return str(yaml.dump(entry, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def absolute(path: str | Path, base: Path) -> Path:
@@ -235,14 +367,30 @@ class _Entry:
     node: yaml.Node
 
 
-def _document(path: Path) -> yaml.Node:
-    """Root node of the file."""
+def _parsed(path: Path, raw: bytes) -> tuple[yaml.Node, tuple[Clip, ...]]:
+    """Root node and clips of a manifest without fault."""
+    problems = _Problems(path)
+    root = _document(path, raw)
+    fields = _entries(root, ("version", "clips"), "the manifest", problems)
+    if not isinstance(root, yaml.MappingNode):
+        problems.raise_if_any()
+    _check_version(fields, problems)
+    clips = _clips(fields, _real_folder(path), problems)
+    problems.raise_if_any()
+    return root, clips
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ManifestError(f"{path}: no such manifest; {_MAKE_ONE}") from error
     except OSError as error:
         raise ManifestError(f"{path}: cannot read the manifest ({error.strerror}); {_MAKE_ONE}") from error
+
+
+def _document(path: Path, raw: bytes) -> yaml.Node:
+    """Root node of the file."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -261,6 +409,31 @@ def _document(path: Path) -> yaml.Node:
     if root is None:
         raise ManifestError(f"{path}:1: the file is empty; expected `version: 1` and a list `clips:`; {_MAKE_ONE}")
     return root
+
+
+def _place(node: yaml.Node) -> Place:
+    values = {key.value: value for key, value in node.value}
+    split = values.get("split")
+    return Place(
+        line=_line(node),
+        indent=int(node.start_mark.column),
+        in_braces=_is_flow(node),
+        after_id=int(values["id"].end_mark.index),
+        end=_end(node),
+        split=None if split is None else (int(split.start_mark.index), int(split.end_mark.index)),
+    )
+
+
+def _end(node: yaml.Node) -> int:
+    """Position behind the last character of a node. A list or mapping on lines of its own has its mark further down."""
+    if isinstance(node, yaml.ScalarNode) or _is_flow(node):
+        return int(node.end_mark.index)
+    parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+    return max(map(_end, parts))  # what an alias stands for has its marks further up, where it was named
+
+
+def _is_flow(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.CollectionNode) and bool(node.flow_style)
 
 
 def _line(node: yaml.Node) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from extract import crashes, lease
 from extract.clipwork import Before, ClipReport, Outcome, work_on
@@ -20,7 +20,7 @@ from extract.engines.local import LocalEngine, pick_device
 from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
 from extract.isolation import IsolatedWorker, Job
-from extract.manifest import Clip, load_manifest
+from extract.manifest import Clip, load_manifest, refuse_shared
 from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.sources import Sources
 from extract.store import Store, is_store
@@ -45,6 +45,7 @@ WARNINGS = {
     "audio_overlap_s": "{} s of overlapping sound left out",
     "clipped_samples": "{} samples beyond full scale were clipped",
     "au_rows": "{} rows of AU labels for {rows} frames, within label_slack",
+    "left_out_aus": "columns of the label file that are none of the twelve AUs are left out: {}",
     "expr_rows": "{} rows of expression labels for {rows} frames, within label_slack",
 }
 """Notes of a record that a run tells of; the others are facts that need no eye."""
@@ -122,6 +123,8 @@ class Options:
     overwrite: bool = False
     retry: bool = False
     offline: bool = False
+    allow_shared_subjects: bool = False
+    """Take a manifest in which one subject or source video lies in several splits."""
 
 
 def run(
@@ -145,8 +148,7 @@ def run(
     """
     options = options or Options()
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    listed = load_manifest(Path(manifest)) if isinstance(manifest, str | Path) else manifest
-    clips = choose(listed, options)
+    clips = choose(_listed(manifest, options), options)
     device = pick_device(options.device)
     made, opened, sources = make_plan(loaded, clips, store, options, device.type)
     return execute(made, opened, sources, store, loaded, device, options, progress)
@@ -187,7 +189,7 @@ def plan(
     """What ``run`` would do, and the store if there is one; nothing is written."""
     options = options or Options()
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    clips = choose(load_manifest(Path(manifest)), options)
+    clips = choose(_listed(manifest, options), options)
     made, opened, _ = make_plan(loaded, clips, store, options, pick_device(options.device).type)
     return made, opened
 
@@ -217,6 +219,15 @@ def prepared_plan(
     chosen = select(graph, options.stages)
     prepared = prepare(graph, upstream(graph, chosen), store, clips, device_kind, offline=options.offline)
     return Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())
+
+
+def _listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence[Clip]:
+    """The clips of a manifest that keeps its splits apart."""
+    path = Path(manifest) if isinstance(manifest, str | Path) else None
+    clips = load_manifest(path) if path is not None else cast(Sequence[Clip], manifest)
+    if not options.allow_shared_subjects:
+        refuse_shared(clips, path)
+    return clips
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:

@@ -4,10 +4,14 @@ Pure functions over names; everybody who parts clips uses them.
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from extract.errors import UsageError
+
+SPLITS = TRAIN, VAL, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,151 @@ def by_names(members: Iterable[Member], wanted: Mapping[str, Collection[str]]) -
         for name in names:
             if found.setdefault(name, split) != split:
                 raise UsageError(f"clip {name} is in the splits {found[name]} and {split}")
-    for part in groups(members):
-        of_part = {found[clip]: clip for clip in part if clip in found}
-        if len(of_part) > 1:
-            told = ", ".join(f"{clip} in {split}" for split, clip in of_part.items())
-            raise UsageError(f"clips of one recording or person lie in several splits: {told}")
+    for crossing in crossings(members, found):
+        told = ", ".join(f"{clips[0]} in {split}" for split, clips in crossing.clips.items())
+        raise UsageError(f"clips of one recording or person lie in several splits: {told}")
     return found
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Clips that belong together and lie in several splits."""
+
+    clips: Mapping[str, tuple[str, ...]]
+    """Split -> its clips of this group."""
+    shared: str
+    """What these clips have in common, as in ``subject S1``."""
+
+
+def crossings(members: Iterable[Member], split_of: Mapping[str, str]) -> list[Crossing]:
+    """Where the parting ``split_of`` (clip -> split) breaks the rule that no group lies in two splits.
+
+    A group is told once for each subject or source video that it tears apart; once in all if its clips in different
+    splits are linked only by further ones.
+    """
+    by_id = {member.id: member for member in members}
+    found: list[Crossing] = []
+    for part in groups(by_id.values()):
+        if len({split_of[clip] for clip in part if clip in split_of}) < 2:
+            continue
+        torn = [
+            Crossing(clips, f"{key} {name}")
+            for key in ("subject", "source_video")
+            for name in dict.fromkeys(getattr(by_id[clip], key) for clip in part)
+            if name is not None
+            and len(clips := _by_split((clip for clip in part if getattr(by_id[clip], key) == name), split_of)) > 1
+        ]
+        linked = "subjects and source videos that further clips link"
+        found += torn or [Crossing(_by_split(part, split_of), linked)]
+    return found
+
+
+def _by_split(clips: Iterable[str], split_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for clip in clips:
+        if clip in split_of:
+            found[split_of[clip]] = (*found.get(split_of[clip], ()), clip)
+    return found
+
+
+def assign(
+    members: Iterable[Member],
+    given: Mapping[str, str],
+    *,
+    val: float,
+    test: float,
+    seed: int,
+    left_out: Collection[str] = (),
+) -> dict[str, str]:
+    """Clip -> split for the clips that are not in ``given``: shares ``val`` and ``test`` of all clips, else train.
+
+    A group that ``given`` puts into a split stays there whole. The others are shuffled by the seed; the test set is
+    made of the first of them whose numbers of clips add up as closely as any do, the validation set of those left.
+
+    Args:
+        given: clip -> split, as it is to stay.
+        left_out: clips that get no split; they link others all the same.
+
+    Raises:
+        UsageError: shares that are none, too few groups for the splits asked for, or ``given`` tears a group apart.
+    """
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise UsageError(
+            f"--val {val:g} --test {test:g}: expected two shares from 0 up whose sum is less than 1; the rest is train"
+        )
+    members = list(members)
+    for crossing in crossings(members, given):
+        told = ", ".join(f"{clips[0]} in {split}" for split, clips in crossing.clips.items())
+        raise UsageError(f"{crossing.shared} lies in several splits already: {told}; put it into one first")
+    number = dict.fromkeys(SPLITS, 0)  # of clips, those of `given` included
+    found: dict[str, str] = {}
+    free: list[tuple[str, ...]] = []
+    for part in _shuffled(groups(members), seed):
+        own = tuple(clip for clip in part if clip not in left_out)
+        split = next((given[clip] for clip in part if clip in given), None)
+        if split is not None:
+            number[split] += len(own)
+            found |= dict.fromkeys(own, split)
+        elif own:
+            free.append(own)
+    total = sum(number.values()) + sum(map(len, free))
+    wanted = {TEST: test * total, VAL: val * total}
+    empty = [split for split in SPLITS if not number[split] and (split == TRAIN or wanted[split])]
+    if total and len(free) < len(empty):
+        raise UsageError(
+            f"{len(free)} group{'s' * (len(free) != 1)} of clips without a split (a subject or recording each) cannot "
+            f"fill {', '.join(empty)}; ask for less (`--val 0`, `--test 0`), or take `split:` lines out"
+        )
+    for split, clips in wanted.items():
+        if not clips:
+            continue
+        others = [name for name in empty if name != split and not number[name]]
+        lacks, most = clips - number[split], len(free) - len(others)
+        taken = _nearest([len(part) for part in free], lacks, most, may_be_none=number[split] > 0)
+        for place in reversed(taken):
+            part = free.pop(place)
+            number[split] += len(part)
+            found |= dict.fromkeys(part, split)
+    found |= {clip: TRAIN for part in free for clip in part}
+    return {clip: split for clip, split in found.items() if clip not in given}
+
+
+_Chain: TypeAlias = "tuple[int, _Chain | None]"
+"""The last place of a sum, and the chain of those before it: sums share their beginnings."""
+
+
+def _nearest(sizes: Sequence[int], wanted: float, most: int, *, may_be_none: bool) -> list[int]:
+    """Places of at most ``most`` sizes whose sum is as near to ``wanted`` as any, in order; the first places that do.
+
+    Place by place, every sum that can be made is kept with the fewest places that make it. Of the sums beyond
+    ``wanted`` only the least is of use.
+    """
+    made: dict[int, tuple[int, _Chain | None]] = {0: (0, None)}
+    beyond = nearest = math.inf
+
+    def off(total: float) -> float:
+        return abs(total - wanted) if total or may_be_none else math.inf
+
+    step = math.gcd(*sizes)  # sums are multiples of it: once the nearest multiple is made, nothing can be nearer
+    closest = min(map(off, (step * (wanted // step), step * (wanted // step + 1)))) if step and wanted > 0 else 0.0
+    for place, size in enumerate(sizes):
+        if nearest <= closest:
+            break
+        for total, (count, chain) in list(made.items()):
+            more = total + size
+            if total >= wanted or count >= most or more > beyond:
+                continue
+            if more not in made or count + 1 < made[more][0]:
+                made[more] = count + 1, (place, chain)
+                nearest = min(nearest, off(more))
+            if more >= wanted:
+                beyond = more
+    chain = made[min(made, key=off)][1]
+    places: list[int] = []
+    while chain is not None:
+        place, chain = chain
+        places.append(place)
+    return places[::-1]
 
 
 def _shuffled(parts: Sequence[tuple[str, ...]], seed: int) -> list[tuple[str, ...]]:

@@ -22,6 +22,7 @@ FACES = {
     "Train_Set": ["10-60-1280x720_left", "10-60-1280x720_right", "102", "video18", "122-60-1920x1080-1"],
     "Validation_Set": ["video45_1", "146"],
 }
+CHALLENGES = ("AU_Detection_Challenge", "EXPR_Classification_Challenge")
 MOVIES = ["10-60-1280x720.mp4", "102.mp4", "video18.avi", "122-60-1920x1080-1.mp4", "video45_1.mp4", "146.mp4"]
 
 
@@ -36,7 +37,7 @@ def au_file(name, rows=T):
 def tree(tmp_path):
     root = tmp_path / "Aff-Wild2"
     for official, names in FACES.items():
-        for challenge in ("AU_Detection_Challenge", "EXPR_Classification_Challenge"):
+        for challenge in CHALLENGES:
             folder = root / "Third ABAW Annotations" / challenge / official
             folder.mkdir(parents=True)
             for name in names:
@@ -95,6 +96,33 @@ def test_the_training_set_is_parted_by_source_video(tree):
         assert splits == {clip.id: clip.split for clip in scan_affwild2(tree, seed=seed).clips}
         seen.add(tuple(sorted(val)))
     assert len(seen) > 1
+
+
+def test_an_update_keeps_what_was_written_and_the_parting(tree, tmp_path):
+    """A face that comes later goes where the other face of its movie went, though the seed would part anew."""
+    path = tmp_path / "m.yaml"
+    late = [tree / "Third ABAW Annotations" / c / "Train_Set/10-60-1280x720_right.txt" for c in CHALLENGES]
+    kept = [file.read_bytes() for file in late]
+    command = ["manifest", "affwild2", str(tree), "-o", str(path)]
+    for seed in range(6):
+        path.unlink(missing_ok=True)
+        for file in late:
+            file.unlink()
+        assert CliRunner().invoke(app, [*command, "--seed", str(seed)]).exit_code == 0
+        edited = path.read_text().replace("- id: '102'\n", "- id: person\n  subject: anna\n")
+        path.write_text(edited)
+        for file, data in zip(late, kept, strict=True):
+            file.write_bytes(data)
+        refused = CliRunner().invoke(app, command)
+        assert (refused.exit_code, "`--update`" in refused.stderr) == (2, True)
+        result = CliRunner().invoke(app, [*command, "--update", "--seed", str(seed + 1)])
+        assert result.exit_code == 0, result.output
+        assert "6 clips were there, 1 added: 10-60-1280x720_right" in result.stdout
+        assert path.read_text().startswith(edited)
+        clips = {clip.id: clip for clip in load_manifest(path)}
+        assert len(clips) == 7
+        assert clips["10-60-1280x720_right"].split == clips["10-60-1280x720_left"].split
+        assert clips["10-60-1280x720_right"].face == "right"
 
 
 def test_the_command_prints_counts_beside_the_known_ones(tree, tmp_path):

@@ -26,7 +26,7 @@ def write(tmp_path):
 
 
 def test_aff_wild2(write):
-    au = read_au(write(f"{HEADER}\n0,1,0,0,1,0,1,0,0,0,1,-1\n-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1\n"))
+    au = read_au(write(f"{HEADER}\n0,1,0,0,1,0,1,0,0,0,1,-1\n-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1\n")).au
     assert au.dtype == np.int8
     assert au.tolist() == [[0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, -1], [-1] * 12]
 
@@ -35,12 +35,12 @@ def test_columns_go_by_name(write):
     """One row whose values tell the columns apart: AU26 first, AU1 last."""
     names = [f"AU{au}" for au in reversed(AUS)]
     row = [0, 1, -1, 1, 1, 0, 0, -1, 1, 0, -1, 1]
-    au = read_au(write(",".join(names) + "\n" + ",".join(map(str, row)) + "\n"))
+    au = read_au(write(",".join(names) + "\n" + ",".join(map(str, row)) + "\n")).au
     assert au.tolist() == [row[::-1]]
 
 
 def test_missing_columns_are_not_annotated(write):
-    au = read_au(write("AU12,AU4\n1,0\n0,1\n"))
+    au = read_au(write("AU12,AU4\n1,0\n0,1\n")).au
     assert au[:, AUS.index(12)].tolist() == [1, 0]
     assert au[:, AUS.index(4)].tolist() == [0, 1]
     others = [column for column, number in enumerate(AUS) if number not in {4, 12}]
@@ -50,7 +50,31 @@ def test_missing_columns_are_not_annotated(write):
 
 @pytest.mark.parametrize("name", ["AU1", "AU01", "au1", " AU1 ", "AU 1", "Au 01", "AU001"])
 def test_spellings_of_a_column(write, name):
-    assert read_au(write(f"{name},AU2\n1,0\n"))[0, :2].tolist() == [1, 0]
+    assert read_au(write(f"{name},AU2\n1,0\n")).au[0, :2].tolist() == [1, 0]
+
+
+LEFT_OUT = {
+    "one more": ("AU1,AU45,AU2\n1,1,0\n0,0,1\n", ("AU45",)),
+    "first and last": ("AU45,AU1,AU2,AU5\n1,1,0,1\n0,0,1,1\n", ("AU45", "AU5")),
+    "counted": ("frame,AU1,AU9,AU2\n0,1,1,0\n1,0,0,1\n", ("AU9",)),
+    "other values": ("AU 1,AU 9,AU 2\n1,9,0\n0,3.5,1\n", ("AU 9",)),
+    "openface": (
+        "AU01_r,AU02_r,AU45_r,AU01_c,AU02_c,AU45_c\n.5,0,1,1,0,1\n0,2.1,0,0,1,0\n",
+        ("AU01_r", "AU02_r", "AU45_r", "AU45_c"),
+    ),
+    "counted openface": ("frame, AU01_c, AU02_c, AU28_c\n1, 1, 0, 1\n2, 0, 1, 0\n", ("AU28_c",)),
+}
+
+
+@pytest.mark.parametrize(("text", "left_out"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_other_aus_are_left_out_by_name_and_the_known_ones_kept(write, text, left_out):
+    read = read_au(write(text))
+    assert read.au[:, :3].tolist() == [[1, 0, -1], [0, 1, -1]]
+    assert read.left_out == left_out
+
+
+def test_nothing_is_left_out_of_a_file_of_the_twelve(write):
+    assert read_au(write(f"{HEADER}\n{GOOD_ROW}\n")).left_out == ()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +82,7 @@ def test_spellings_of_a_column(write, name):
 )
 def test_line_ends_and_byte_order_mark(write, ending):
     new_line = "\r\n" if "\r" in ending else "\n"
-    au = read_au(write(b"\xef\xbb\xbf" + (new_line.join(["AU1,AU2", "1,0", " 0 , -1"]) + ending).encode()))
+    au = read_au(write(b"\xef\xbb\xbf" + (new_line.join(["AU1,AU2", "1,0", " 0 , -1"]) + ending).encode())).au
     assert au[:, :2].tolist() == [[1, 0], [0, -1]]
 
 
@@ -66,13 +90,13 @@ def test_line_ends_and_byte_order_mark(write, ending):
 @pytest.mark.parametrize("form", ["{}", "{:05d}", " {} "])
 def test_a_frame_column_counts_from_0_or_1(write, first, form):
     rows = [f"{form.format(i + first)},{i % 2}" for i in range(12)]
-    au = read_au(write("frame,AU7\n" + "\n".join(rows)))
+    au = read_au(write("frame,AU7\n" + "\n".join(rows))).au
     assert au[:, AUS.index(7)].tolist() == [0, 1] * 6
 
 
 def test_header_alone_is_no_row(write):
-    assert read_au(write(f"{HEADER}\n")).shape == (0, 12)
-    assert read_au(write("frame,AU1\n")).shape == (0, 12)
+    assert read_au(write(f"{HEADER}\n")).au.shape == (0, 12)
+    assert read_au(write("frame,AU1\n")).au.shape == (0, 12)
     assert read_expr(write(f"{EXPRESSIONS}\n")).shape == (0,)
 
 
@@ -83,10 +107,14 @@ BAD_AU = {
     "only blank": ("\n \n", 1, "an empty file", "a header"),
     "no header": (f"{GOOD_ROW}\n{GOOD_ROW}\n", 1, "column '0'", "a header of AU columns"),
     "blank before header": (f"\n{HEADER}\n{GOOD_ROW}\n", 1, "a blank line", "a header"),
-    "unknown AU": ("AU1,AU9\n0,0\n", 1, "column 'au9'", "from AU1, AU2, AU4, AU6, AU7, AU10"),
+    "no known AU": ("AU9,AU45\n0,0\n", 1, "'AU9, AU45'", "from AU1, AU2, AU4, AU6, AU7, AU10"),
+    "known and no AU": ("AU1,AU45,success\n0,0,1\n", 1, "column 'success'", "a header"),
+    "13 of 14 columns": ("frame,AU1,AU45\n0,1,1\n1,1\n", 3, "2 columns in '1,1'", "3 as in the header"),
+    "known AU spelled twice": ("AU1,AU45,AU01_c\n0,0,0\n", 1, "AU1 twice", "each AU once"),
+    "bad value beside one left out": ("AU45,AU1\n7,1\n7,2\n", 3, "value '2'", "0, 1 or -1"),
     "AU0": ("AU0\n0\n", 1, "column 'au0'", "a header"),
     "other column": ("AU1,confidence\n0,0\n", 1, "column 'confidence'", "a header"),
-    "openface": ("AU01_r,AU02_r\n0,0\n", 1, "column 'au01_r'", "a header"),
+    "intensities": ("AU01_r,AU02_r\n0,0\n", 1, "'AU01_r, AU02_r'", "a header"),
     "twice": ("AU1,AU2,AU01\n0,0,0\n", 1, "AU1 twice", "each AU once"),
     "frame not first": ("AU1,frame\n0,0\n", 1, "column 'frame'", "a header"),
     "frame alone": ("frame\n0\n", 1, "'frame'", "a header of AU columns"),
@@ -182,5 +210,5 @@ def test_20_000_frames_read_back(write):
     """As numpy's own reader gives them."""
     labels = np.random.default_rng(0).integers(-1, 2, size=(20_000, 12))
     path = write(HEADER + "\n" + "\n".join(",".join(map(str, row)) for row in labels.tolist()))
-    np.testing.assert_array_equal(read_au(path), labels)
-    np.testing.assert_array_equal(read_au(path), np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int8))
+    np.testing.assert_array_equal(read_au(path).au, labels)
+    np.testing.assert_array_equal(read_au(path).au, np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int8))

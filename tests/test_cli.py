@@ -93,6 +93,43 @@ def test_stale_exits_2_in_run_and_plan():
         assert "recipe gain: 1.0 -> 2.0" in result.stderr
 
 
+@pytest.fixture
+def shared(folder):
+    """The clips a and b, of one person, in two splits; run all the same."""
+    path = folder / "data_manifest.yaml"
+    text = path.read_text()
+    for clip, split in (("a", "train"), ("b", "test")):
+        text = text.replace(f"video: {clip}.mov\n", f"video: {clip}.mov\n  subject: anna\n  split: {split}\n")
+    path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("command", [("run",), ("plan",), ("run", "--dry-run"), ("run", "--clip", "a")])
+def test_one_person_in_two_splits_is_refused_before_any_work(shared, command):
+    result = extract(*command, "-c", "c.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "extract: data_manifest.yaml: one subject or recording lies in several splits, so that scores would flatter:\n"
+        "  subject anna: train: a (line 4); test: b (line 8)\n"
+        "give all clips of each the same `split:`, or leave `subject:` out where nobody knows it; "
+        "`--allow-shared-subjects` takes them as they are\n"
+    )
+    assert not (shared / "store.zarr").exists()
+    assert extract(*command, "-c", "c.yaml", "--allow-shared-subjects").exit_code == 0
+
+
+def test_only_run_and_plan_refuse_shared_people(shared):
+    """What is there can be read, checked and mended whatever the splits are."""
+    assert extract("run", "-c", "c.yaml", "--allow-shared-subjects").exit_code == 0
+    flip(shared / "store.zarr/a/colour/mean/c.0.0")
+    assert extract("verify", "-c", "c.yaml", "--sources").exit_code == 4
+    mended = extract("verify", "-c", "c.yaml", "--repair", "--sources")
+    assert mended.exit_code == 0, mended.stderr
+    assert extract("status").exit_code == 0
+    inspected = extract("inspect", "a", "-c", "c.yaml")
+    assert "several splits" not in inspected.stderr
+
+
 @pytest.mark.usefixtures("folder")
 def test_status_tells_states_rows_and_as_json():
     extract("run", "-c", "c.yaml")

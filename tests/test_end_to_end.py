@@ -112,6 +112,7 @@ def test_features_to_a_fitted_model_on_planted_labels(media_dir, tmp_path, monke
     header = ",".join(f"AU{au}" for au in AUS)
     for clip, rows in zip(GRID, np.split(labels, len(GRID)), strict=True):
         np.savetxt(f"{clip}.csv", rows, fmt="%d", delimiter=",", header=header, comments="")
+    Path("data_manifest.yaml").unlink()
     command(extract_app, "manifest", "folder", ".", "-o", "data_manifest.yaml")
     clips = [clip.model_copy(update={"split": "train"}) for clip in load_manifest(Path("data_manifest.yaml"))]
     write_manifest(Path("data_manifest.yaml"), clips)

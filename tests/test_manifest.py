@@ -465,6 +465,19 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["m.yaml"]
 
 
+def test_a_new_file_is_written_only_where_none_is(tmp_path):
+    path = tmp_path / "m.yaml"
+    clips = [Clip(id="b", video=tmp_path / "b.mp4")]
+    write_manifest(path, clips, new=True)
+    assert load_manifest(path) == tuple(clips)
+    path.write_text(GOOD)
+    with pytest.raises(
+        UsageError, match=r"m\.yaml: is there already .* with `--update`, or name another file with `-o"
+    ):
+        write_manifest(path, clips, new=True)
+    assert path.read_text() == GOOD
+
+
 def test_a_folder_in_place_of_the_file(tmp_path):
     with pytest.raises(UsageError, match="is a folder; name a file with `-o FILE`"):
         write_manifest(tmp_path, [Clip(id="a", video=tmp_path / "a.mp4")])

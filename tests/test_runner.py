@@ -13,9 +13,9 @@ import torch
 
 from extract import lease, passes, runner
 from extract.config import load_extract_config
-from extract.errors import MachineError, StaleError, StoreError, UsageError
+from extract.errors import MachineError, ManifestError, StaleError, StoreError, UsageError
 from extract.lease import Lease
-from extract.manifest import Clip, Labels, write_manifest
+from extract.manifest import Clip, Labels, refuse_shared, write_manifest
 from extract.runner import Options
 from extract.store import Record, Store
 from tests.media_files import pictures, write_clip
@@ -141,6 +141,36 @@ def test_what_is_asked_pulls_its_inputs_and_leaves_the_rest(bench):
     bench.add("a")
     bench.run("contrast")
     assert bench.store.instances("a") == ["colour", "contrast", "frames"]
+
+
+def test_one_recording_in_two_splits_is_refused_in_python_too(bench):
+    for name, split in (("a", "train"), ("b", "val")):
+        bench.add(name, source_video="film", split=split)
+    with pytest.raises(
+        ManifestError, match=r"m\.yaml: one subject or recording .*\n  source_video film: train: a \(line"
+    ):
+        bench.run("colour")
+    clips = list(bench.clips.values())
+    config = str(bench.root / "c.yaml")
+    with pytest.raises(ManifestError, match=r"the clips: one subject .*\n  source_video film: train: a; val: b\n"):
+        runner.run(clips, bench.store_path, config, options=Options(stages=("colour",)))
+    assert not bench.store_path.exists()
+    allowed = Options(stages=("colour",), allow_shared_subjects=True)
+    assert runner.run(clips, bench.store_path, config, options=allowed).exit_code == 0
+
+
+def test_a_long_list_of_shared_people_is_cut(tmp_path):
+    clips = [
+        Clip(id=f"{n}-{k}", video=tmp_path / "a.mp4", subject=f"s{n}", split=("train", "test")[k % 2])
+        for n in range(8)
+        for k in range(10)
+    ]
+    with pytest.raises(ManifestError) as caught:
+        refuse_shared(clips, None)
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "  subject s0: train: 0-0, 0-2, 0-4 and 2 more; test: 0-1, 0-3, 0-5 and 2 more"
+    assert lines[6] == "  and 3 more"
+    assert len(lines) == 8
 
 
 def test_provenance_and_attributes_are_recorded(bench):
@@ -681,6 +711,22 @@ def test_overwrite_without_the_video_loses_nothing(bench):
     assert bench.record("a", "colour").state == "done"
     assert bench.run("colour").exit_code == 0
     away.rename(bench.clips["a"].video)
+
+
+def test_aus_that_are_left_out_are_noted_and_told(bench, tmp_path):
+    labels = tmp_path / "a.csv"
+    labels.write_text("AU1,AU45,AU9\n" + "1,1,0\n" * FRAMES)
+    bench.add("a", labels=Labels(au=labels))
+    bench.add("b", labels=Labels(au=tmp_path / "b.csv"))
+    (tmp_path / "b.csv").write_text("AU45\n" + "1\n" * FRAMES)
+    report = bench.run("labels")
+    assert (bench.store.read("a", "labels", "au").values[:, :2] == [1, -1]).all()
+    assert bench.record("a", "labels").notes == {"left_out_aus": "AU45, AU9"}
+    (warning,) = report.warnings
+    assert (
+        warning == "clip a, labels: columns of the label file that are none of the twelve AUs are left out: AU45, AU9"
+    )
+    assert [(failure.clip, failure.reason) for failure in report.failures] == [("b", "bad_labels")]
 
 
 def test_labels_are_imported_again_also_without_the_video(bench, tmp_path):

@@ -1,9 +1,11 @@
+import itertools
 import random
+from collections import Counter
 
 import pytest
 
 from extract.errors import UsageError
-from extract.splits import Member, by_names, folds, groups, hold_out
+from extract.splits import Member, assign, by_names, crossings, folds, groups, hold_out
 
 
 def people(n):
@@ -85,3 +87,149 @@ def test_exact_names():
 def test_what_cannot_be_parted_is_refused(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+# -- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_in_several_splits_is_named():
+    members = [
+        Member("a", "v1", "anna"),
+        Member("b", "v2", "anna"),
+        Member("c", "v3", "ben"),
+        Member("d", "v3"),
+        Member("e", "v4", "eve"),
+        Member("f", "v5", "eve"),
+    ]
+    found = crossings(members, {"a": "train", "b": "test", "c": "val", "d": "train", "e": "test"})
+    assert [(crossing.shared, dict(crossing.clips)) for crossing in found] == [
+        ("subject anna", {"train": ("a",), "test": ("b",)}),
+        ("source_video v3", {"val": ("c",), "train": ("d",)}),
+    ]
+
+
+def test_a_clip_without_a_split_may_link_two_that_have_one():
+    """Anna and Ben are in one recording: whoever trains on Anna's other clip has not seen Ben, but it has a twin."""
+    members = [Member("a", "v1", "anna"), Member("ab", "v1", "ben"), Member("b", "v2", "ben")]
+    (found,) = crossings(members, {"a": "train", "b": "test"})
+    assert (found.shared, found.clips) == (
+        "subjects and source videos that further clips link",
+        {"train": ("a",), "test": ("b",)},
+    )
+
+
+# -- assigning --------------------------------------------------------------------------------------------------------
+
+
+def drawn(random_, given_share=0.0):
+    """Members in groups of random sizes, and a split for some groups."""
+    sizes = [random_.randint(1, 6) for _ in range(random_.randint(3, 8))]
+    members = [Member(f"{n}-{k}", f"v{n}-{k}", f"s{n}") for n, size in enumerate(sizes) for k in range(size)]
+    given = {
+        f"{n}-0": random_.choice(["train", "val", "test"]) for n in range(len(sizes)) if random_.random() < given_share
+    }
+    return members, given, sizes
+
+
+@pytest.mark.parametrize("given_share", [0.0, 0.3])
+def test_shares_are_met_as_closely_as_groups_allow(given_share):
+    """Against every choice of whole groups: first for the test set, then for the validation set."""
+    for seed in range(150):
+        members, given, sizes = drawn(random.Random(seed), given_share)
+        shares = {"test": 0.05 + 0.8 * random.Random(-seed).random(), "val": 0.1}
+        of_group = {int(clip.split("-")[0]): split for clip, split in given.items()}
+        free = [n for n in range(len(sizes)) if n not in of_group]
+        empty = {split for split in ("train", "val", "test") if split not in of_group.values()}
+        if len(free) < len(empty):
+            with pytest.raises(UsageError, match=r"groups? of clips without a split .* cannot fill"):
+                assign(members, given, **shares, seed=seed)
+            continue
+        found = assign(members, given, **shares, seed=seed)
+        assert not found.keys() & given.keys()
+        split_of = found | given
+        assert len(split_of) == len(members)
+        assert crossings(members, split_of) == []
+        counts = Counter(split_of.values())
+        assert min(counts[split] for split in ("train", "val", "test")) > 0
+        for split, later in (("test", {"train", "val"}), ("val", {"train"})):
+            have = sum(sizes[n] for n, name in of_group.items() if name == split)
+            wanted = shares[split] * len(members)
+            best = min(
+                abs(have + sum(sizes[n] for n in chosen) - wanted)
+                for k in range(len(free) - len(empty & later) + 1)
+                for chosen in itertools.combinations(free, k)
+                if have or chosen
+            )
+            assert abs(counts[split] - wanted) == pytest.approx(best)
+            free = [n for n in free if split_of[f"{n}-0"] != split]
+
+
+def test_assigning_depends_on_the_seed_and_not_on_the_order():
+    members = people(60)
+    found = assign(members, {}, val=0.1, test=0.2, seed=5)
+    assert Counter(found.values()) == {"train": 42, "test": 12, "val": 6}
+    shuffled = random.Random(0).sample(members, 60)
+    assert assign(shuffled, {}, val=0.1, test=0.2, seed=5) == found
+    assert assign(members, {}, val=0.1, test=0.2, seed=6) != found
+
+
+def test_large_groups_go_to_every_split():
+    """Nothing but chance puts a person of many clips among those that are tested."""
+    members = [Member(f"big{k}", f"b{k}", "big") for k in range(20)] + people(80)
+    seen = Counter(assign(members, {}, val=0.2, test=0.2, seed=seed)["big0"] for seed in range(60))
+    assert set(seen) == {"train", "val", "test"}
+
+
+def test_a_group_that_has_a_split_keeps_it_and_counts():
+    members = [Member(f"c{i}", f"v{i}", f"s{i // 2}") for i in range(20)]
+    found = assign(members, {"c0": "test", "c2": "test", "c4": "test"}, val=0.1, test=0.2, seed=0)
+    assert [found[clip] for clip in ("c1", "c3", "c5")] == ["test"] * 3
+    assert Counter(found.values()) == {"test": 3, "val": 2, "train": 12}, "6 of 20 are tested already: more than asked"
+
+
+def test_clips_left_out_get_no_split_but_link():
+    members = [Member("a", "v", "anna"), Member("out", "v", "ben"), Member("b", "w", "ben"), *people(8)]
+    for seed in range(10):
+        found = assign(members, {"a": "val"}, val=0.2, test=0.2, seed=seed, left_out={"out"})
+        assert "out" not in found
+        assert found["b"] == "val"
+        assert Counter(found.values())["val"] == 1
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.0, 0.0), (0.0, 0.3), (0.3, 0.0)])
+def test_a_split_that_nobody_asked_for_stays_empty(val, test):
+    counts = Counter(assign(people(10), {}, val=val, test=test, seed=0).values())
+    assert counts == Counter(val=round(10 * val), test=round(10 * test), train=10 - round(10 * (val + test)))
+
+
+def test_a_small_share_still_gets_somebody():
+    assert Counter(assign(people(5), {}, val=0.001, test=0.001, seed=0).values()) == {"train": 3, "val": 1, "test": 1}
+    assert Counter(assign(people(3), {}, val=0.49, test=0.5, seed=0).values()) == {"train": 1, "val": 1, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "given", "shares", "message"),
+    [
+        (people(5), {}, (-0.1, 0.1), "expected two shares from 0 up whose sum is less than 1"),
+        (people(5), {}, (0.1, float("nan")), "expected two shares"),
+        (people(5), {}, (float("inf"), 0), "expected two shares"),
+        (people(5), {}, (0.5, 0.5), "expected two shares"),
+        (people(2), {}, (0.1, 0.1), r"2 groups of clips without a split .* cannot fill train, val, test; ask for less"),
+        (people(1), {}, (0, 0.1), "1 group of clips without a split .* cannot fill train, test"),
+        (
+            people(3),
+            {f"c{i}": "train" for i in range(3)},
+            (0.1, 0),
+            "0 groups .* cannot fill val; .* take `split:` lines",
+        ),
+        (
+            [Member("a", "v"), Member("b", "v"), Member("c", "w")],
+            {"a": "train", "b": "test"},
+            (0, 0.1),
+            "source_video v lies in several splits already: a in train, b in test",
+        ),
+    ],
+)
+def test_what_cannot_be_assigned_is_refused(members, given, shares, message):
+    with pytest.raises(UsageError, match=message):
+        assign(members, given, val=shares[0], test=shares[1], seed=0)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from extract.crops import list_crops
@@ -61,12 +62,15 @@ class AffWild2:
     notes: tuple[str, ...] = ()
 
 
-def scan_affwild2(root: Path, *, seed: int = 0, fps: float | None = None) -> AffWild2:
+def scan_affwild2(
+    root: Path, *, seed: int = 0, fps: float | None = None, known: Mapping[str, str] = MappingProxyType({})
+) -> AffWild2:
     """Find what belongs together.
 
     Args:
         seed: of the 90/10 parting.
         fps: for crops whose movie is not there; None leaves them out.
+        known: source video -> split, of an earlier parting: train and val stay as they were.
 
     Raises:
         UsageError: no annotations, two of one name, or nothing that makes a clip; ``fps`` is no rate.
@@ -112,16 +116,25 @@ def scan_affwild2(root: Path, *, seed: int = 0, fps: float | None = None) -> Aff
     if not clips:
         first = next(iter(left_out.items()))
         raise UsageError(f"{root}: {len(left_out)} annotated faces and none makes a clip; {first[0]}: {first[1]}")
-    return AffWild2(_parted(clips, seed), counts.found, left_out, _notes(tree, clips))
+    return AffWild2(_parted(clips, seed, known), counts.found, left_out, _notes(tree, clips))
 
 
-def _parted(clips: list[Clip], seed: int) -> tuple[Clip, ...]:
+def _parted(clips: list[Clip], seed: int, known: Mapping[str, str]) -> tuple[Clip, ...]:
     """A tenth of the training set's source videos becomes ``val``. A single video stays whole."""
     members = [Member(clip.id, clip.source_video) for clip in clips if clip.split == "train"]
-    if len({member.source_video for member in members}) < 2:
-        return tuple(clips)
-    held_out = hold_out(members, VAL_SHARE, seed)
-    return tuple(clip.model_copy(update={"split": "val"}) if clip.id in held_out else clip for clip in clips)
+    several = len({member.source_video for member in members}) > 1
+    held_out = hold_out(members, VAL_SHARE, seed) if several else set()
+    return tuple(
+        clip.model_copy(update={"split": "val"})
+        if clip.split == "train" and known.get(clip.source_video, "val" if clip.id in held_out else "train") == "val"
+        else clip
+        for clip in clips
+    )
+
+
+def own_file(clip: Clip) -> Path | None:
+    """What no other clip of the set has: two faces share their movie."""
+    return clip.crops or clip.labels.au
 
 
 def _bare(name: str) -> tuple[str, Literal["largest", "left", "right"]]:

@@ -158,6 +158,11 @@ class _Beside:
         )
 
 
+def own_file(clip: Clip) -> Path | None:
+    """The recording that a scanned clip is."""
+    return clip.video or clip.audio
+
+
 def is_transcript_table(path: Path) -> bool:
     """Whether the first line names the columns of a transcript."""
     return tuple(name.strip().lower() for name in _begins(path).split(",")) == TRANSCRIPT_HEADER

@@ -38,19 +38,25 @@ class Labels(ClipStage[LabelsConfig]):
         )
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
-        """``labels.au``: int8 [N, 12] or None; ``labels.expr``: int8 [N] or None; row i belongs to frame i."""
+        """``labels.au``: int8 [N, 12] or None; ``labels.expr``: int8 [N] or None; row i belongs to frame i.
+
+        ``labels.left_out``: names of the label file's columns that are none of the twelve action units.
+        """
         num_frames = len(inputs["frames.pts_s"])
         au, expr = inputs["labels.au"], inputs["labels.expr"]
         if au is None and expr is None:
             return ClipResult({}, empty="no_labels")
         sizes = {"au": (len(AUS),), "expr": ()}
-        arrays, notes = {}, {}
+        arrays: dict[str, Any] = {}
+        notes: dict[str, Any] = {}
         for name, rows in (("au", au), ("expr", expr)):
             arrays[name] = self._fitted(rows, num_frames, sizes[name])
             if rows is not None and len(rows) != num_frames:
                 notes[f"{name}_rows"] = len(rows)
         if notes:
             notes["frames"] = num_frames
+        if inputs["labels.left_out"]:
+            notes["left_out_aus"] = ", ".join(inputs["labels.left_out"])
         return ClipResult(arrays, notes)
 
     def _fitted(self, rows: "Tensor | None", num_frames: int, sizes: tuple[int, ...]) -> "Tensor":

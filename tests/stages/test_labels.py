@@ -15,7 +15,7 @@ def expr(num_rows, seed=0):
 
 
 def clip(num_frames, au=None, expr=None):
-    return {"frames.pts_s": torch.arange(num_frames) / 25, "labels.au": au, "labels.expr": expr}
+    return {"frames.pts_s": torch.arange(num_frames) / 25, "labels.au": au, "labels.expr": expr, "labels.left_out": ()}
 
 
 def run(*args, **config):
