@@ -30,7 +30,7 @@ def recorded(files: LocalFiles, clip: str) -> Iterator[None]:
     Raises:
         MachineError: the file cannot be made.
     """
-    path = files.root / clip / NAME
+    path = files.path(f"{clip}/{NAME}")
     was_enabled = faulthandler.is_enabled()
     try:
         file = path.open("wb", buffering=0)

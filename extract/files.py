@@ -4,12 +4,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from extract.errors import MachineError
+from extract.errors import MachineError, UsageError
 
 TEMPORARY = ".partial"
 """Suffix of files that are not finished; swept by the next writer."""
@@ -20,10 +20,30 @@ NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EM
 
 
 class LocalFiles:
-    """A folder of a local or mounted file system. Keys are paths below it, with ``/``."""
+    """A folder of a local or mounted file system. Keys are paths below it, with ``/``.
+
+    A key never leads out of the folder: no empty part, ``.`` or ``..``, and no symbolic link on the way. The folder
+    itself may be one.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def path(self, key: str) -> Path:
+        """Where ``key`` lies; ``""`` is the folder itself.
+
+        Raises:
+            UsageError: it would lead out of the folder, by its letters or through a link.
+        """
+        parts = key.split("/") if key else []
+        if any(part in {"", ".", ".."} or "\0" in part for part in parts):
+            raise UsageError(f"{key!r} names nothing below {self.root}")
+        at = self.root
+        for part in parts:
+            at /= part
+            if at.is_symlink():
+                raise UsageError(f"{at} is a symbolic link, and none is followed here: put the folder itself there")
+        return at
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Replace ``key`` by ``data``: written to a temporary name, fsynced, renamed, the folder fsynced.
@@ -33,7 +53,7 @@ class LocalFiles:
         Raises:
             MachineError: the disk is full, read-only or gone.
         """
-        target = self.root / key
+        target = self.path(key)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}"
         with self._machine(f"cannot write {target}"):
             self._make_folder(target.parent)
@@ -48,7 +68,7 @@ class LocalFiles:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write ``key`` only if it does not exist; False if it does. Of several callers one gets True."""
-        target = self.root / key
+        target = self.path(key)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}"
         with self._machine(f"cannot write {target}"):
             self._make_folder(target.parent)
@@ -65,28 +85,47 @@ class LocalFiles:
 
     def read(self, key: str) -> bytes | None:
         """Content of ``key``; None if it is not there."""
-        with self._machine(f"cannot read {self.root / key}"):
+        path = self.path(key)
+        with self._machine(f"cannot read {path}"):
             try:
-                return (self.root / key).read_bytes()
+                return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 
     def delete(self, key: str) -> None:
-        """Remove a file, or a folder with all below it. Nothing happens if it is not there."""
-        target = self.root / key
+        """Remove a file. Nothing happens if it is not there."""
+        target = self.path(key)
         with self._machine(f"cannot delete {target}"):
             try:
-                if target.is_dir():
-                    shutil.rmtree(target)
-                else:
-                    target.unlink(missing_ok=True)
+                target.unlink()
                 self._sync_folder(target.parent)
             except FileNotFoundError:
                 return
 
+    def delete_folder(self, key: str, names: re.Pattern[str], last: str) -> None:
+        """Remove a folder of which every entry is a file with one of ``names``, the file ``last`` as the last one.
+
+        There is no other way to remove a folder here: nothing that somebody put there is ever lost.
+
+        Raises:
+            UsageError: it holds something else; nothing is removed.
+        """
+        target = self.path(key)
+        entries = self._scan(key)
+        for entry in entries:
+            known = names.fullmatch(entry.name) or is_temporary(entry.name)
+            if not known or not entry.is_file(follow_symlinks=False):
+                raise UsageError(f"{entry.path} is none of ours: {target} is not removed; move it elsewhere")
+        with self._machine(f"cannot delete {target}"):
+            for entry in sorted(entries, key=lambda entry: entry.name == last):
+                os.unlink(entry.path)
+            with contextlib.suppress(FileNotFoundError):
+                target.rmdir()
+                self._sync_folder(target.parent)
+
     def folders(self, key: str = "") -> list[str]:
-        """Names of the folders directly below ``key``, sorted."""
-        return sorted(entry.name for entry in self._scan(key) if entry.is_dir())
+        """Names of the folders directly below ``key``, sorted; links to folders are none."""
+        return sorted(entry.name for entry in self._scan(key) if entry.is_dir(follow_symlinks=False))
 
     def names(self, key: str = "") -> list[str]:
         """Names of the files directly below ``key``, sorted; unfinished ones left out."""
@@ -97,9 +136,9 @@ class LocalFiles:
 
         Returns how many.
         """
-        swept = 0
-        with self._machine(f"cannot sweep {self.root / key}"):
-            for folder, _, names in os.walk(self.root / key):
+        swept, top = 0, self.path(key)
+        with self._machine(f"cannot sweep {top}"):
+            for folder, _, names in os.walk(top):
                 for name in filter(is_temporary, names):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(folder, name))
@@ -109,9 +148,10 @@ class LocalFiles:
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Hold the folder ``key`` against other processes that also ask for it here; freed by the system on death."""
-        with self._machine(f"cannot lock {self.root / key}"):
-            self._make_folder(self.root / key)
-            handle = os.open(self.root / key, os.O_RDONLY)
+        folder = self.path(key)
+        with self._machine(f"cannot lock {folder}"):
+            self._make_folder(folder)
+            handle = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError as error:
@@ -127,9 +167,10 @@ class LocalFiles:
                 os.close(handle)
 
     def _scan(self, key: str) -> list[os.DirEntry[str]]:
-        with self._machine(f"cannot list {self.root / key}"):
+        path = self.path(key)
+        with self._machine(f"cannot list {path}"):
             try:
-                with os.scandir(self.root / key) as entries:
+                with os.scandir(path) as entries:
                     return list(entries)
             except (FileNotFoundError, NotADirectoryError):
                 return []

@@ -7,6 +7,7 @@ from typing import Any
 from extract.config import ExtractConfig, InstanceConfig, validated
 from extract.errors import ConfigError, UsageError
 from extract.manifest import Clip
+from extract.names import LEGAL, is_legal
 from extract.registry import STAGES
 from extract.stage import ClipStage, Output, RowsStage, Stage
 from extract.stages.crop import GivenCrop
@@ -64,6 +65,11 @@ def build_graph(config: ExtractConfig) -> dict[str, Instance]:
 
     for name in listed:
         add(name, ())
+    folders: dict[str, str] = {}
+    for name in graph:
+        other = folders.setdefault(name.lower(), name)
+        if other != name:
+            raise ConfigError(f"instances {other!r} and {name!r} differ only in case; each needs a folder of its own")
     return graph
 
 
@@ -88,6 +94,8 @@ def spared(graph: Mapping[str, Instance], own: Mapping[str, Instance]) -> set[st
 
 
 def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instance:
+    if not is_legal(name):
+        raise ConfigError(f"instance {name!r} cannot name a folder of the store; expected {LEGAL}")
     stage_name = entry.stage or name
     if stage_name not in STAGES:
         needed = f" (needed by {path[-1]})" if path else ""

@@ -239,7 +239,7 @@ def _create_without_links(path: Path, run: str) -> tuple[Holder | None, int]:
 def _look(path: Path) -> tuple[Holder | None, tuple[int, int]] | None:
     """Who holds the lease, or None if it is void, and which inode was judged; None if there is none."""
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except IsADirectoryError:

@@ -16,7 +16,6 @@ import contextlib
 import difflib
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from extract.errors import ManifestError, UsageError
 from extract.files import LocalFiles
+from extract.names import LEGAL, is_legal
 from extract.splits import Member, crossings
-
-ID_MAX_CHARS = 120
-_ID = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{ID_MAX_CHARS - 1}}}")
-
-RESERVED_IDS = frozenset({"zarr.json"})
-"""Legal by their letters, but the store keeps a file of its own under that name."""
 
 SHOWN_CROSSINGS = 5
 SHOWN_CLIPS = 3
@@ -101,11 +95,8 @@ class Clip(BaseModel):
     @field_validator("id")
     @classmethod
     def _id_stays_in_the_store(cls, value: str) -> str:
-        if not is_legal_id(value):
-            raise ValueError(
-                f"id {value!r} cannot name a folder of the store; expected 1 to {ID_MAX_CHARS} of A-Z a-z 0-9 . _ -, "
-                f"no dot first, and not {' or '.join(sorted(RESERVED_IDS))}"
-            )
+        if not is_legal(value):
+            raise ValueError(f"id {value!r} cannot name a folder of the store; expected {LEGAL}")
         return value
 
     @field_validator("subject", "source_video")
@@ -145,11 +136,6 @@ class Clip(BaseModel):
         if (problem := _media_problem(given)) is not None:
             raise ValueError(problem)
         return self
-
-
-def is_legal_id(text: str) -> bool:
-    """Whether a clip may have this id: it names one folder directly in the store, on every file system."""
-    return _ID.fullmatch(text) is not None and text.lower() not in RESERVED_IDS
 
 
 def load_manifest(path: Path) -> tuple[Clip, ...]:

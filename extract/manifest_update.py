@@ -18,17 +18,16 @@ from typing import Literal
 from extract.errors import ManifestError, UsageError
 from extract.files import LocalFiles
 from extract.manifest import (
-    ID_MAX_CHARS,
     Clip,
     Document,
     Place,
-    is_legal_id,
     members_of,
     read_document,
     refuse_existing,
     write_manifest,
     written_entry,
 )
+from extract.names import MAX_CHARS, is_legal
 from extract.splits import SPLITS, Member, assign, crossings, groups
 
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
@@ -179,8 +178,8 @@ def _real(path: Path | None) -> str:
 def _free_id(clip_id: str, own: Path | None, taken: Iterable[str]) -> str:
     suffix = own.suffix.lower() if own is not None else ""
     endings = chain([suffix] * bool(suffix), (f"-{number}" for number in count(2)))
-    names = (clip_id[: ID_MAX_CHARS - len(ending)] + ending for ending in endings)
-    return next(name for name in names if is_legal_id(name) and name.lower() not in taken)
+    names = (clip_id[: MAX_CHARS - len(ending)] + ending for ending in endings)
+    return next(name for name in names if is_legal(name) and name.lower() not in taken)
 
 
 def _unnamed(scanned: Sequence[Clip], entry: Mapping[str, Clip]) -> list[str]:

@@ -14,6 +14,7 @@ written as the JSON files that they are: ``status`` over thousands of them needs
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,7 +27,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from extract.errors import CorruptError, StoreError, UnfinishedError
+from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError
 from extract.files import LocalFiles
 from extract.stage import Output
 
@@ -35,6 +36,9 @@ SCHEMA = 1
 BLOCK_BYTES = 8_000_000
 """Target size of the widest array's blocks."""
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 4096
+
+_OF_AN_ARRAY = re.compile(r"zarr\.json|c(\.\d+)+")
+"""What the folder of an array holds: its metadata and its chunks."""
 
 State = Literal["done", "empty", "failed", "partial"]
 STATES: tuple[State, ...] = ("done", "empty", "failed", "partial")
@@ -173,18 +177,20 @@ class Store:
         """Remove an instance's arrays that were made under another fingerprint. Its record must no longer be done."""
         for array in self.files.folders(f"{clip}/{instance}"):
             data = self.files.read(f"{clip}/{instance}/{array}/zarr.json")
+            if data is None:
+                continue  # no array
             try:
-                kept = data is not None and _attributes(data, array).get("fingerprint") == fingerprint
+                kept = _attributes(data, array).get("fingerprint") == fingerprint
             except CorruptError:
                 kept = False
             if not kept:
-                self.files.delete(f"{clip}/{instance}/{array}")
+                self._delete_array(clip, instance, array)
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def has(self, clip: str, instance: str, array: str) -> bool:
         """Whether the array was created."""
-        return (self.path / clip / instance / array / "zarr.json").is_file()
+        return self.files.path(f"{clip}/{instance}/{array}/zarr.json").is_file()
 
     def read(self, clip: str, instance: str, array: str) -> Rows:
         """Values and validity of a finished array.
@@ -234,7 +240,14 @@ class Store:
             folder = f"{damage.clip}/{damage.instance}/{damage.array}"
             self.files.delete(f"{folder}/{_chunk_name(damage.block, opened.ndim)}")
         else:
-            self.files.delete(f"{damage.clip}/{damage.instance}/{damage.array}")
+            self._delete_array(damage.clip, damage.instance, damage.array)
+
+    def _delete_array(self, clip: str, instance: str, array: str) -> None:
+        """Remove an array: a folder of its metadata and chunks and nothing else, the metadata last."""
+        try:
+            self.files.delete_folder(f"{clip}/{instance}/{array}", _OF_AN_ARRAY, last="zarr.json")
+        except UsageError as error:
+            raise CorruptError(f"clip {clip}, {instance}/{array}: {error}") from None
 
     def _damage_of_array(self, clip: str, instance: str, array: str, record: Record, *, contents: bool) -> list[Damage]:
         try:
@@ -293,7 +306,7 @@ class Store:
             try:
                 existing[output.name] = self._open_array(clip, instance, output.name)
             except (ValueError, KeyError, TypeError):  # damaged metadata: its blocks cannot be trusted
-                self.files.delete(f"{clip}/{instance}/{output.name}")
+                self._delete_array(clip, instance, output.name)
         grids = {opened.chunks[0] for opened in existing.values()}
         if len(grids) > 1:
             raise CorruptError(f"clip {clip}, instance {instance}: arrays on different block grids {sorted(grids)}")
@@ -307,7 +320,7 @@ class Store:
         """Write arrays of one block each: a clip stage's block is the clip."""
         for output, values in arrays.items():
             if self.has(clip, instance, output.name):
-                self.files.delete(f"{clip}/{instance}/{output.name}")
+                self._delete_array(clip, instance, output.name)
             rows = len(values)
             opened = self._create_array(clip, instance, output, fingerprint, rows, max(rows, 1))
             if rows:
@@ -336,6 +349,7 @@ class Store:
         )
 
     def _open_array(self, clip: str, instance: str, array: str) -> "zarr.Array[Any]":
+        self.files.path(f"{clip}/{instance}/{array}/zarr.json")  # Zarr reads past our files: no key leads elsewhere
         # Of an array that exists, `config=` is not heeded; the default in force while it is opened is.
         with zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(self._arrays, path=f"{clip}/{instance}/{array}", mode="r+" if self.writable else "r")

@@ -9,7 +9,8 @@ import pytest
 from extract.datasets import folder
 from extract.datasets.folder import FolderScan, clip_of_file, scan_folder
 from extract.errors import UsageError
-from extract.manifest import is_legal_id, load_manifest, write_manifest
+from extract.manifest import load_manifest, write_manifest
+from extract.names import is_legal
 
 
 @pytest.fixture
@@ -231,7 +232,7 @@ NO_LEGAL_SPELLING = [
 @pytest.mark.parametrize("name", NO_LEGAL_SPELLING)
 def test_names_without_a_legal_spelling_get_a_hash_of_their_path(make, name):
     found = ids(make("z.mp4", name))[name]
-    assert is_legal_id(found)
+    assert is_legal(found)
     assert found[-9] == "-"
     assert set(found[-8:]) <= set("0123456789abcdef")
 
@@ -245,7 +246,7 @@ def test_odd_names_that_would_be_one(make):
     found = ids(make("a b.mp4", "a+b.mp4", "a_b.mp4"))
     assert found["a_b.mp4"] == "a_b", "the name that needs no change keeps it"
     assert len(set(found.values())) == 3
-    assert all(is_legal_id(clip_id) for clip_id in found.values())
+    assert all(is_legal(clip_id) for clip_id in found.values())
 
 
 def test_ids_stay_when_files_are_added(make):

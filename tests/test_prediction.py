@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import extract
 import fusion
 from extract.config import ExtractConfig
-from extract.errors import StaleError, UsageError, WeightsError
+from extract.errors import ConfigError, StaleError, UsageError, WeightsError
 from extract.graph import build_graph, upstream
 from extract.manifest import Clip, Labels
 from extract.media import DRAWN
@@ -265,6 +265,17 @@ def test_other_features_are_refused_by_field(fitted, tmp_path, cache, changes, m
     with pytest.raises(StaleError, match=message) as refused:
         fusion.predict([movie(tmp_path / "a.mov")], fitted / "run", output=tmp_path, config=config, set=changes)
     assert refused.value.exit_code == 2
+    assert not cache.exists()
+
+
+def test_a_shared_run_that_names_a_path_is_refused(fitted, tmp_path, cache):
+    """Its recipes become instances, whose names become folders of the cache."""
+    recipes = Run(fitted / "run").model().recipes
+    run = rewrite(fitted / "run", tmp_path / "run", recipes={**recipes, "../../../victim": recipes["swin"]})
+    (tmp_path / "victim/photos").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"instance '\.\./\.\./\.\./victim' cannot name a folder of the store"):
+        fusion.predict([movie(tmp_path / "a.mov")], run, output=tmp_path)
+    assert (tmp_path / "victim/photos").is_dir()
     assert not cache.exists()
 
 

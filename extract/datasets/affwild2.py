@@ -22,7 +22,8 @@ from typing import Literal
 from extract.crops import list_crops
 from extract.datasets.folder import VIDEO_SUFFIXES, is_transcript_table, is_whisper
 from extract.errors import ClipError, UsageError
-from extract.manifest import Clip, Labels, absolute, is_legal_id
+from extract.manifest import Clip, Labels, absolute
+from extract.names import is_legal
 from extract.splits import Member, hold_out
 
 AU_FOLDERS = ("AU_Detection_Challenge", "AU_Set")
@@ -93,7 +94,7 @@ def scan_affwild2(
         bare, face = _bare(name)
         movie = tree.movies.get(bare)
         counts.add(official, path, crops)
-        if not is_legal_id(name):
+        if not is_legal(name):
             left_out[name] = "its name cannot be a clip's id"
         elif movie is None and crops is None:
             left_out[name] = f"neither a movie {bare}.* nor {CROPS}/{name}"

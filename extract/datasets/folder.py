@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from extract.errors import UsageError
-from extract.manifest import ID_MAX_CHARS, Clip, Labels, absolute, is_legal_id
+from extract.manifest import Clip, Labels, absolute
+from extract.names import MAX_CHARS, is_legal
 from extract.transcripts import HEADER as TRANSCRIPT_HEADER
 
 VIDEO_SUFFIXES = (
@@ -189,7 +190,7 @@ def clip_of_file(path: Path, own: str) -> Clip:
     """One video or sound file with the transcript beside it, without labels; the id is its stem and ``own``."""
     base = absolute(path, Path.cwd()).parent
     beside = [PurePosixPath(name) for name in os.listdir(base) if PurePosixPath(name).stem == path.stem]
-    clip_id = f"{_legal(path.stem).text[: ID_MAX_CHARS - len(own) - 1]}-{own}"
+    clip_id = f"{_legal(path.stem).text[: MAX_CHARS - len(own) - 1]}-{own}"
     return (
         _Beside(base, beside).clip(PurePosixPath(path.name), clip_id, clip_id).model_copy(update={"labels": Labels()})
     )
@@ -230,13 +231,13 @@ def _legal(name: str) -> _Named:
 
 def _candidates(path: PurePosixPath, named: _Named) -> Iterator[str]:
     """Ids that a file would take, the nicest first; the last ones are its own alone."""
-    if not named.lost and is_legal_id(named.text):
+    if not named.lost and is_legal(named.text):
         yield named.text
-        if not named.changed and is_legal_id(with_suffix := named.text + path.suffix.lower()):
+        if not named.changed and is_legal(with_suffix := named.text + path.suffix.lower()):
             yield with_suffix
     own = hashlib.sha256(str(path).encode()).hexdigest()
     for chars in (8, 32):  # 8 do but for thousands of names in another script, which all look like "_"
-        yield f"{named.text[: ID_MAX_CHARS - chars - 1]}-{own[:chars]}"
+        yield f"{named.text[: MAX_CHARS - chars - 1]}-{own[:chars]}"
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
