@@ -8,13 +8,15 @@ the order of errors nor a value can depend on the machine's number of cores.
 
 import itertools
 import math
+import tempfile
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import GeneratorType, TracebackType
-from typing import Any, Self, cast
+from typing import IO, Any, Self, cast
 
 import av
 import numpy as np
@@ -31,7 +33,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from extract.errors import ClipError
+from extract.errors import ClipError, MachineError
 from extract.timeline import NS_PER_S
 
 MAX_JITTER_S = Fraction(40, 1000)
@@ -39,6 +41,15 @@ MAX_JITTER_S = Fraction(40, 1000)
 
 MAX_GAP_S = 3600
 """A longer jump of the sound's times is a broken clock (a wrapped counter), not an hour of silence to fill in."""
+
+MAX_SILENCE_S = 4 * 3600
+"""The gaps of one clip may not ask for more silence than this, whatever its pictures say."""
+
+MAX_PICTURE_S = 10
+"""A picture that is shown for longer counts as this long where the length of a video bounds the silence."""
+
+HELD_SAMPLES = 600 * 16_000
+"""Sound of more samples (ten minutes at 16 kHz) lies in a temporary file, not in memory."""
 
 DRAWN = "drawn, not recorded"
 """How the comment in a container begins whose pictures a program made up; it follows the clip into every report."""
@@ -418,12 +429,71 @@ def _rgb(frame: DecodedFrame, reformatter: VideoReformatter) -> NDArray[np.uint8
 # ---------------------------------------------------------------------------------------------------------- sound
 
 
+class Sound:
+    """Mono samples in [-1, 1], gathered block by block; more than HELD_SAMPLES of them lie in a file without a name."""
+
+    num_clipped: int = 0
+    """Samples that lay outside [-1, 1]."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._blocks: list[NDArray[np.float32]] = []
+        self._file: IO[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._num
+
+    @property
+    def in_memory(self) -> bool:
+        return self._file is None
+
+    def append(self, block: NDArray[np.float32]) -> None:
+        """Add samples [n] at the end.
+
+        Raises ``MachineError``: the disk for temporary files is full.
+        """
+        self.num_clipped += int(np.count_nonzero(np.abs(block) > 1))
+        block = np.clip(block, -1, 1)
+        self._num += len(block)
+        if self._file is None:
+            self._blocks.append(block)
+            if self._num <= HELD_SAMPLES:
+                return
+            file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it goes with this object
+            self._file = file
+            weakref.finalize(self, file.close)
+            blocks, self._blocks = self._blocks, []
+        else:
+            file, blocks = self._file, [block]
+        try:
+            for waiting in blocks:
+                file.write(waiting.tobytes())
+            file.flush()
+        except OSError as error:
+            raise MachineError(
+                f"a recording of more than ten minutes waits in {tempfile.gettempdir()}, which cannot be written "
+                f"({error.strerror}); make room there, or name another folder in TMPDIR"
+            ) from error
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+        """Consecutive samples."""
+        if self._file is None:
+            if len(self._blocks) != 1:
+                self._blocks = [np.concatenate(self._blocks) if self._blocks else np.zeros(0, dtype=np.float32)]
+            return self._blocks[0][part]
+        start, stop, step = part.indices(self._num)
+        if step != 1:
+            raise ValueError(f"step {step}: only consecutive samples can be read")
+        self._file.seek(4 * start)
+        return np.frombuffer(self._file.read(4 * max(stop - start, 0)), dtype=np.float32).copy()
+
+
 @dataclass(frozen=True)
 class Audio:
     """The sound of one clip."""
 
-    samples: NDArray[np.float32]
-    """Mono [n] in [-1, 1]: the mean of the channels."""
+    sound: Sound
+    """Mono, the mean of the channels: its length and slices of it, however long it is."""
     start_s: float
     """Time of sample 0 in seconds on the clip's clock; sample k is at ``start_s + k / hz``."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -434,6 +504,11 @@ class Audio:
     ``start_assumed`` (no time in the stream: taken to begin at 0 s), ``truncated_at_s``,
     ``undecodable_packets {count, error}``.
     """
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """All samples [n] in memory."""
+        return self.sound[:]
 
 
 def read_audio(
@@ -449,8 +524,17 @@ def read_audio(
     Of several streams the first that decodes is taken. Sound at ``hz`` passes unchanged; other rates go through
     soxr (HQ), whose linear phase keeps every sample's time. Encoder delay and edit lists are applied as FFmpeg does.
 
+    Times that jump ahead leave a gap, filled with silence; where they run back, sound that overlaps is dropped. Both
+    are bounded, so that a few flipped bits cannot ask for more memory than a machine has or empty a clip unseen:
+
+    * a jump is an hour at most (MAX_GAP_S);
+    * all silence inside the cut is at most as long as the file's pictures or as its sound that decodes, whichever is
+      longer, and four hours at most (MAX_SILENCE_S). Pictures are as long as the times of the video's packets span,
+      no picture counting for more than ten seconds (MAX_PICTURE_S). What the header says of lengths is not asked;
+    * no more sound is dropped than is kept.
+
     Raises ``ClipError``: ``missing_file``, ``unreadable``, ``audio_undecodable`` (a stream, but no sample),
-    ``bad_times`` (times that jump by more than an hour).
+    ``bad_times`` (times outside these bounds; seen before the silence is made).
     """
     watcher = watcher or Watcher()
     with _open(path, watcher) as container:
@@ -463,7 +547,7 @@ def read_audio(
         damage = _Damage(watcher)
         with _open(path, watcher) as container:
             stream = container.streams.audio[number]
-            audio = _read_stream(container, stream, path, damage, hz, cut)
+            audio = _read_stream(container, stream, number, path, damage, hz, cut)
             if audio is not None:
                 if num_streams > 1:
                     audio.notes["audio_streams"] = {"count": num_streams, "taken": stream.index}
@@ -476,6 +560,7 @@ def read_audio(
 def _read_stream(
     container: InputContainer,
     stream: AudioStream,
+    number: int,
     path: Path,
     damage: "_Damage",
     hz: int,
@@ -483,56 +568,142 @@ def _read_stream(
 ) -> Audio | None:
     notes: dict[str, Any] = {}
     gaps: list[list[float]] = []
-    overlap = Fraction(0)
+    times: _SoundTimes | None = None
     recording: _Recording | None = None
+    silence_checked = False
     frames: Iterator[AudioFrame] = _decoded(container, stream, damage)
     for frame in frames:
         wave, rate = _mono(frame), frame.sample_rate
-        if recording is None:
+        if recording is None or times is None:
             if frame.pts is None:
                 notes["start_assumed"] = True
-            recording = _Recording(hz, _audio_time(frame, stream) or Fraction(0), cut)
-        at = _audio_time(frame, stream)
-        late = Fraction(0) if at is None else at - recording.end
-        if late > MAX_GAP_S:
-            raise ClipError(
-                "bad_times",
-                f"the sound's times jump from {float(recording.end):.3f} s to {float(recording.end + late):.3f} s; "
-                "expected steady times: write the file anew (ffmpeg -i IN -c copy OUT) or cut it with end_s",
-            )
-        if late > MAX_JITTER_S:
-            gaps.append([float(recording.end), float(late)])
-            recording.add_silence(round(late * rate), rate)
-        elif late < -MAX_JITTER_S:
-            num_dropped = min(len(wave), round(-late * rate))
-            overlap += Fraction(num_dropped, rate)
-            wave = wave[num_dropped:]
-        recording.add(wave, rate)
+            times = _SoundTimes(_audio_time(frame, stream) or Fraction(0), cut)
+            recording = _Recording(hz, times.end, cut)
+        gap_at = times.end
+        num_silent, num_dropped = times.place(_audio_time(frame, stream), len(wave), rate)
+        if num_silent:
+            late = Fraction(num_silent, rate)
+            if late > MAX_GAP_S:
+                raise ClipError(
+                    "bad_times",
+                    f"the sound's times jump from {float(gap_at):.3f} s to {float(gap_at + late):.3f} s; "
+                    "expected steady times: write the file anew (ffmpeg -i IN -c copy OUT) or cut it with end_s",
+                )
+            # Enough sound so far: nothing to ask. Else the rest of the file says, before the silence is made.
+            if times.silence > min(times.sound, Fraction(MAX_SILENCE_S)) and not silence_checked:
+                _check_silence(path, number, cut, damage.watcher)
+                silence_checked = True
+            gaps.append([float(gap_at), float(late)])
+            recording.add_silence(num_silent, rate)
+        recording.add(wave[num_dropped:], rate)
         if recording.complete:
             break
-    if recording is None:
+    if recording is None or times is None:
         return None
+    if times.dropped > times.sound:
+        raise ClipError(
+            "bad_times",
+            f"the sound's times run back at {float(times.first_overlap or 0):.3f} s, and {float(times.dropped):.3f} s "
+            f"of {float(times.sound + times.dropped):.3f} s would be dropped as heard before; expected steady times: "
+            "give the frames of the sound new times (ffmpeg -i IN -vn -af asetpts=N/SR/TB OUT.wav) and name that "
+            "file as `audio` in the manifest",
+        )
     if gaps:
         notes["audio_gaps"] = gaps
-    if overlap:
-        notes["audio_overlap_s"] = float(overlap)
+    if times.dropped:
+        notes["audio_overlap_s"] = float(times.dropped)
     if not recording.complete and (damage.at_end or _lacks_bytes(container, path)):
-        notes["truncated_at_s"] = float(recording.end)
+        notes["truncated_at_s"] = float(times.end)
     damage.note(notes)
-    samples = recording.samples()
-    num_clipped = int(np.count_nonzero(np.abs(samples) > 1))
-    if num_clipped:
-        notes["clipped_samples"] = num_clipped
-        np.clip(samples, -1, 1, out=samples)
-    return Audio(samples, float(recording.first_kept), notes)
+    sound = recording.finish()
+    if sound.num_clipped:
+        notes["clipped_samples"] = sound.num_clipped
+    return Audio(sound, float(recording.first_kept), notes)
+
+
+class _SoundTimes:
+    """Places decoded sound on the clip's clock by its times and its number of samples; counts, and holds none."""
+
+    def __init__(self, start: Fraction, cut: tuple[Fraction | None, Fraction | None]) -> None:
+        self.end = start
+        """Time right after the last sample that was placed: where the next one is expected."""
+        self.sound = self.silence = self.dropped = Fraction(0)
+        """Seconds: of sound that was placed, of silence inside the cut, of sound left out."""
+        self.first_jump: tuple[Fraction, Fraction] | None = None
+        """From where to where the times first jumped ahead, inside the cut."""
+        self.first_overlap: Fraction | None = None
+        self._cut = cut
+
+    def place(self, at: Fraction | None, num_samples: int, rate: int) -> tuple[int, int]:
+        """Samples of silence that go before the next ``num_samples``, and how many of these are dropped."""
+        late = Fraction(0) if at is None else at - self.end
+        num_silent = round(late * rate) if late > MAX_JITTER_S else 0
+        num_dropped = min(num_samples, round(-late * rate)) if late < -MAX_JITTER_S else 0
+        resumed = self.end + Fraction(num_silent, rate)
+        inside = self._inside(self.end, resumed)
+        if inside and self.first_jump is None:
+            self.first_jump = self.end, resumed
+        if num_dropped and self.first_overlap is None:
+            self.first_overlap = self.end
+        self.silence += inside
+        self.sound += Fraction(num_samples - num_dropped, rate)
+        self.dropped += Fraction(num_dropped, rate)
+        self.end = resumed + Fraction(num_samples - num_dropped, rate)
+        return num_silent, num_dropped
+
+    def _inside(self, start: Fraction, stop: Fraction) -> Fraction:
+        cut_start, cut_end = self._cut
+        start = start if cut_start is None else max(start, cut_start)
+        stop = stop if cut_end is None else min(stop, cut_end)
+        return max(stop - start, Fraction(0))
+
+
+def _check_silence(path: Path, number: int, cut: tuple[Fraction | None, Fraction | None], watcher: Watcher) -> None:
+    """Read the file once more, keeping nothing: raise ``bad_times`` if its gaps ask for too much silence."""
+    times: _SoundTimes | None = None
+    with _open(path, watcher) as container:
+        stream = container.streams.audio[number]
+        for frame in _decoded(container, stream, _Damage(watcher)):
+            at = _audio_time(frame, stream)
+            times = times or _SoundTimes(at or Fraction(0), cut)
+            times.place(at, frame.samples, frame.sample_rate)
+            if cut[1] is not None and times.end >= cut[1]:
+                break
+    if times is None or times.first_jump is None:
+        return
+    pictures = _length_of_pictures(path, watcher)
+    allowed = min(max(pictures, times.sound), Fraction(MAX_SILENCE_S))
+    if times.silence > allowed:
+        jump_from, jump_to = times.first_jump
+        raise ClipError(
+            "bad_times",
+            f"the sound's times ask for {float(times.silence):.3f} s of silence, the first from "
+            f"{float(jump_from):.3f} s to {float(jump_to):.3f} s; the file holds {float(times.sound):.3f} s of sound "
+            f"and {float(pictures):.3f} s of pictures, so {float(allowed):.3f} s at most are expected: cut the clip "
+            "before the jump with end_s or after it with start_s, or give the sound new times "
+            "(ffmpeg -i IN -vn -af asetpts=N/SR/TB OUT.wav) and name that file as `audio` in the manifest",
+        )
+
+
+def _length_of_pictures(path: Path, watcher: Watcher) -> Fraction:
+    """Seconds that the times of the packets span, of the longest video stream; 0 without one."""
+    found: dict[int, list[Fraction]] = {}
+    with _open(path, watcher) as container:
+        for packet in _packets(container, _Damage(watcher)):
+            if packet is None or packet.pts is None or not isinstance(packet.stream, VideoStream):
+                continue
+            if not packet.stream.disposition & _PICTURE:
+                found.setdefault(packet.stream.index, []).append(packet.pts * _time_base(packet.stream))
+    steps = ([b - a for a, b in itertools.pairwise(sorted(times))] for times in found.values())
+    return max(
+        (sum((min(step, Fraction(MAX_PICTURE_S)) for step in each), Fraction(0)) for each in steps), default=Fraction(0)
+    )
 
 
 class _Recording:
     """Gathers mono sound of any rate as samples at ``hz``, and keeps those inside the cut."""
 
     def __init__(self, hz: int, start: Fraction, cut: tuple[Fraction | None, Fraction | None]) -> None:
-        self.end = start
-        """Time right after the last sample that was added: where the next one is expected."""
         cut_start, cut_end = cut
         # Sample k is at start + k / hz; kept are those with cut_start <= time < cut_end.
         self._first = 0 if cut_start is None else max(0, math.ceil((cut_start - start) * hz))
@@ -542,7 +713,7 @@ class _Recording:
         self._rate: int | None = None
         self._resampler: soxr.ResampleStream | None = None
         self._num_made = 0
-        self._kept: list[NDArray[np.float32]] = []
+        self._kept = Sound()
 
     @property
     def complete(self) -> bool:
@@ -554,17 +725,16 @@ class _Recording:
             self._flush()
             self._rate = rate
             self._resampler = None if rate == self._hz else soxr.ResampleStream(rate, self._hz, 1, dtype="float32")
-        self.end += Fraction(len(wave), rate)
         self._keep(wave if self._resampler is None else self._resampler.resample_chunk(wave))
 
     def add_silence(self, num_samples: int, rate: int) -> None:
         for done in range(0, num_samples, rate):  # a second at a time: a long gap needs no long array
             self.add(np.zeros(min(rate, num_samples - done), dtype=np.float32), rate)
 
-    def samples(self) -> NDArray[np.float32]:
-        """All kept samples [n]; nothing can be added afterwards."""
+    def finish(self) -> Sound:
+        """All kept samples; nothing can be added afterwards."""
         self._flush()
-        return np.concatenate(self._kept) if self._kept else np.zeros(0, dtype=np.float32)
+        return self._kept
 
     def _flush(self) -> None:
         if self._resampler is not None:
@@ -576,7 +746,7 @@ class _Recording:
         stop = len(wave) if self._stop is None else max(0, self._stop - self._num_made)
         self._num_made += len(wave)
         if len(wave[first:stop]):
-            self._kept.append(wave[first:stop].copy())
+            self._kept.append(wave[first:stop])
 
 
 def _audio_time(frame: AudioFrame, stream: AudioStream) -> Fraction | None:

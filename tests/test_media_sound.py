@@ -1,13 +1,24 @@
 """Sound of clips muxed here: closed forms for time, rate, channels and gaps."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
 
 from extract import media
-from extract.errors import ClipError
+from extract.errors import ClipError, MachineError
 from extract.media import read_audio
-from tests.media_files import encode_sound, mux, overwrite_packets, payloads, pictures, tone, write_clip
+from tests.media_files import (
+    encode_pictures,
+    encode_sound,
+    mux,
+    overwrite_packets,
+    payloads,
+    pictures,
+    tone,
+    write_clip,
+)
 
 LSB = 2**-15
 
@@ -210,6 +221,126 @@ def test_a_jump_of_hours_is_a_broken_clock(tmp_path):
         read_audio(path)
     assert caught.value.reason == "bad_times"
     assert len(read_audio(path, end_s=0.2).samples) == 3_200
+
+
+@pytest.fixture
+def silence_made(monkeypatch):
+    """Samples of silence that were made, whatever became of them."""
+    made = []
+    real = media._Recording.add_silence
+
+    def add_silence(self, num_samples, rate):
+        made.append(num_samples)
+        real(self, num_samples, rate)
+
+    monkeypatch.setattr(media._Recording, "add_silence", add_silence)
+    return made
+
+
+def test_more_silence_than_sound_is_refused_before_it_is_made(tmp_path, silence_made):
+    """Twelve jumps of under an hour in 386 KB were 11 hours of silence."""
+    path = write_shifted(tmp_path / "clip.mka", tone(12), {16_384 * k: 3_500.0 for k in range(1, 13)})
+    assert path.stat().st_size < 400_000
+    with pytest.raises(
+        ClipError,
+        match=r"ask for 38500\.000 s of silence, the first from 1\.024 s to 3501\.024 s; the file holds 12\.000 s "
+        r"of sound and 0\.000 s of pictures, so 12\.000 s at most .*end_s .*start_s.*name that file as `audio`",
+    ) as caught:
+        read_audio(path)
+    assert caught.value.reason == "bad_times"
+    assert silence_made == []
+
+
+def test_what_the_cut_leaves_out_is_not_asked_for(tmp_path):
+    """Both ways out that the message names, and the silence in between."""
+    path = write_shifted(tmp_path / "clip.mka", tone(3), {16_384: 3_000.0})
+    with pytest.raises(ClipError, match=r"3000\.000 s of silence"):
+        read_audio(path)
+    assert len(read_audio(path, end_s=2).samples) == 32_000
+    after = read_audio(path, start_s=3_000)
+    assert after.start_s == 3_000
+    assert len(after.samples) == round(3.0 * 16_000)
+    with pytest.raises(ClipError, match=r"4\.000 s of silence, the first from 1\.024 s to 3001\.024 s"):
+        read_audio(path, start_s=10, end_s=14)
+
+
+@pytest.mark.parametrize("gap_s", [1.9, 2.1])
+def test_as_much_silence_as_sound_is_filled_in(tmp_path, gap_s):
+    """The sound that counts is that of the whole file, also what follows the gap."""
+    path = write_shifted(tmp_path / "clip.mka", tone(2), {4096: gap_s})
+    if gap_s < 2:
+        assert len(read_audio(path).samples) == 32_000 + 16_000 * gap_s
+    else:
+        with pytest.raises(ClipError, match=r"2\.100 s of silence, .* holds 2\.000 s of sound"):
+            read_audio(path)
+
+
+def with_video(path, times_s, gaps_s):
+    """One second of sound, with jumps, and small pictures at ``times_s``."""
+    with av.open(path, "w") as container:
+        video = encode_pictures(container, pictures(len(times_s)), pts_s=times_s)
+        mux(container, video, encode_sound(container, tone(1), gaps_s=gaps_s))
+    return path
+
+
+def test_silence_may_be_as_long_as_the_video(tmp_path):
+    """A muted microphone: the movie goes on."""
+    path = with_video(tmp_path / "clip.mkv", range(31), {4096: 29.0})
+    assert len(read_audio(path).samples) == 30 * 16_000
+    with pytest.raises(ClipError, match=r"33\.000 s of silence, .* 30\.000 s of pictures, so 30\.000 s at most"):
+        read_audio(with_video(tmp_path / "clip.mkv", range(31), {4096: 33.0}))
+
+
+def test_a_video_whose_times_jump_along_vouches_for_little(tmp_path):
+    """A splice moves both streams by half an hour: one picture of 10 s at most, so 3 of them are no half hour."""
+    with pytest.raises(ClipError, match=r"1800\.000 s of silence, .* 11\.000 s of pictures"):
+        read_audio(with_video(tmp_path / "clip.mkv", [0, 1, 1801], {4096: 1800.0}))
+
+
+def test_no_video_vouches_for_more_than_four_hours(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "MAX_SILENCE_S", 20)
+    with pytest.raises(ClipError, match=r"29\.000 s of silence, .* 30\.000 s of pictures, so 20\.000 s at most"):
+        read_audio(with_video(tmp_path / "clip.mkv", range(31), {4096: 29.0}))
+
+
+def test_times_that_run_back_may_not_drop_most_of_the_sound(tmp_path):
+    """A clock that starts anew: of sixteen blocks the last thirteen claim to be the first three again."""
+    path = write_clip(tmp_path / "clip.mka", sound=tone(1.024))
+    data = bytearray(path.read_bytes())
+    for number, (place, _) in enumerate(list(payloads(path, 0))):
+        data[place - 3 : place - 1] = (64 * (number % 3)).to_bytes(2, "big")
+    path.write_bytes(data)
+    with pytest.raises(
+        ClipError, match=r"run back at 0\.192 s, and 0\.832 s of 1\.024 s would be dropped as heard before; .*asetpts"
+    ) as caught:
+        read_audio(path)
+    assert caught.value.reason == "bad_times"
+
+
+def test_long_sound_lies_on_the_disk(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.wav", sound=np.concatenate([tone(2, 48_000), [1.0]]), hz=48_000)
+    short = read_audio(path)
+    monkeypatch.setattr(media, "HELD_SAMPLES", 10_000)
+    long = read_audio(path)
+    assert (short.sound.in_memory, long.sound.in_memory) == (True, False)
+    assert long.notes == short.notes
+    assert len(long.sound) == len(short.sound) == 32_000
+    assert np.array_equal(long.samples, short.samples)
+    for part in (slice(31_000, None), slice(5, 9), slice(7, 3), slice(-3, None)):
+        assert np.array_equal(long.sound[part], short.samples[part])
+    long.samples[0] = 3  # its own memory
+    assert long.sound[:1] == short.samples[0]
+    with pytest.raises(ValueError, match="step 2"):
+        long.sound[::2]
+
+
+def test_a_full_disk_under_long_sound_is_the_machines_fault(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.wav", sound=tone(2))
+    monkeypatch.setattr(media, "HELD_SAMPLES", 10_000)
+    with Path("/dev/full").open("r+b", buffering=0) as full:
+        monkeypatch.setattr(media.tempfile, "TemporaryFile", lambda: full)
+        with pytest.raises(MachineError, match=r"cannot be written \(No space left on device\); .* TMPDIR"):
+            read_audio(path)
 
 
 def test_sound_without_times_begins_at_zero(tmp_path, monkeypatch):
