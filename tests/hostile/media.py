@@ -382,7 +382,12 @@ def other_type(how: str, rng: random.Random, media: Path) -> Made:
         name = rng.choice(("one_face.jpg", "hubert_base_L9.npy", "SOURCES.md", *SOURCES))
         data, told = _bytes(media / name), name
     elif how == "wav":
-        rate, size, channels = rng.choice(((0, 3200, 1), (2**32 - 1, 2**32 - 1, 1), (1, 3200, 1), (16_000, 3200, 65_535)))
+        rate, size, channels = rng.choice((
+            (0, 3200, 1),
+            (2**32 - 1, 2**32 - 1, 1),
+            (1, 3200, 1),
+            (16_000, 3200, 65_535),
+        ))
         data, told = _wav(rate, size, channels), f"a wav of {rate} Hz, {channels} channels, {size} bytes declared"
     elif how == "gif":
         width, height = rng.choice(((65_535, 65_535), (20_000, 20_000), (0, 0), (1, 65_535)))
