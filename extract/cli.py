@@ -158,6 +158,10 @@ def _plan(
         console.show_plan(made)
     if opened and not options.overwrite:
         refuse_stale(made, opened)
+    if made.damaged:
+        first = next(iter(made.damaged.values()))
+        more = f" (and {len(made.damaged) - 1} more clips)" if len(made.damaged) > 1 else ""
+        raise CorruptError(f"{first}{more}")
     return 0
 
 
@@ -168,7 +172,10 @@ def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
     from extract import console
     from extract.store import Store
 
-    console.show_status(Store.open(store), as_json=as_json)
+    damaged = console.show_status(Store.open(store), as_json=as_json)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise CorruptError(f"{damaged[0]}{more}")
     return 0
 
 
@@ -204,6 +211,11 @@ def verify(
     from extract.store import Store
 
     _log(quiet, verbose)
+    if verification.root_is_damaged(store):
+        if not repair:
+            raise CorruptError(f"store {store}: zarr.json is damaged or gone; `extract verify --repair` makes it anew")
+        Store.make_root_anew(Path(store))
+        print(f"{store}/zarr.json: made anew")
     opened = Store.open(store)
     checked = verification.check(opened, clip or ())
     console.show_damage(checked)

@@ -48,6 +48,8 @@ class Outcome:
     rows: int = 0
     """Rows in the store; 0 for ``empty`` without arrays."""
     notes: Mapping[str, Any] | None = None
+    array_rows: Mapping[str, int] | None = None
+    """Rows of each stored array."""
 
 
 class Permit(Protocol):
@@ -218,7 +220,8 @@ class ClipWork:
                 if isinstance(video, GivenCrops):
                     video.note_unreadable(node.writer.valid())
             notes = video.notes if video and isinstance(node.stage, SourceStage) else None
-            self._finish(node.name, replace(self._outcome_of_rows(node, rows), notes=notes))
+            lengths = {output.name: rows for output in node.prepared.instance.kept}
+            self._finish(node.name, replace(self._outcome_of_rows(node, rows), notes=notes, array_rows=lengths))
 
     def _outcome_of_rows(self, node: Node, rows: int) -> Outcome:
         if node.writer is None or node.writer.any_valid():
@@ -376,7 +379,8 @@ class ClipWork:
         reason = result.empty
         if reason is None and valid is not None and not valid.any():
             reason = self._why_no_rows(prepared.instance)
-        return Outcome("empty" if reason else "done", reason, rows=rows, notes=result.notes)
+        lengths = {output.name: len(values) for output, values in stored.items()}
+        return Outcome("empty" if reason else "done", reason, rows=rows, notes=result.notes, array_rows=lengths)
 
     def _check_rows(self, name: str, clock: object, array: str, rows: int, inputs: Mapping[str, Any]) -> None:
         if isinstance(clock, FrameClock):
@@ -446,8 +450,10 @@ class ClipWork:
         if self._instance(name).kept:
             try:
                 self._begun[name] = self._fresh_record(name)
-            except ClipError:
+            except ClipError as error:
                 self._begun[name] = self._bare_record(name)
+                if outcome.state == "empty":  # a result, but of what? Without its source it has no fingerprint
+                    outcome = Outcome("failed", error.reason, str(error))
             if outcome.state == "failed" and self._keeps_what_it_has(name, outcome):
                 return
             if outcome.state != "failed":
@@ -572,6 +578,7 @@ class ClipWork:
             message=outcome.message,
             rows=outcome.rows,
             notes=dict(outcome.notes or {}),
+            provenance={**self._begun[name].provenance, "rows": dict(outcome.array_rows or {})},
             attempts=self._begun[name].attempts if outcome.reason == "crashed" else 0,
         )
         self._begun[name] = record

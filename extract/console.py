@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from extract.errors import CorruptError
 from extract.models.weights import Located
 from extract.planning import Plan
 from extract.runner import Failure, Progress, Report
@@ -176,30 +177,31 @@ def show_plan(plan: Plan) -> None:
 # ---- the store ------------------------------------------------------------------------------------------------------
 
 
-def show_status(store: Store, *, as_json: bool) -> None:
-    """States, rows and recipes per instance."""
+def show_status(store: Store, *, as_json: bool) -> list[str]:
+    """States, rows and recipes per instance. Returns what is said of each damaged record."""
     counts: dict[str, Counter[str]] = {}
     rows: Counter[str] = Counter()
     recipes: dict[str, set[str]] = {}
     untrained: set[str] = set()
     clips = store.clips()
-    for clip in clips:
-        for name in store.instances(clip):
-            record = store.record(clip, name)
-            if record is None:
-                continue
-            counts.setdefault(name, Counter())[record.state] += 1
-            rows[name] += record.rows
-            recipes.setdefault(name, set()).add(json.dumps(record.recipe, sort_keys=True))
-            if record.provenance.get("untrained"):
-                untrained.add(name)
+    damaged: list[str] = []
+    for _, name, record in store.survey(clips):
+        if isinstance(record, CorruptError):
+            damaged.append(str(record))
+            continue
+        counts.setdefault(name, Counter())[record.state] += 1
+        rows[name] += record.rows
+        recipes.setdefault(name, set()).add(json.dumps(record.recipe, sort_keys=True))
+        if record.provenance.get("untrained"):
+            untrained.add(name)
     if as_json:
         told = {
             name: {**states, "rows": rows[name], "recipes": len(recipes[name]), "untrained": name in untrained}
             for name, states in sorted(counts.items())
         }
-        print(json.dumps({"store": str(store.path), "clips": len(clips), "instances": told}, indent=1))
-        return
+        whole = {"store": str(store.path), "clips": len(clips), "instances": told, "damaged": damaged}
+        print(json.dumps(whole, indent=1))
+        return damaged
     print(f"{store.path}: {len(clips)} clips")
     remarks = {
         name: ", ".join(
@@ -210,16 +212,16 @@ def show_status(store: Store, *, as_json: bool) -> None:
         for name in counts
     }
     _print_counts(counts, remarks)
+    return damaged
 
 
 def show_failed(store: Store, *, as_json: bool, verbose: bool) -> None:
-    """Every failed record with its reason."""
-    found = []
-    for clip in store.clips():
-        for name in store.instances(clip):
-            record = store.record(clip, name)
-            if record and record.state == "failed":
-                found.append(Failure(clip, name, record.reason or "", record.message or ""))
+    """Every failed record with its reason; a damaged one is ``verify``'s affair."""
+    found = [
+        Failure(clip, name, record.reason or "", record.message or "")
+        for clip, name, record in store.survey()
+        if not isinstance(record, CorruptError) and record.state == "failed"
+    ]
     if as_json:
         print(json.dumps([vars(failure) for failure in found], indent=1))
         return
@@ -235,7 +237,8 @@ def show_damage(checked: Checked) -> None:
     """What ``verify`` found."""
     for damage in checked.damage:
         block = "metadata" if damage.block < 0 else f"block {damage.block}"
-        print(f"clip {damage.clip}, {damage.instance}/{damage.array or 'record'}, {block}: {damage.message}")
+        of = f"{damage.instance}/{damage.array or 'record'}" if damage.instance else "attributes"
+        print(f"clip {damage.clip}, {of}, {block}: {damage.message}")
     print(f"{checked.instances} finished instances of {checked.clips} clips read, {len(checked.damage)} damaged")
     if checked.unfinished:
         print(f"{checked.unfinished} instances are not finished; `extract run` computes the rest")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from extract.errors import ClipError, StaleError, WeightsError
+from extract.errors import ClipError, CorruptError, StaleError, WeightsError
 from extract.graph import Instance, downstream, spared, upstream, with_provided
 from extract.manifest import Clip
 from extract.models import weights as weights_table
@@ -91,7 +91,7 @@ def _precision(instance: Instance, store: Store | None, device_kind: str) -> str
     if asked != "auto" or instance.stage.device == "cpu":
         return asked if asked != "auto" else "float32"
     for clip in store.clips() if store else ():
-        record = store.record(clip, instance.name) if store else None
+        record = _sound_record(store, clip, instance.name)
         if record and record.state != "failed" and "precision" in record.recipe:
             return str(record.recipe["precision"])
     return DEFAULT_PRECISION[device_kind]
@@ -107,7 +107,7 @@ def _finished_with(
     """sha256 of the weights that every clip was finished with, where the recipe is else the wanted one."""
     found: set[str] = set()
     for clip in clips:
-        record = store.record(clip.id, instance.name) if store else None
+        record = _sound_record(store, clip.id, instance.name)
         if record is None or not record.finished:
             return None
         sha256 = record.recipe.get("weights", "")
@@ -115,6 +115,14 @@ def _finished_with(
             return None
         found.add(sha256)
     return found.pop() if len(found) == 1 else None
+
+
+def _sound_record(store: Store | None, clip: str, instance: str) -> Record | None:
+    """The record; None where there is none, or a damaged one, which is told when its clip is planned."""
+    try:
+        return store.record(clip, instance) if store else None
+    except CorruptError:
+        return None
 
 
 Need = Literal["finished", "missing", "partial", "failed", "crashed", "stale", "replaced", "transient"]
@@ -156,6 +164,8 @@ class Plan:
     """Instances asked for by name; none: whatever the config lists, where a clip has a use for it."""
     tasks: dict[str, dict[str, Task]] = field(default_factory=dict)
     """Clip -> instance -> task."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Clips with a damaged record, which are left alone, and what is damaged."""
 
     def of(self, clip: Clip) -> "ClipPlan":
         """What of it concerns this clip, with what the clip brings along in its place."""
@@ -212,7 +222,7 @@ def _task(
     except ClipError:
         source = None
     changes = _changes(record, prepared.recipe, source)
-    if record.state == "failed":
+    if record.state == "failed" or not record.fingerprint:  # or settled when its source was not there to be hashed
         # Nothing finished is lost by trying again; what blocks it has are kept if they are of this fingerprint.
         own = record.reason == "crashed" and not (record.message or "").startswith("from ")
         crashed = own and not changes and not retry
@@ -284,4 +294,4 @@ def stale_downstream(plan: Plan, store: Store) -> list[str]:
     """What is fed by something stale, has a record in the store, and is not asked for."""
     names = {task.name for _, task in plan.stale()}
     below = [name for name in downstream(plan.graph, names) if name not in plan.prepared]
-    return [name for name in below if any(store.record(clip.id, name) for clip in plan.clips)]
+    return [name for name in below if any(_sound_record(store, clip.id, name) for clip in plan.clips)]

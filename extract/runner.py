@@ -202,7 +202,11 @@ def make_plan(
     plan = prepared_plan(config, clips, opened, options, device_kind)
     sources = Sources()
     for clip in clips:
-        plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
+        try:
+            plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
+        except CorruptError as error:  # of one record: the other clips are as good as before
+            plan.tasks[clip.id] = {}
+            plan.damaged[clip.id] = str(error)
     return plan, opened, sources
 
 
@@ -286,10 +290,13 @@ class _Run:
         with closing(self.isolated):
             self._set_up(any_work=bool(waiting))
             for clip in self.plan.clips:
-                _refresh_attributes(self.store, clip)
+                refresh_attributes(self.store, clip)
             self.progress.start(len(waiting))
             for clip in self.plan.clips:
-                done = self._clip(clip) if clip.id in waiting else ClipReport(_standing(self.plan, clip.id))
+                if clip.id in waiting:
+                    done = self._clip(clip)
+                else:
+                    done = ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id))
                 self._count(clip, done)
                 if clip.id in waiting:
                     self.progress.clip(clip.id, len(self.report.failures))
@@ -344,7 +351,8 @@ class _Run:
                 self.report.count(name, done.outcomes.get(name), clip.id)
 
 
-def _refresh_attributes(store: Store, clip: Clip) -> None:
+def refresh_attributes(store: Store, clip: Clip) -> None:
+    """Write what the manifest says of a clip besides its sources; nothing of it is in a fingerprint."""
     known = {"subject": clip.subject, "source_video": clip.source_video, "split": clip.split}
     store.set_attributes(clip.id, known)
 

@@ -15,7 +15,7 @@ written as the JSON files that they are: ``status`` over thousands of them needs
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -73,6 +73,23 @@ class Record:
         return self.state in FINISHED
 
 
+_KINDS: dict[str, Any] = {
+    "state": str,
+    "recipe": Mapping,
+    "source": Mapping,
+    "fingerprint": str,
+    "rows": int,
+    "reason": str | None,
+    "message": str | None,
+    "attempts": int,
+    "notes": Mapping,
+    "provenance": Mapping,
+}
+"""What a record's fields hold: JSON of another shape was not written by us."""
+
+_REMEDY = "`extract verify --repair` makes it anew"
+
+
 class Rows(NamedTuple):
     """An array and which of its rows hold values."""
 
@@ -124,6 +141,17 @@ class Store:
             raise StoreError(f"store {path}: schema {found}, this program knows {SCHEMA}; use its own version")
         return cls(path, files, mode == "a")
 
+    @classmethod
+    def make_root_anew(cls, path: Path) -> None:
+        """Write the root's metadata again, of a store whose clips are there."""
+        LocalFiles(path).write("zarr.json", _group_json({"format": FORMAT, "schema": SCHEMA}))
+
+    @classmethod
+    def holds_clips_of_ours(cls, path: Path) -> bool:
+        """Whether there are records below ``path``, whatever its own metadata says."""
+        bare = cls(path, LocalFiles(path), writable=False)
+        return any(isinstance(record, Record) for _, _, record in bare.survey())
+
     # ---- clips and records -------------------------------------------------------------------------------------
 
     def clips(self) -> list[str]:
@@ -164,10 +192,26 @@ class Store:
         try:
             record = Record(**{key: value for key, value in attributes.items() if key in known})
         except TypeError as error:
-            raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({error})") from None
+            raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({error}); {_REMEDY}") from None
+        for name, kind in _KINDS.items():
+            value = getattr(record, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+                raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({name} {value!r}); {_REMEDY}")
         if record.state not in STATES:
-            raise CorruptError(f"clip {clip}, instance {instance}: damaged record (state {record.state!r})")
+            raise CorruptError(f"clip {clip}, instance {instance}: damaged record (state {record.state!r}); {_REMEDY}")
         return record
+
+    def survey(self, clips: Iterable[str] | None = None) -> Iterator[tuple[str, str, "Record | CorruptError"]]:
+        """(clip, instance, record) of all that was begun; of a damaged record, its error: the others are as good."""
+        for clip in self.clips() if clips is None else clips:
+            for instance in self.files.folders(clip):
+                try:
+                    record = self.record(clip, instance)
+                except CorruptError as error:
+                    yield clip, instance, error
+                else:
+                    if record is not None:
+                        yield clip, instance, record
 
     def write_record(self, clip: str, instance: str, record: Record) -> None:
         """Replace the record, whole and durably. ``done`` and ``empty`` come last, after every block."""
@@ -229,8 +273,12 @@ class Store:
         if record is None:
             return []
         found = []
-        for array in self.files.folders(f"{clip}/{instance}"):
+        held = self.files.folders(f"{clip}/{instance}")
+        for array in held:
             found += self._damage_of_array(clip, instance, array, record, contents=True)
+        recorded = record.provenance.get("rows")
+        if record.finished and isinstance(recorded, Mapping):
+            found += [Damage(clip, instance, array, -1, "it is gone") for array in recorded if array not in held]
         return found
 
     def delete_block(self, damage: Damage) -> None:
@@ -258,9 +306,8 @@ class Store:
         if foreign or not self._names_chunks_as_we_do(opened):
             return [Damage(clip, instance, array, -1, "its metadata is not what was written")]
         rows, block_rows = opened.shape[0], opened.chunks[0]
-        per_frame = (getattr(opened.metadata, "dimension_names", None) or ("",))[0] == "frame"
-        if record.finished and per_frame and rows != record.rows:
-            return [Damage(clip, instance, array, -1, f"{rows} rows, the record says {record.rows}")]
+        if record.finished and (told := self._rows_amiss(clip, instance, array, record, opened)):
+            return [Damage(clip, instance, array, -1, told)]
         present = set(self.files.names(f"{clip}/{instance}/{array}"))
         found = []
         for block in range(math.ceil(rows / block_rows)):
@@ -272,6 +319,38 @@ class Store:
                     opened[block * block_rows : (block + 1) * block_rows]
                 except (ValueError, RuntimeError, OSError) as error:
                     found.append(Damage(clip, instance, array, block, str(error).splitlines()[0]))
+        return found
+
+    def _rows_amiss(
+        self, clip: str, instance: str, array: str, record: Record, opened: "zarr.Array[Any]"
+    ) -> str | None:
+        """What is wrong with the number of rows of a finished instance's array."""
+        rows = opened.shape[0]
+        recorded = record.provenance.get("rows")
+        if isinstance(recorded, Mapping):
+            expected = recorded.get(array)
+            return None if rows == expected else f"{rows} rows, the record says {expected}"
+        # Records made before each array's rows were kept: arrays on one axis are equally long, and one axis is the
+        # record's. An array that is one chunk (a clip stage's) fills it.
+        lengths = self._lengths(clip, instance)
+        axis = lengths.get(array, ("", 0))[0]
+        peers = {length for its_axis, length in lengths.values() if its_axis == axis}
+        if len(peers) > 1 and rows != (record.rows if record.rows in peers else max(peers)):
+            return f"{rows} rows, others on its axis have {max(peers)}"
+        one_axis = len({its_axis for its_axis, _ in lengths.values()}) == 1
+        if (one_axis or axis == "frame") and rows != record.rows and record.rows not in peers:
+            return f"{rows} rows, the record says {record.rows}"
+        return None
+
+    def _lengths(self, clip: str, instance: str) -> dict[str, tuple[str, int]]:
+        """Array -> (name of its first axis, rows), by the metadata alone."""
+        found = {}
+        for array in self.files.folders(f"{clip}/{instance}"):
+            try:
+                node = json.loads(self.files.read(f"{clip}/{instance}/{array}/zarr.json") or b"")
+                found[array] = (str(node["dimension_names"][0]), int(node["shape"][0]))
+            except (ValueError, KeyError, TypeError, IndexError):  # told by who opens it
+                continue
         return found
 
     @staticmethod
@@ -463,9 +542,9 @@ def _attributes(data: bytes, whose: str) -> dict[str, Any]:
         node = json.loads(data)
         attributes = node.get("attributes", {})
     except (ValueError, AttributeError):
-        raise CorruptError(f"{whose}: zarr.json is damaged; `extract verify --repair` makes it anew") from None
+        raise CorruptError(f"{whose}: zarr.json is damaged; {_REMEDY}") from None
     if not isinstance(attributes, dict):
-        raise CorruptError(f"{whose}: zarr.json is damaged; `extract verify --repair` makes it anew")
+        raise CorruptError(f"{whose}: zarr.json is damaged; {_REMEDY}")
     return attributes
 
 

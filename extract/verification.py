@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extract import lease
-from extract.errors import ClipError, CorruptError, MachineError, StaleError, UsageError
+from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, refuse_stale
-from extract.runner import Options, Progress, Report, choose, plan, run
+from extract.runner import Options, Progress, Report, choose, plan, refresh_attributes, run
 from extract.sources import Sources, fingerprint, parts_of, sha256_of
 from extract.store import Damage, Store
 
@@ -26,8 +26,22 @@ class Checked:
     damage: tuple[Damage, ...]
 
 
+def root_is_damaged(path: str | Path) -> bool:
+    """Whether a store's own metadata is damaged or gone, and its clips are there."""
+    if "://" in str(path):
+        return False
+    try:
+        Store.open(path)
+    except CorruptError:
+        return Store.holds_clips_of_ours(Path(path))
+    except StoreError:
+        gone = not (Path(path) / "zarr.json").exists()
+        return gone and Path(path).is_dir() and Store.holds_clips_of_ours(Path(path))
+    return False
+
+
 def check(store: Store, clips: Sequence[str] = ()) -> Checked:
-    """Read every block that is there. A damaged record has ``array`` empty.
+    """Read every block that is there. Of a damaged record ``array`` is empty; of a clip's attributes ``instance`` too.
 
     Raises:
         UsageError: the store has no such clip.
@@ -40,20 +54,23 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
     finished = unfinished = 0
     chosen = [clip for clip in held if not clips or clip in clips]
     for clip in chosen:
-        for instance in store.files.folders(clip):
-            try:
-                record = store.record(clip, instance)
-            except CorruptError as error:
-                found.append(Damage(clip, instance, "", -1, str(error)))
-                continue
-            if record is None:
-                continue
-            if record.finished and record.fingerprint != fingerprint(sha256_of(record.recipe), record.source):
-                found.append(Damage(clip, instance, "", -1, "the record is not what was written"))
-                continue
-            finished += record.finished
-            unfinished += not record.finished
-            found += store.damage(clip, instance)
+        try:
+            store.attributes(clip)
+        except CorruptError as error:
+            found.append(Damage(clip, "", "", -1, str(error)))
+    for clip, instance, record in store.survey(chosen):
+        if isinstance(record, CorruptError):
+            found.append(Damage(clip, instance, "", -1, str(record)))
+            continue
+        if not record.fingerprint:  # its source was not there when it was tried: nothing is stored, nothing damaged
+            unfinished += 1
+            continue
+        if record.finished and record.fingerprint != fingerprint(sha256_of(record.recipe), record.source):
+            found.append(Damage(clip, instance, "", -1, "the record is not what was written"))
+            continue
+        finished += record.finished
+        unfinished += not record.finished
+        found += store.damage(clip, instance)
     return Checked(len(chosen), finished, unfinished, tuple(found))
 
 
@@ -76,9 +93,9 @@ def check_sources(manifest: str | Path, store: Store, clips: Sequence[str]) -> S
     hashed = 0
     for clip in choose(load_manifest(Path(manifest)), Options(clips=clips)):
         told: set[str] = set()
-        for instance in store.instances(clip.id):
-            record = store.record(clip.id, instance)
-            for part, recorded in (record.source if record and record.finished else {}).items():
+        for _, instance, record in store.survey([clip.id]):
+            sound = not isinstance(record, CorruptError) and record.finished
+            for part, recorded in (record.source if sound else {}).items():  # type: ignore[union-attr]
                 if part.startswith("choice.") or part in told:
                     continue
                 try:
@@ -110,7 +127,7 @@ def repair(
         MachineError: another run works on a damaged clip.
     """
     clips = sorted({damage.clip for damage in checked.damage})
-    instances = sorted({damage.instance for damage in checked.damage})
+    instances = sorted({damage.instance for damage in checked.damage if damage.instance})
     # How the clips are split has nothing to do with what they are: it is no reason to leave damage.
     options = Options(stages=instances, clips=clips, device=device, allow_shared_subjects=True)
     opened = Store.open(store, "a")
@@ -120,17 +137,23 @@ def repair(
             held = stack.enter_context(lease.held(opened.files, clip, "repair"))
             if isinstance(held, lease.Holder):
                 raise MachineError(f"clip {clip}: {held} works on it; repair when it is through. Nothing was removed")
-        set_aside = _set_aside_damaged_records(opened, checked.damage)
+        for damage in checked.damage:
+            if not damage.instance:
+                refresh_attributes(opened, by_id[damage.clip])
+        if not instances:
+            return Report(run="repair")
+        of_instances = [damage for damage in checked.damage if damage.instance]
+        set_aside = _set_aside_damaged_records(opened, of_instances)
         try:
             made, _ = plan(manifest, store, config, set=overrides, options=options)
             refuse_stale(made, opened)
-            for damage in checked.damage:
+            for damage in of_instances:
                 _require_same_made(opened, made, by_id[damage.clip], damage)
         except BaseException:
             for key, data in set_aside.items():
                 opened.files.write(key, data)
             raise
-        for damage in checked.damage:
+        for damage in of_instances:
             record = opened.record(damage.clip, damage.instance)
             if record is not None and record.finished:
                 opened.write_record(damage.clip, damage.instance, replace(record, state="partial"))
