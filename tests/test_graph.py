@@ -33,6 +33,8 @@ def test_one_stage_may_stand_under_several_names():
         ({"sobel": {}}, r"instance sobel: no stage 'sobel'; stages are .*frames.*says `stage:`"),
         ({"colour": {"gian": 2.0}}, r"instance colour \(stage colour\):\n  gian: unknown key; did you mean 'gain'"),
         ({"colour": {"gain": "much"}}, r"gain: .*found 'much'"),
+        ({"colour": {"gain": float("nan")}}, r"gain: .*finite number, found nan"),
+        ({"colour": {"gain": float("inf")}}, r"gain: .*finite number, found inf"),
         ({"colour": {"inputs": {"image": "frames"}}}, "no input slot 'image'; slots are frames"),
         ({"contrast": {"inputs": {"colour": "frames"}}}, r"contrast needs frames.corner; frames gives pts_s, image"),
         ({"colour": {"keep": ["median"]}}, "cannot keep 'median'; can keep: corner"),

@@ -1,7 +1,7 @@
 """300 damaged media files, made of real ones: the same bytes for the same number, on every machine.
 
-Nothing is stored but this code. Each number has a kind of damage and draws its details from a generator of its own, so a
-file can be made alone, and a kind that is added at the end changes no other file.
+Nothing is stored but this code. Each number has a kind of damage and draws its details from a generator of its own, so
+that a file can be made alone.
 """
 
 import os
@@ -223,7 +223,9 @@ def mp4_sizes(rng: random.Random, media: Path) -> Made:
         kind = rng.choice((*FIELDS, *PARENTS, b"free", b"mdat", b"ftyp"))
         data[box.start + 4 : box.start + 8] = kind
         return Made(bytes(data), suffix, f"{name}: {box.kind!r} at {box.start} is called {kind!r}")
-    value = rng.choice((*EXTREMES, 7, 8, size - 1, size + 1, size * 2)) % 2**32
+    written = int.from_bytes(data[box.start : box.start + 4], "big")  # 1: the size follows in 64 bits
+    wrong = [value % 2**32 for value in (*EXTREMES, 7, 8, size - 1, size + 1, size * 2)]
+    value = rng.choice([value for value in wrong if value != written])
     data[box.start : box.start + 4] = value.to_bytes(4, "big")
     return Made(bytes(data), suffix, f"{name}: {box.kind!r} at {box.start} has size {value} instead of {size}")
 
@@ -262,8 +264,8 @@ def mpeg_headers(rng: random.Random, media: Path) -> Made:
             for i in range(at + 6, min(at + 26, len(data) - 10))
             if data[i] >> 4 in {2, 3} and data[i] & 1 and data[i + 2] & 1 and data[i + 4] & 1
         ]
-        at = rng.choice(times)
-        for at in times if rng.random() < 0.3 else [at]:
+        chosen = times if rng.random() < 0.3 else [rng.choice(times)]
+        for at in chosen:
             value = _stamp(rng.choice((0, 1, 2**32, 2**33 - 1, rng.randrange(2**33))), data[at] & 0xF0)
             data[at : at + 5] = value
     elif how == "picture":
@@ -346,7 +348,8 @@ TEXTS = {
     "concat": "ffconcat version 1.0\nfile '/etc/hostname'\nfile '/dev/zero'\n",
     "concat of itself": "ffconcat version 1.0\nfile '{self}'\nfile '{self}'\n",
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXTINF:9,\nhttp://127.0.0.1:9/x.ts\n",
-    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+    "a=rtpmap:96 H264/90000\n",
     "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
     "<BaseURL>file:///etc/hostname</BaseURL></AdaptationSet></Period></MPD>",
     "subtitles": "1\n00:00:00,000 --> 99:59:59,999\nwords\n",

@@ -132,9 +132,9 @@ def _watch(
     at, since = START, time.monotonic()
     while process.poll() is None:
         now = time.monotonic()
+        ended.seconds[at] = max(ended.seconds.get(at, 0.0), now - since)
         holding = _leased(store) if store else START
         if holding != at:
-            ended.seconds[at] = ended.seconds.get(at, 0.0) + now - since
             at, since = holding, now
             _forget_peaks(process.pid)
         held = _peak(process.pid)
@@ -146,7 +146,6 @@ def _watch(
             ended.stopped = (at, f"no end after {longest_s:g} s")
             return
         time.sleep(LOOK_S)
-    ended.seconds[at] = ended.seconds.get(at, 0.0) + time.monotonic() - since
 
 
 def _leased(store: Path) -> str:
@@ -226,7 +225,7 @@ def judge_words(ended: Ended, whose: str) -> list[Violation]:
 
 
 def judge_run(ended: Ended, store: Path, clips: Iterable[str], instances: Sequence[str], whose: str) -> list[Violation]:
-    """What holds for ``extract run --json``: every clip is done, empty or failed with a reason; code and report agree."""
+    """What holds for ``extract run --json``: clips are done, empty or failed with a reason, code and report agree."""
     wrong = judge_words(ended, whose)
     if wrong:
         return wrong
