@@ -135,7 +135,7 @@ CONFIGS = {
     "out-of-range": _text(_HUBERT.format("layer: 99999999999999999999999")),
     "infinite": _text("extract: {instances: {detections: {score_threshold: .nan}}, run: {memory_gb: .inf}}\n"),
     "instance-is-a-path": _text("extract: {instances: {../x: {stage: frames}}}\n"),
-    "instance-is-absolute": _text("extract: {instances: {/tmp/x: {stage: frames}}}\n"),
+    "instance-is-absolute": _text("extract: {instances: {/x: {stage: frames}}}\n"),
     "instance-is-a-number": _text("extract: {instances: {1: {stage: frames}, null: {}, [a, b]: {}}}\n"),
     "instances-are-a-list": _text("extract: {instances: [frames, faces]}\n"),
     "circle": _text(
