@@ -445,6 +445,10 @@ def make(number: int, media: Path, folder: Path, seed: int = 0) -> Hostile:
         _special(kind, path)
         return Hostile(number, kind, f"a {kind} as .mp4", path)
     made = maker(random.Random(f"{seed}/{number}"), media)
+    attempt = 0
+    while kind != "other_type" and made.data in (_bytes(media / name) for name in SOURCES):  # what it wrote stood there
+        attempt += 1
+        made = maker(random.Random(f"{seed}/{number}/{attempt}"), media)
     path = folder / f"{number:03d}_{kind}{made.suffix}"
     path.write_bytes(made.data.replace(b"{self}", os.fsencode(path.name)) if kind == "other_type" else made.data)
     return Hostile(number, kind, made.told, path)
