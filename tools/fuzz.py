@@ -5,10 +5,13 @@ files are made anew in a temporary folder from ../shared/media; the same seed ma
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.hostile import corpus, media, small
@@ -44,6 +47,30 @@ def _counts(counter: Counter[str]) -> str:
     return f"{counter.total()} files: " + ", ".join(f"{count} {name}" for name, count in counter.most_common())
 
 
+def try_all(
+    numbers: Sequence[int],
+    cases: Sequence[small.Case],
+    sources: Path,
+    folder: Path,
+    arguments: argparse.Namespace,
+    damaged: Tally,
+    broken: Tally,
+) -> None:
+    """Fill the tallies."""
+    for first in range(0, len(numbers), arguments.group):
+        group = numbers[first : first + arguments.group]
+        corpus.try_media(group, sources, folder / f"media-{first}", damaged, arguments.seed, say)
+        say(f"{first + len(group)} of {len(numbers)} media files: {_counts(damaged.files)}")
+    for case in cases:
+        if case.kind not in {"labels", "transcript"}:
+            corpus.try_alone(case, sources, folder / case.name, broken, say)
+    for kind in ("labels", "transcript"):
+        of_kind = [case for case in cases if case.kind == kind]
+        if of_kind:
+            corpus.try_clips(of_kind, sources, folder / kind, broken, say)
+    say(f"small files: {_counts(broken.files)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--media", type=Path, default=ROOT.parent / "shared" / "media", help="folder of real clips")
@@ -52,6 +79,7 @@ def main() -> None:
     parser.add_argument("--only", help="numbers of media files, as in 3,10-19; nothing else is tried")
     parser.add_argument("--cases", help="part of the names of small files; nothing else is tried")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was counted is shown, and nothing is left running
     if not arguments.media.is_dir():
         sys.exit(
             f"{arguments.media}: no such folder; the files are made of the real clips there, --media DIR names them"
@@ -60,25 +88,17 @@ def main() -> None:
     damaged, broken = Tally(), Tally()
     numbers = numbers_of(arguments.only) if arguments.only or not arguments.cases else []
     cases = [case for case in small.cases() if (arguments.cases or "") in case.name] if not arguments.only else []
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        for first in range(0, len(numbers), arguments.group):
-            group = numbers[first : first + arguments.group]
-            corpus.try_media(group, sources, Path(folder) / f"media-{first}", damaged, arguments.seed, say)
-            say(f"{first + len(group)} of {len(numbers)} media files: {_counts(damaged.files)}")
-        for case in cases:
-            if case.kind not in {"labels", "transcript"}:
-                corpus.try_alone(case, sources, Path(folder) / case.name, broken, say)
-        for kind in ("labels", "transcript"):
-            group_of_kind = [case for case in cases if case.kind == kind]
-            if group_of_kind:
-                corpus.try_clips(group_of_kind, sources, Path(folder) / kind, broken, say)
+    whole = False
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, suppress(KeyboardInterrupt):
+        try_all(numbers, cases, sources, Path(folder), arguments, damaged, broken)
+        whole = True
     show("damaged media", damaged)
     show("broken manifests, configs, weights, labels, transcripts", broken)
     violations = damaged.violations + broken.violations
-    say(f"\n{len(violations)} promises broken, {time.monotonic() - started:.0f} s")
+    say(f"\n{len(violations)} promises broken, {time.monotonic() - started:.0f} s{'' if whole else ', interrupted'}")
     for violation in violations:
         say(f"  {violation}")
-    sys.exit(1 if violations else 0)
+    sys.exit(1 if violations or not whole else 0)
 
 
 if __name__ == "__main__":
