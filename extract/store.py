@@ -3,6 +3,7 @@
 ::
 
     store.zarr/zarr.json                    attributes {format, schema}
+      config.json                           the config of the last run, for later commands
       <clip>/zarr.json                      attributes subject, source_video, split
       <clip>/<instance>/zarr.json           attributes: the record (state, recipe, source, fingerprint ...)
       <clip>/<instance>/<array>/zarr.json   attributes: the fingerprint its blocks were made under
@@ -27,9 +28,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError
+from extract.config import SECTIONS, Remembered
+from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.files import LocalFiles
 from extract.stage import Output
+
+CONFIG = "config.json"
+"""Beside the root's metadata: the config of the last run."""
 
 FORMAT = "au-fusion"
 SCHEMA = 1
@@ -151,6 +156,34 @@ class Store:
         """Whether there are records below ``path``, whatever its own metadata says."""
         bare = cls(path, LocalFiles(path), writable=False)
         return any(isinstance(record, Record) for _, _, record in bare.survey())
+
+    # ---- its config ----------------------------------------------------------------------------------------------
+
+    def config(self) -> Remembered | None:
+        """The config that the last run into this store had; None in stores made before it was kept.
+
+        It says what the values are meant to be made with; records say what they were made with.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        data = self.files.read(CONFIG)
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+            sections = {name: dict(found[name]) for name in SECTIONS if name in found}
+            name = found["name"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            told = f"store {self.path}: {CONFIG} is damaged; remove it, or name a config with -c"
+            raise ConfigError(told) from None
+        return Remembered(name if isinstance(name, str) else None, sections)
+
+    def remember(self, config: Remembered) -> None:
+        """Keep a run's config for later commands; nothing is written where it is kept already."""
+        data = (json.dumps({"name": config.name, **config.sections}, indent=1) + "\n").encode()
+        if self.files.read(CONFIG) != data:
+            self.files.write(CONFIG, data)
 
     # ---- clips and records -------------------------------------------------------------------------------------
 
@@ -327,11 +360,10 @@ class Store:
         """What is wrong with the number of rows of a finished instance's array."""
         rows = opened.shape[0]
         recorded = record.provenance.get("rows")
-        if isinstance(recorded, Mapping):
-            expected = recorded.get(array)
-            return None if rows == expected else f"{rows} rows, the record says {expected}"
+        if isinstance(recorded, Mapping) and array in recorded:
+            return None if rows == recorded[array] else f"{rows} rows, the record says {recorded[array]}"
         # Records made before each array's rows were kept: arrays on one axis are equally long, and one axis is the
-        # record's. An array that is one chunk (a clip stage's) fills it.
+        # record's.
         lengths = self._lengths(clip, instance)
         axis = lengths.get(array, ("", 0))[0]
         peers = {length for its_axis, length in lengths.values() if its_axis == axis}
