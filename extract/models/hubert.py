@@ -184,21 +184,23 @@ def hidden_of_long(
         model: as ``keep_layers`` left it.
         wave: float samples [start, stop) of the recording, normalised, on the model's device in its precision.
     """
-    import torch
 
     extractor: Any = model.feature_extractor
     encoder: Any = model.encoder
     num_steps = (num_samples - SEEN) // HOP + 1
     first = _first_convolution(extractor, wave, num_samples)
-    pieces = []
+    hidden: Tensor | None = None
     for block in blocks(num_steps):
         rows = first(wave(block.start * HOP, (block.stop - 1) * HOP + SEEN)[None, None])  # [1, C, n / 5]
         for convolution in extractor.conv_layers[1:]:
             rows = convolution(rows)
-        pieces.append(model.feature_projection(rows.transpose(1, 2))[0])
-    hidden = torch.cat(pieces)  # [S, D]
-    del pieces
-    hidden = _with_positions(encoder.pos_conv_embed, hidden)
+        rows = model.feature_projection(rows.transpose(1, 2))[0]
+        if hidden is None:
+            hidden = rows.new_empty((num_steps, rows.shape[-1]))
+        hidden[block] = rows
+    if hidden is None:
+        raise ValueError("no step to compute")
+    _add_positions(encoder.pos_conv_embed, hidden)
     stable = bool(model.config.do_stable_layer_norm)
     if not stable:
         for block in blocks(num_steps):
@@ -270,17 +272,16 @@ class Moments:
         self._num = num
 
 
-def _with_positions(positions: Any, hidden: "Tensor") -> "Tensor":  # noqa: ANN401 - transformers' module
-    """Hidden states [S, D] plus the convolution over them; a block is given the steps that its ends see."""
+def _add_positions(positions: Any, hidden: "Tensor") -> None:  # noqa: ANN401 - transformers' module
+    """Add the convolution over the hidden states [S, D] to them, in place; a block is given what its ends see."""
     import torch
 
     reach = positions.conv.kernel_size[0] // 2
-    moved = torch.empty_like(hidden)
+    before = hidden[:0]  # the steps before the block, as they were
     for block in blocks(len(hidden), POSITIONS_STEPS):
-        start, stop = max(block.start - reach, 0), min(block.stop + reach, len(hidden))
-        seen = positions(hidden[None, start:stop])[0]
-        moved[block] = hidden[block] + seen[block.start - start : block.stop - start]
-    return moved
+        seen = torch.cat([before, hidden[block.start : block.stop + reach]])
+        num_before, before = len(before), hidden[max(block.stop - reach, 0) : block.stop].clone()
+        hidden[block] += positions(seen[None])[0, num_before : num_before + block.stop - block.start]
 
 
 def _through_layer(layer: Any, hidden: "Tensor", *, stable: bool) -> None:  # noqa: ANN401 - transformers' module

@@ -102,8 +102,8 @@ class Hubert(ClipStage[HubertConfig]):
         return ClipResult({"feature": hidden.float(), "centre_s": centres})
 
 
-MOMENTS_OF = 180 * WAVE_HZ
-"""Samples whose mean and variance are taken together; those of longer recordings are joined."""
+MOMENTS_OF = 2 * hubert.BLOCK_STEPS * hubert.HOP + hubert.SEEN
+"""Samples whose mean and variance are taken together: of a recording of one block all; those of others are joined."""
 
 
 def whole_moments(samples: "Samples") -> hubert.Moments:

@@ -171,7 +171,9 @@ def test_positions_of_half_an_hour_to_the_last_bit(num_steps):
     positions = ready()._model.encoder.pos_conv_embed
     hidden = torch.from_numpy(random.normal("hidden", "x", num_steps * 64).astype(np.float32)).view(num_steps, 64)
     with torch.inference_mode():
-        assert torch.equal(hubert._with_positions(positions, hidden), hidden + positions(hidden[None])[0])
+        expected = hidden + positions(hidden[None])[0]
+        hubert._add_positions(positions, hidden)
+    assert torch.equal(hidden, expected)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -235,7 +237,7 @@ def test_samples_on_the_disk_give_the_same_and_are_never_read_whole(monkeypatch)
     monkeypatch.setattr(SamplesOnDisk, "__getitem__", reads)
     stage = ready(layer=0)
     found = run(stage, on_disk).arrays["feature"]
-    assert max(asked) <= 180 * 16_000
+    assert max(asked) < 62 * 16_000
     assert torch.equal(found, run(stage, samples).arrays["feature"])
     assert (found - at_once(stage, samples)).abs().max() < 1e-5
 
