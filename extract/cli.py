@@ -36,6 +36,12 @@ StorePath = Annotated[str, typer.Option("--store", help="Feature store.")]
 Config = Annotated[
     str | None, typer.Option("-c", "--config", help="Built-in config or YAML file.", metavar="NAME|PATH")
 ]
+ConfigOfStore = Annotated[
+    str | None,
+    typer.Option(
+        "-c", "--config", help="Built-in config or YAML file. (default: as the store was made)", metavar="NAME|PATH"
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, as in swin.batch=8.", metavar="A.B=C")
 ]
@@ -195,7 +201,7 @@ def failed(store: StorePath = "store.zarr", verbose: Verbose = False, as_json: A
 def verify(
     manifest: Manifest = Path("data_manifest.yaml"),
     store: StorePath = "store.zarr",
-    config: Config = None,
+    config: ConfigOfStore = None,
     set_: Set = None,
     clip: Clips = None,
     repair: Annotated[
@@ -223,6 +229,7 @@ def verify(
         raise CorruptError(f"{len(checked.damage)} damaged; `extract verify --repair` computes them again")
     code = 0
     if checked.damage:
+        console.say_config(opened, config)
         with console.progress(quiet) as progress:
             report = verification.repair(checked, manifest, store, config, set_ or (), device, progress)
         console.show_report(report, store, quiet=quiet, verbose=verbose)
@@ -247,18 +254,20 @@ def inspect_(
     clip: Annotated[str, typer.Argument(help="Clip of the manifest.")],
     manifest: Manifest = Path("data_manifest.yaml"),
     store: StorePath = "store.zarr",
-    config: Config = None,
+    config: ConfigOfStore = None,
     set_: Set = None,
     frames: Annotated[int, typer.Option("--frames", help="How many frames, spread over the clip.", min=1)] = 8,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG to write. (default: CLIP.png)")] = None,
     device: Device = "auto",
 ) -> int:
     """Draw a contact sheet: frame with box and landmarks, crop, super-resolved, aligned."""
-    from extract import inspection
+    from extract import console, inspection
+    from extract.store import Store
 
     path = out or Path(f"{clip}.png")
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out {path}: expected a name that ends in .png")
+    console.say_config(Store.open(store), config)
     sheet = inspection.inspect(clip, manifest, store, config, set=set_ or (), frames=frames, device=device)
     sheet.save(path)
     print(f"{path}: {sheet.width} x {sheet.height} pixels")

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from extract import annotations, crashes, media, transcripts
 from extract.config import RunConfig
@@ -28,6 +27,7 @@ from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task, plan_clip
 from extract.sources import Sources, fingerprint, part_files, parts_of
 from extract.stage import ClipResult, SourceStage
 from extract.stages.crop import GivenCrop
+from extract.stages.wave import SamplesOnDisk
 from extract.store import Record, Rows, State, Store, default_block_rows
 from extract.timeline import FrameClock, Regular
 
@@ -338,7 +338,10 @@ class ClipWork:
                 wave = self._read_wave()
                 if wave is None:
                     return None
-                inputs[declared] = torch.from_numpy(wave.samples).to(device)
+                held = wave.sound.in_memory
+                inputs[declared] = (
+                    torch.from_numpy(wave.samples).to(device) if held else SamplesOnDisk(wave.sound, device)
+                )
                 inputs[f"{declared.partition('.')[0]}.start_s"] = wave.start_s
                 continue
             values = self._read(source, array).values
@@ -388,7 +391,7 @@ class ClipWork:
             if rows != expected:
                 raise ClipError("broken_promise", f"{array}: {rows} rows, expected {expected}, one per frame")
         samples = inputs.get("wave.samples")
-        if isinstance(clock, Regular) and isinstance(samples, Tensor):
+        if isinstance(clock, Regular) and samples is not None:
             duration_s = Fraction(len(samples), AUDIO_HZ)
             expected = clock.num_steps(duration_s)
             if rows != expected:

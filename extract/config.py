@@ -1,10 +1,13 @@
 """The experiment file: one YAML with the sections ``extract:`` and ``fusion:``, read once, checked key by key."""
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,6 +16,8 @@ from extract import texts
 from extract.errors import ConfigError
 
 SECTIONS = ("extract", "fusion")
+NAMED = {"instances", "modalities"}
+"""What holds entries under names of the user's: ``null`` for one that is not there is a slip, not a wish."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -87,33 +92,67 @@ def _power_of_two(rows: int | None) -> int | None:
     return rows
 
 
-def load_extract_config(spec: str | None, overrides: Sequence[str] = ()) -> ExtractConfig:
+@dataclass(frozen=True)
+class Remembered:
+    """The config that a store was made with, as plain values."""
+
+    name: str | None
+    """As ``-c`` named it; None for the built-in default, and for one that a program handed over."""
+    sections: Mapping[str, Mapping[str, Any]]
+    """Section -> its values, ``--set`` applied."""
+
+    def __str__(self) -> str:
+        return f"the config that the store was made with ({self.name or 'default'})"
+
+    @classmethod
+    def of(cls, spec: str | None, overrides: Sequence[str]) -> "Remembered":
+        """What a run with these flags leaves for later commands: both sections."""
+        of_fusion = [text for text in overrides if text.startswith("fusion.")]
+        extract, fusion = load_section(spec, "extract", overrides), load_section(spec, "fusion", of_fusion)
+        return cls(spec, {"extract": extract, "fusion": fusion})
+
+    @classmethod
+    def of_model(cls, config: ExtractConfig) -> "Remembered":
+        """The same for a config that a program made."""
+        return cls(None, {"extract": config.model_dump(mode="json", exclude_defaults=True)})
+
+
+def load_extract_config(
+    spec: str | None, overrides: Sequence[str] = (), remembered: Remembered | None = None
+) -> ExtractConfig:
     """Read ``extract:`` of a built-in config or file. ``a.b=c`` may also begin with an instance's name.
+
+    Args:
+        remembered: stands for the built-in default where ``spec`` names nothing; ``overrides`` go on top.
 
     Raises:
         ConfigError: the file, a key or a value is not as it should be; the message names file and key.
     """
-    section = load_section(spec, "extract", overrides)
-    return validated(ExtractConfig, section, f"config {spec or 'default'}, section extract")
+    section = load_section(spec, "extract", overrides, remembered)
+    return validated(ExtractConfig, section, f"{_whose(spec, remembered)}, section extract")
 
 
-def validated(model: type[M], values: object, where: str) -> M:
-    """``model`` of ``values``; pydantic's findings become one ConfigError with a line each."""
+def validated(model: type[M], values: object, where: str, also: Sequence[str] = ()) -> M:
+    """``model`` of ``values``; pydantic's findings become one ConfigError with a line each.
+
+    Args:
+        also: keys that are known beside the model's own, to be named where one is not.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}:\n{describe(error, model)}") from None
+        raise ConfigError(f"{where}:\n{describe(error, model, also)}") from None
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """One indented line per finding: the key's path, what is wrong, the nearest known key."""
+def describe(error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()) -> str:
+    """One indented line per finding: the key's path, what is wrong, the nearest known key of that level."""
     lines = []
     for finding in error.errors():
         path = ".".join(str(part) for part in finding["loc"])
         if finding["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(finding["loc"][-1]), list(model.model_fields), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(model.model_fields)}"
-            lines.append(f"  {path}: unknown key{hint}")
+            known = known_keys(model, finding["loc"][:-1]) or list(model.model_fields)
+            known += also if len(finding["loc"]) == 1 else ()
+            lines.append(f"  {path}: unknown key; {suggestion(str(finding['loc'][-1]), known)}")
         elif not path:  # a finding about the model as a whole
             lines.append(f"  {finding['msg'].removeprefix('Value error, ')}")
         else:
@@ -121,7 +160,43 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def load_section(spec: str | None, section: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The nearest of the known names, else all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that a config model knows at ``path``, pydantic's ``loc``: field names, keys of mappings, union tags."""
+    at: list[Any] = [model]
+    for part in path:
+        below: list[Any] = []
+        for kind in at:
+            origin, arguments = get_origin(kind), get_args(kind)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                tags = [tag for entry in kind.model_fields.values() for tag in get_args(entry.annotation)]
+                if str(part) in kind.model_fields:
+                    below += _alternatives(kind.model_fields[str(part)].annotation)
+                elif part in tags:  # which of a union it is
+                    below.append(kind)
+            elif origin is not None and issubclass(origin, Mapping):
+                below += _alternatives(arguments[1])
+        at = below
+    return [key for kind in at if isinstance(kind, type) and issubclass(kind, BaseModel) for key in kind.model_fields]
+
+
+def _alternatives(kind: Any) -> list[Any]:  # noqa: ANN401 - any annotation
+    """The types that an annotation allows, through unions and ``Annotated``."""
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in {Union, UnionType}:
+        return [one for part in get_args(kind) for one in _alternatives(part)]
+    return [kind]
+
+
+def load_section(
+    spec: str | None, section: str, overrides: Sequence[str] = (), remembered: Remembered | None = None
+) -> dict[str, Any]:
     """One section of the config as plain values, with ``--set`` overrides applied.
 
     Args:
@@ -129,17 +204,23 @@ def load_section(spec: str | None, section: str, overrides: Sequence[str] = ()) 
         section: ``extract`` or ``fusion``.
         overrides: ``a.b=c`` each. ``a`` is a section, or else a key below ``section`` or, for ``extract``, an
             instance. The value is read as YAML. Overrides of the other section are left to its own program.
+        remembered: stands for ``default`` where ``spec`` is ``None``.
 
     Raises:
-        ConfigError: no such config, not YAML, an unknown top-level key, or an override without ``=``.
+        ConfigError: no such config, not YAML, an unknown top-level key, an override without ``=``, or one that leaves
+            out (``null``) what is not there.
     """
-    whole = _read(spec)
+    whole = _read(spec) if spec or remembered is None else copy.deepcopy(dict(remembered.sections))
     for text in overrides:
         _apply(whole, section, text)
     found = whole.get(section) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"config {spec or 'default'}: section {section} must be a mapping, found {found!r}")
-    return found
+        raise ConfigError(f"{_whose(spec, remembered)}: section {section} must be a mapping, found {found!r}")
+    return dict(found)
+
+
+def _whose(spec: str | None, remembered: Remembered | None) -> str:
+    return f"config {spec or 'default'}" if spec or remembered is None else str(remembered)
 
 
 def apply_overrides(values: Mapping[str, Any], section: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -205,6 +286,10 @@ def _apply(whole: dict[str, Any], section: str, text: str) -> None:
             raise ConfigError(f"--set {text}: {'.'.join(keys[:done])} is {below!r}, not a section")
         node = below
     try:
-        node[keys[-1]] = texts.load_yaml(value)
+        found = texts.load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+    if found is None and len(keys) == 3 and keys[1] in NAMED and keys[2] not in node:
+        there = f"; {suggestion(keys[2], list(node))}" if node else ""
+        raise ConfigError(f"--set {text}: {'.'.join(keys[:2])} has no {keys[2]!r} to leave out{there}")
+    node[keys[-1]] = found

@@ -177,6 +177,14 @@ def show_plan(plan: Plan) -> None:
 # ---- the store ------------------------------------------------------------------------------------------------------
 
 
+def say_config(store: Store, asked: str | None) -> None:
+    """Which config a command takes that was told none."""
+    if asked is None:
+        kept = store.config()
+        told = str(kept) if kept else "the built-in default (this store does not say what it was made with)"
+        print(f"config: {told}; -c NAME|PATH takes another", file=sys.stderr)
+
+
 def show_status(store: Store, *, as_json: bool) -> list[str]:
     """States, rows and recipes per instance. Returns what is said of each damaged record."""
     counts: dict[str, Counter[str]] = {}

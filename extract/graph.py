@@ -1,5 +1,6 @@
 """Which instances there are and what feeds them."""
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,9 +101,15 @@ def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instan
     if stage_name not in STAGES:
         needed = f" (needed by {path[-1]})" if path else ""
         hint = "" if entry.stage else "; an instance of a name of its own says `stage:`"
-        raise ConfigError(f"instance {name}{needed}: no stage {stage_name!r}; stages are {', '.join(STAGES)}{hint}")
+        near = difflib.get_close_matches(stage_name, STAGES, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"instance {name}{needed}: no stage {stage_name!r}; {meant}stages are {', '.join(STAGES)}{hint}"
+        )
     stage_type = STAGES[stage_name]
-    stage = stage_type(validated(stage_type.config_type, entry.stage_fields, f"instance {name} (stage {stage_name})"))
+    own = [key for key in InstanceConfig.model_fields if key != "stage"]  # the runner's, at the same level
+    where = f"instance {name} (stage {stage_name})"
+    stage = stage_type(validated(stage_type.config_type, entry.stage_fields, where, also=own))
     slots = dict.fromkeys(wanted.partition(".")[0] for wanted in stage.inputs)
     for slot in entry.inputs:
         if slot not in slots:

@@ -12,14 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from extract import media
-from extract.config import load_extract_config
 from extract.crops import GivenCrops, Pictures, list_crops
 from extract.engines.local import LocalEngine, pick_device
 from extract.errors import UsageError
 from extract.graph import build_graph
 from extract.manifest import Clip, load_manifest
 from extract.planning import ClipPlan
-from extract.runner import Options, choose, make_plan
+from extract.runner import Options, as_made, choose, make_plan
 from extract.stage import RowsStage
 from extract.stages.crop import GivenCrop
 from extract.store import Store
@@ -72,7 +71,7 @@ def inspect(
         WeightsError: a stage's weights are missing.
         ClipError: the clip's pictures cannot be read.
     """
-    loaded = load_extract_config(config, set)
+    loaded, _ = as_made(store, config, set)
     graph = build_graph(loaded)
     last = next((n for stage in reversed(SHOWN) for n, i in graph.items() if i.stage.name == stage), None)
     if last is None:

@@ -48,8 +48,17 @@ MAX_SILENCE_S = 4 * 3600
 MAX_PICTURE_S = 10
 """A picture that is shown for longer counts as this long where the length of a video bounds the silence."""
 
-HELD_SAMPLES = 600 * 16_000
-"""Sound of more samples (ten minutes at 16 kHz) lies in a temporary file, not in memory."""
+MAX_PIXELS = 1 << 27
+"""Pictures of more (16384 x 8192: 400 MB as RGB) are not decoded: only a damaged or hostile header states them."""
+
+SOUND_HZ = (1_000, 768_000)
+"""Lowest and highest rate of sound that is believed. An hour of 16 kHz made from four kilobytes at 1 Hz is none."""
+
+MAX_CHANNELS = 64
+"""A microphone array has as many; a header that states thousands is damaged."""
+
+HELD_SAMPLES = 300 * 16_000
+"""Sound of more samples (five minutes at 16 kHz) lies in a temporary file, not in memory."""
 
 DRAWN = "drawn, not recorded"
 """How the comment in a container begins whose pictures a program made up; it follows the clip into every report."""
@@ -62,6 +71,9 @@ _NO_MEDIA_FORMATS = {"adf", "bin", "concat", "dash", "hls", "idf", "tty", "xbin"
 
 # A title in an old encoding is no reason to refuse a movie; PyAV 19 dropped the argument and never refuses.
 _ANY_TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+# For the probing of a file as for its decoding: FFmpeg looks before it takes memory for a picture.
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
 
@@ -270,7 +282,9 @@ def open_video(
     if best is None:
         which = "the video stream" if len(numbers) == 1 else f"each of {len(numbers)} video streams"
         raise ClipError(
-            "no_frames", f"{which} of {path.name} holds no frame that decodes{damage}; encode the clip anew"
+            "no_frames",
+            f"{which} of {path.name} holds no frame that decodes{damage}; encode the clip anew, with pictures "
+            f"of at most {MAX_PIXELS:,} pixels",
         )
     cut = (_exact(start_s), _exact(end_s))
     return Video(path, best, len(numbers), cut, repair_pts=repair_pts, watcher=watcher)
@@ -471,7 +485,7 @@ class Sound:
             file.flush()
         except OSError as error:
             raise MachineError(
-                f"a recording of more than ten minutes waits in {tempfile.gettempdir()}, which cannot be written "
+                f"a recording of more than five minutes waits in {tempfile.gettempdir()}, which cannot be written "
                 f"({error.strerror}); make room there, or name another folder in TMPDIR"
             ) from error
 
@@ -573,6 +587,7 @@ def _read_stream(
     silence_checked = False
     frames: Iterator[AudioFrame] = _decoded(container, stream, damage)
     for frame in frames:
+        _check_format(frame, path)
         wave, rate = _mono(frame), frame.sample_rate
         if recording is None or times is None:
             if frame.pts is None:
@@ -753,6 +768,22 @@ def _audio_time(frame: AudioFrame, stream: AudioStream) -> Fraction | None:
     return None if frame.pts is None else frame.pts * _time_base(stream)
 
 
+def _check_format(frame: AudioFrame, path: Path) -> None:
+    """Raise ``audio_undecodable`` for a rate or a number of channels that no recording has."""
+    lowest, highest = SOUND_HZ
+    if not lowest <= frame.sample_rate <= highest:
+        found, expected = f"a rate of {frame.sample_rate:,} Hz", f"{lowest:,} to {highest:,} Hz"
+    elif len(frame.layout.channels) > MAX_CHANNELS:
+        found, expected = f"{len(frame.layout.channels):,} channels", f"{MAX_CHANNELS} at most"
+    else:
+        return
+    raise ClipError(
+        "audio_undecodable",
+        f"the sound of {path.name} states {found}, expected {expected}; its header is damaged: write the sound anew, "
+        "or name another file as `audio` in the manifest",
+    )
+
+
 def _mono(frame: AudioFrame) -> NDArray[np.float32]:
     """Mean of the channels [n] on a full scale of 1; 24-bit sound arrives in the high bits of 32."""
     try:
@@ -812,7 +843,7 @@ def _open(path: Path, watcher: Watcher) -> InputContainer:
         raise ClipError("missing_file", f"{path} is not there; correct its path in the manifest")
     try:
         # ``file:`` keeps a name with a colon from being read as a protocol; from a file FFmpeg follows no network link.
-        container: InputContainer = av.open(f"file:{path}", **_ANY_TITLES)
+        container: InputContainer = av.open(f"file:{path}", options=dict(_LIMITS), **_ANY_TITLES)
     except av.FFmpegError as error:
         raise ClipError(
             "unreadable",
@@ -875,6 +906,7 @@ def _is_known(stream: VideoStream | AudioStream, damage: _Damage) -> bool:
         damage.first_error = "this FFmpeg has no decoder for its codec"
         return False
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = dict(_LIMITS)
     return True
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from extract import crashes, lease
 from extract.clipwork import Before, ClipReport, Outcome, work_on
-from extract.config import ExtractConfig, load_extract_config
+from extract.config import ExtractConfig, Remembered, load_extract_config
 from extract.engines.local import LocalEngine, pick_device
 from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
@@ -69,7 +69,7 @@ class Report:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     """Instance -> how many clips of the run are ``done``, ``empty``, ``failed`` in the store now."""
     computed: int = 0
-    """Instances of clips worked on by this run."""
+    """Instances of clips that this run finished: ``done`` or ``empty``."""
     failures: list[Failure] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
     """Clips that another run was working on, with who."""
@@ -107,7 +107,7 @@ class Progress:
         """So many frames were gone through."""
 
     def clip(self, clip: str, failed: int) -> None:
-        """A clip is through; ``failed`` instances of the run so far."""
+        """A clip is through; ``failed`` clips of the run so far."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class Options:
     offline: bool = False
     allow_shared_subjects: bool = False
     """Take a manifest in which one subject or source video lies in several splits."""
+    remember: bool = True
+    """Leave the config in the store, for the commands that come after."""
 
 
 def run(
@@ -151,7 +153,10 @@ def run(
     clips = choose(_listed(manifest, options), options)
     device = pick_device(options.device)
     made, opened, sources = make_plan(loaded, clips, store, options, device.type)
-    return execute(made, opened, sources, store, loaded, device, options, progress)
+    remembered = None
+    if options.remember:
+        remembered = Remembered.of_model(config) if isinstance(config, ExtractConfig) else Remembered.of(config, set)
+    return execute(made, opened, sources, store, loaded, device, options, progress, remembered)
 
 
 def execute(
@@ -163,6 +168,7 @@ def execute(
     device: "torch.device",
     options: Options,
     progress: Progress | None = None,
+    remembered: Remembered | None = None,
 ) -> Report:
     """Do what ``make_plan`` planned; the second half of ``run``, with its errors."""
     report = Report(run=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
@@ -174,8 +180,22 @@ def execute(
             report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     engine = LocalEngine(device, config.run.cpu_threads)
-    _Run(made, Store.open(store, "a"), engine, sources, config, options, report, progress or Progress()).go()
+    writable = Store.open(store, "a")
+    if remembered is not None:
+        writable.remember(remembered)
+    _Run(made, writable, engine, sources, config, options, report, progress or Progress()).go()
     return report
+
+
+def as_made(store: str | Path, config: str | None, overrides: Sequence[str]) -> tuple[ExtractConfig, Remembered | None]:
+    """The config to look at a store with: as asked for, else the one it was made with, which is returned as well.
+
+    Raises:
+        StoreError: there is no store.
+        ConfigError: as of ``load_extract_config``.
+    """
+    remembered = None if config else Store.open(store).config()
+    return load_extract_config(config, overrides, remembered), remembered
 
 
 def plan(
@@ -299,7 +319,7 @@ class _Run:
                     done = ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id))
                 self._count(clip, done)
                 if clip.id in waiting:
-                    self.progress.clip(clip.id, len(self.report.failures))
+                    self.progress.clip(clip.id, len({failure.clip for failure in self.report.failures}))
         self.report.seconds = time.monotonic() - started
 
     def _set_up(self, *, any_work: bool) -> None:
@@ -344,7 +364,7 @@ class _Run:
     def _count(self, clip: Clip, done: ClipReport) -> None:
         self.report.busy += [done.busy] if done.busy else []
         self.report.damaged += [done.damaged] if done.damaged else []
-        self.report.computed += len(done.worked)
+        self.report.computed += sum(outcome.state != "failed" for outcome in done.worked.values())
         self.report.warnings += _warnings(clip.id, done.worked)
         for name, prepared in self.plan.prepared.items():
             if prepared.instance.kept:

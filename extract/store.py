@@ -3,6 +3,7 @@
 ::
 
     store.zarr/zarr.json                    attributes {format, schema}
+      config.json                           the config of the last run, for later commands
       <clip>/zarr.json                      attributes subject, source_video, split
       <clip>/<instance>/zarr.json           attributes: the record (state, recipe, source, fingerprint ...)
       <clip>/<instance>/<array>/zarr.json   attributes: the fingerprint its blocks were made under
@@ -27,15 +28,21 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError
+from extract.config import SECTIONS, Remembered
+from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.files import LocalFiles
 from extract.stage import Output
+
+CONFIG = "config.json"
+"""Beside the root's metadata: the config of the last run."""
 
 FORMAT = "au-fusion"
 SCHEMA = 1
 BLOCK_BYTES = 8_000_000
 """Target size of the widest array's blocks."""
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 4096
+MOST_EXPECTED = 1 << 20
+"""Rows that a new array has at most (9.7 hours at 30 fps), before it grows: a header may declare 2^31 frames."""
 
 _OF_AN_ARRAY = re.compile(r"zarr\.json|c(\.\d+)+")
 """What the folder of an array holds: its metadata and its chunks."""
@@ -151,6 +158,34 @@ class Store:
         """Whether there are records below ``path``, whatever its own metadata says."""
         bare = cls(path, LocalFiles(path), writable=False)
         return any(isinstance(record, Record) for _, _, record in bare.survey())
+
+    # ---- its config ----------------------------------------------------------------------------------------------
+
+    def config(self) -> Remembered | None:
+        """The config that the last run into this store had; None in stores made before it was kept.
+
+        It says what the values are meant to be made with; records say what they were made with.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        data = self.files.read(CONFIG)
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+            sections = {name: dict(found[name]) for name in SECTIONS if name in found}
+            name = found["name"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            told = f"store {self.path}: {CONFIG} is damaged; remove it, or name a config with -c"
+            raise ConfigError(told) from None
+        return Remembered(name if isinstance(name, str) else None, sections)
+
+    def remember(self, config: Remembered) -> None:
+        """Keep a run's config for later commands; nothing is written where it is kept already."""
+        data = (json.dumps({"name": config.name, **config.sections}, indent=1) + "\n").encode()
+        if self.files.read(CONFIG) != data:
+            self.files.write(CONFIG, data)
 
     # ---- clips and records -------------------------------------------------------------------------------------
 
@@ -327,11 +362,10 @@ class Store:
         """What is wrong with the number of rows of a finished instance's array."""
         rows = opened.shape[0]
         recorded = record.provenance.get("rows")
-        if isinstance(recorded, Mapping):
-            expected = recorded.get(array)
-            return None if rows == expected else f"{rows} rows, the record says {expected}"
+        if isinstance(recorded, Mapping) and array in recorded:
+            return None if rows == recorded[array] else f"{rows} rows, the record says {recorded[array]}"
         # Records made before each array's rows were kept: arrays on one axis are equally long, and one axis is the
-        # record's. An array that is one chunk (a clip stage's) fills it.
+        # record's.
         lengths = self._lengths(clip, instance)
         axis = lengths.get(array, ("", 0))[0]
         peers = {length for its_axis, length in lengths.values() if its_axis == axis}
@@ -375,7 +409,7 @@ class Store:
 
         Args:
             outputs: the kept outputs, all on one clock.
-            rows: the rows as far as known; the arrays grow and are cut to the truth by ``finish``.
+            rows: a hint; the arrays grow and are cut to the truth by ``finish``.
             block_rows: grid of new arrays. Arrays that exist keep their own.
         """
         existing: dict[str, zarr.Array[Any]] = {}
@@ -392,7 +426,8 @@ class Store:
         block_rows = grids.pop() if grids else block_rows
         for output in outputs:
             if output.name not in existing:
-                existing[output.name] = self._create_array(clip, instance, output, fingerprint, rows, block_rows)
+                expected = min(rows, MOST_EXPECTED)
+                existing[output.name] = self._create_array(clip, instance, output, fingerprint, expected, block_rows)
         return BlockWriter(self, clip, instance, existing, block_rows)
 
     def write_whole(self, clip: str, instance: str, arrays: Mapping[Output, NDArray[Any]], *, fingerprint: str) -> None:
@@ -427,6 +462,18 @@ class Store:
             config={"write_empty_chunks": True},
         )
 
+    def _set_rows(self, clip: str, instance: str, array: str, rows: int) -> "zarr.Array[Any]":
+        """Write an array's number of rows into its metadata, and nothing else.
+
+        Zarr's own ``resize`` goes through every block of the old grid that the new one lacks, whether its file exists
+        or not: minutes and gigabytes for a grid that a lying header made large.
+        """
+        key = f"{clip}/{instance}/{array}/zarr.json"
+        node = json.loads(self.files.read(key) or b"{}")
+        node["shape"][0] = rows
+        self.files.write(key, json.dumps(node, indent=2).encode())
+        return self._open_array(clip, instance, array)
+
     def _open_array(self, clip: str, instance: str, array: str) -> "zarr.Array[Any]":
         self.files.path(f"{clip}/{instance}/{array}/zarr.json")  # Zarr reads past our files: no key leads elsewhere
         # Of an array that exists, `config=` is not heeded; the default in force while it is opened is.
@@ -441,7 +488,8 @@ class BlockWriter:
         self, store: Store, clip: str, instance: str, arrays: Mapping[str, "zarr.Array[Any]"], block_rows: int
     ) -> None:
         self.block_rows = block_rows
-        self._arrays = arrays
+        self._store, self._clip, self._instance = store, clip, instance
+        self._arrays = dict(arrays)
         present = []
         for name, opened in arrays.items():
             files = set(store.files.names(f"{clip}/{instance}/{name}"))
@@ -453,11 +501,11 @@ class BlockWriter:
     def commit(self, block: int, values: Mapping[str, NDArray[Any]]) -> None:
         """Write one block of every array, each durable when this returns. Blocks before the last are whole."""
         start = block * self.block_rows
-        for name, opened in self._arrays.items():
+        for name in self._arrays:
             rows = values[name]
-            if opened.shape[0] < start + len(rows):
-                opened.resize((start + self.block_rows, *opened.shape[1:]))
-            opened[start : start + len(rows)] = rows
+            if self._arrays[name].shape[0] < start + len(rows):
+                self._set_rows(name, start + self.block_rows)
+            self._arrays[name][start : start + len(rows)] = rows
         self.blocks.add(block)
 
     def any_valid(self) -> bool:
@@ -473,10 +521,17 @@ class BlockWriter:
             raise CorruptError(f"{stored.path}: {error}; mend it by `extract verify --repair`") from None
 
     def finish(self, rows: int) -> None:
-        """Set the number of rows (metadata only). Call before the record."""
-        for opened in self._arrays.values():
+        """Set the number of rows (metadata only) and remove blocks that lie behind them. Call before the record."""
+        for name, opened in self._arrays.items():
             if opened.shape[0] != rows:
-                opened.resize((rows, *opened.shape[1:]))
+                self._set_rows(name, rows)
+            folder = f"{self._clip}/{self._instance}/{name}"
+            for file in self._store.files.names(folder):
+                if file.startswith("c.") and int(file.split(".")[1]) * self.block_rows >= rows:
+                    self._store.files.delete(f"{folder}/{file}")
+
+    def _set_rows(self, array: str, rows: int) -> None:
+        self._arrays[array] = self._store._set_rows(self._clip, self._instance, array, rows)
 
 
 def is_store(path: Path) -> bool:

@@ -10,7 +10,7 @@ from extract import lease
 from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, refuse_stale
-from extract.runner import Options, Progress, Report, choose, plan, refresh_attributes, run
+from extract.runner import Options, Progress, Report, as_made, choose, plan, refresh_attributes, run
 from extract.sources import Sources, fingerprint, parts_of, sha256_of
 from extract.store import Damage, Store
 
@@ -117,7 +117,7 @@ def repair(
     device: str,
     progress: Progress,
 ) -> Report:
-    """Remove damaged blocks and compute them again, with the settings they were made with.
+    """Remove damaged blocks and compute them again, with the config that the store was made with or the one named.
 
     Everything is looked at before anything is removed.
 
@@ -129,7 +129,8 @@ def repair(
     clips = sorted({damage.clip for damage in checked.damage})
     instances = sorted({damage.instance for damage in checked.damage if damage.instance})
     # How the clips are split has nothing to do with what they are: it is no reason to leave damage.
-    options = Options(stages=instances, clips=clips, device=device, allow_shared_subjects=True)
+    options = Options(stages=instances, clips=clips, device=device, allow_shared_subjects=True, remember=False)
+    loaded, _ = as_made(store, config, overrides)
     opened = Store.open(store, "a")
     by_id = {clip.id: clip for clip in choose(load_manifest(Path(manifest)), options)}
     with ExitStack() as stack:
@@ -145,7 +146,7 @@ def repair(
         of_instances = [damage for damage in checked.damage if damage.instance]
         set_aside = _set_aside_damaged_records(opened, of_instances)
         try:
-            made, _ = plan(manifest, store, config, set=overrides, options=options)
+            made, _ = plan(manifest, store, loaded, options=options)
             refuse_stale(made, opened)
             for damage in of_instances:
                 _require_same_made(opened, made, by_id[damage.clip], damage)
@@ -159,7 +160,7 @@ def repair(
                 opened.write_record(damage.clip, damage.instance, replace(record, state="partial"))
             if damage.array:
                 opened.delete_block(damage)
-    return run(manifest, store, config, set=overrides, options=options, progress=progress)
+    return run(manifest, store, loaded, options=options, progress=progress)
 
 
 def _set_aside_damaged_records(store: Store, damage: Sequence[Damage]) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ import typer
 from extract import endings
 
 if TYPE_CHECKING:
+    from extract.config import Remembered
     from fusion.evaluation import Evaluation
 
 app = typer.Typer(
@@ -42,7 +43,10 @@ def fit(
         typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on. (default: runs/TIME)"),
     ] = None,
     features: Features = Path("store.zarr"),
-    config: Annotated[str | None, typer.Option("--config", "-c", help="Built-in config or YAML file.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="Built-in config or YAML file. (default: as the features were made)"),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as training.lr=1e-4. Repeatable.")
     ] = None,
@@ -60,7 +64,8 @@ def fit(
 
         # A run that goes on has its own config; only what was asked for here must agree with it.
         asked = config is not None or bool(overrides) or output is None or not (output / "config.yaml").is_file()
-        wanted = load_fusion_config(config, overrides or []) if asked else None
+        remembered = _config_of(features) if asked and config is None else None
+        wanted = load_fusion_config(config, overrides or [], remembered) if asked else None
         found = training.fit(features, output, wanted, device=device, skip_failed=skip_failed)
         if as_json:
             _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
@@ -103,6 +108,7 @@ def predict(
     ] = None,
     device: Device = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    fill: Annotated[bool, typer.Option("--fill", help="Numbers for frames without a face, too.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: Json = False,
@@ -122,6 +128,7 @@ def predict(
                 set=overrides or (),
                 device=device,
                 offline=offline,
+                fill=fill,
                 progress=progress,
             )
         if as_json:
@@ -134,6 +141,16 @@ def predict(
             for video, why in found.failed.items():
                 typer.echo(f"failed: {video}: {why}", err=True)
         raise typer.Exit(found.exit_code)
+
+
+def _config_of(features: Path) -> "Remembered | None":
+    """The config that the store of features was made with, which is said."""
+    from extract.store import Store
+
+    kept = Store.open(features).config()
+    told = str(kept) if kept else "the built-in default (the store does not say what it was made with)"
+    logging.getLogger("fusion").info("config: %s; -c NAME|PATH takes another", told)
+    return kept
 
 
 def render(evaluation: "Evaluation") -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from extract.au import AUS
 from extract.au.losses import POS_WEIGHT, SOFT_MARGIN_WEIGHT
-from extract.config import Frozen, load_section, validated
+from extract.config import Frozen, Remembered, load_section, validated
 
 
 class FrameModality(Frozen):
@@ -157,11 +157,13 @@ class FusionConfig(Frozen):
         return self
 
 
-def load_fusion_config(spec: str | None = None, overrides: Sequence[str] = ()) -> FusionConfig:
-    """Read ``fusion:`` of a built-in config or file, with ``a.b=c`` overrides.
+def load_fusion_config(
+    spec: str | None = None, overrides: Sequence[str] = (), remembered: Remembered | None = None
+) -> FusionConfig:
+    """Read ``fusion:`` of a built-in config or file, or as a store remembers it, with ``a.b=c`` overrides.
 
     Raises:
         ConfigError: the file, a key or a value is not as it should be; the message names file and key.
     """
-    section = load_section(spec, "fusion", overrides)
+    section = load_section(spec, "fusion", overrides, remembered)
     return validated(FusionConfig, section, f"config {spec or 'default'}, section fusion")

@@ -138,7 +138,8 @@ def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_fai
         for instance in dict.fromkeys((FRAMES, LABELS, *instances)):
             record = store.record(clip, instance)
             if record is None or not record.finished:
-                found.append(f"{instance} {_unfinished(record)}")
+                never = record is None and instance == LABELS
+                found.append("its labels were never imported" if never else f"{instance} {_unfinished(record)}")
                 commands[f"--stage {instance}"] = True
                 if record is not None and record.reason == "crashed":
                     commands["--retry"] = True

@@ -116,6 +116,7 @@ def predict(
     set: Sequence[str] = (),
     device: str = "auto",
     offline: bool = False,
+    fill: bool = False,
     progress: Progress | None = None,
 ) -> Predictions:
     """Write ``<video>.csv`` and ``<video>.json`` for each of ``videos`` into the folder ``output``.
@@ -128,6 +129,8 @@ def predict(
         config: built-in config or file to extract with; None is what the run's own features were extracted with.
         set: ``a.b=c`` each, over that config; ``swin.weights=PATH`` where weights have moved.
         device: ``auto``, ``cpu`` or ``cuda:N``.
+        fill: give numbers for frames without a face as well, which only sound and words speak of. Else their cells
+            are empty.
 
     Raises:
         UsageError: no such run; a file of the name to write is there and none of ours.
@@ -141,6 +144,9 @@ def predict(
     clips: dict[str, tuple[Path, Clip]] = {}
     predictions = Predictions(where.path)
     for video in dict.fromkeys(Path(video) for video in videos):
+        if video.exists() and not video.is_file():
+            predictions.failed[video] = "is no file"  # nor may a named pipe be waited for
+            continue
         try:
             clip = clip_of_file(video, file_sha256(video)[:8])
         except OSError as error:
@@ -186,7 +192,7 @@ def predict(
         predictions.written.append(
             _write(
                 Path(output), names[clip_id], video, fitted, samples, pts_s, logits,
-                {"clip": clip_id, "run": identity, "warnings": [*predictions.warnings, *own]},
+                {"clip": clip_id, "run": identity, "warnings": [*predictions.warnings, *own]}, fill=fill,
             )
         )  # fmt: skip
     return predictions
@@ -334,6 +340,8 @@ def _write(
     pts_s: NDArray[np.float64],
     logits: NDArray[np.float32],
     told: Mapping[str, Any],
+    *,
+    fill: bool,
 ) -> Predicted:
     present = {name: ranges[:, 0] < ranges[:, 1] for name, ranges in samples.ranges.items()}  # [T] each
     pictures = [
@@ -342,6 +350,7 @@ def _write(
         if isinstance(modality, FrameModality | ContextModality)
     ]
     valid = np.all(pictures, axis=0) if pictures else np.any(list(present.values()), axis=0)
+    says = np.ones_like(valid) if fill else valid  # without a face the numbers tell what the sound is usually like
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # [T, 12]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -350,8 +359,9 @@ def _write(
         range(len(pts_s)),
         (f"{time:.6f}" for time in pts_s),
         *(flags.astype(int).tolist() for flags in (valid, *present.values())),
-        *([f"{value:.6f}" for value in column] for column in probabilities.T),
-        *((column >= 0).astype(int).tolist() for column in logits.T),  # logit 0 is probability 0.5
+        *([f"{value:.6f}" if told_of else "" for value, told_of in zip(c, says, strict=True)] for c in probabilities.T),
+        # Logit 0 is probability 0.5.
+        *([str(int(value >= 0)) if told_of else "" for value, told_of in zip(c, says, strict=True)] for c in logits.T),
     ]
     writer.writerows(zip(*columns, strict=True))
     counts = {name: int(flags.sum()) for name, flags in present.items()}

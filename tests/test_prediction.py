@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from extract.graph import build_graph, upstream
 from extract.manifest import Clip, Labels
 from extract.media import DRAWN
 from extract.planning import prepare
+from extract.runner import Progress
 from extract.stages.swin import Swin
 from extract.store import Store
 from fusion.cli import app, render
@@ -186,7 +188,7 @@ def test_predicting_again_computes_nothing(fitted, tmp_path, cache):
 def test_what_a_movie_lacks_is_missing_not_zero(fitted, tmp_path):
     """No face, no words; then no sound either. Frames stay, and ``valid`` says what the numbers rest on."""
     heard, silent = movie(tmp_path / "heard.mov", sound=tone(0.4)), movie(tmp_path / "silent.mov")
-    found = fusion.predict([heard, silent], fitted / "run", output=tmp_path)
+    found = fusion.predict([heard, silent], fitted / "run", output=tmp_path, fill=True)
     assert found.exit_code == 0
     assert [one.present["hubert"] > 0 for one in found.written] == [True, False]
     for name in ("heard", "silent"):
@@ -195,6 +197,40 @@ def test_what_a_movie_lacks_is_missing_not_zero(fitted, tmp_path):
         assert set(columns["valid"]) == set(columns["landmarks"]) == set(columns["roberta"]) == {"0"}
         assert 0 < float(columns["AU12_p"][0]) < 1
     assert table(tmp_path / "heard.csv")["hubert"][5] == "1"
+
+
+def test_frames_without_a_face_get_no_numbers_unless_asked(fitted, tmp_path):
+    """What sound and words alone say of a face is no decision to hand on."""
+    video = movie(tmp_path / "a.mov", sound=tone(0.4))
+    fusion.predict([video], fitted / "run", output=tmp_path)
+    columns = table(tmp_path / "a.csv")
+    assert set(columns["valid"]) == {"0"}
+    assert set(columns["AU12_p"]) == set(columns["AU12"]) == {""}
+    fusion.predict([video], fitted / "run", output=tmp_path, fill=True)
+    columns = table(tmp_path / "a.csv")
+    assert all(0 < float(value) < 1 for value in columns["AU12_p"])
+    assert set(columns["AU12"]) <= {"0", "1"}
+
+
+def test_progress_counts_clips_that_failed(fitted, tmp_path):
+    """One bad movie among three fails in many instances, and is one."""
+    (tmp_path / "bad.mp4").write_bytes(b"no movie")
+    told = []
+
+    class Told(Progress):
+        def clip(self, clip, failed):
+            del clip
+            told.append(failed)
+
+    videos = [tmp_path / "bad.mp4", movie(tmp_path / "a.mov"), movie(tmp_path / "b.mov", 11)]
+    fusion.predict(videos, fitted / "run", output=tmp_path, progress=Told())
+    assert told == [1, 1, 1]
+
+
+def test_a_named_pipe_is_no_movie(fitted, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    found = fusion.predict([tmp_path / "pipe.mp4"], fitted / "run", output=tmp_path)
+    assert found.failed == {tmp_path / "pipe.mp4": "is no file"}
 
 
 def test_words_beside_a_movie_are_used_and_their_edits_seen(fitted, tmp_path):

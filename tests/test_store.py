@@ -6,8 +6,9 @@ import pytest
 import zarr
 
 from extract.errors import CorruptError, StoreError, UnfinishedError
+from extract.files import LocalFiles
 from extract.stage import VALID, Output
-from extract.store import Record, Store, default_block_rows
+from extract.store import Record, Store, _DurableStore, default_block_rows
 from extract.timeline import FRAMES
 
 FEATURE = Output("feature", FRAMES, ("feature",), (5,), "float16")
@@ -38,7 +39,7 @@ def chunks(store, array="feature"):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith("c.")}
 
 
-@pytest.mark.parametrize("hint", [0, 7, 23, 100])
+@pytest.mark.parametrize("hint", [0, 7, 23, 100, 2**31 - 1])
 def test_reads_what_was_written_whatever_the_header_said(tmp_path, hint):
     store = Store.open(tmp_path / "s", "a")
     values, valid = fill(store, hint=hint)
@@ -53,6 +54,53 @@ def test_a_hint_does_not_change_a_byte(tmp_path):
     for store, hint in zip(stores, (0, 7, 23, 100), strict=True):
         fill(store, hint=hint)
     assert all(chunks(store) == chunks(stores[0]) for store in stores)
+
+
+def test_a_header_that_declares_two_thousand_million_rows_costs_no_more_than_one_that_is_right(tmp_path, monkeypatch):
+    """Counted: every file that is written or removed, whoever asks for it."""
+    asked = []
+    for name in ("write", "create", "delete"):
+        real = getattr(LocalFiles, name)
+        monkeypatch.setattr(
+            LocalFiles,
+            name,
+            lambda self, key, *rest, name=name, real=real: (asked.append((name, key)), real(self, key, *rest))[1],
+        )
+    removed = []
+    monkeypatch.setattr(_DurableStore, "delete", lambda _, key: removed.append(key))  # Zarr's own way to a file
+    counts = []
+    for hint in (23, 2**31 - 1):
+        asked.clear()
+        fill(Store.open(tmp_path / str(hint), "a"), hint=hint)
+        counts.append(len(asked))
+    assert removed == []
+    assert counts[1] == counts[0] + 2  # the metadata of both arrays once more
+
+
+def test_an_array_is_never_created_larger_than_any_clip(store):
+    writer = store.writer("clip", "swin", (FEATURE,), fingerprint="f", rows=2**31 - 1, block_rows=256)
+    assert zarr.open_group(store.path, mode="r")["clip/swin/feature"].shape == (2**20, 5)
+    writer.commit(2**12, {"feature": np.ones((256, 5), np.float16)})  # and a clip that is longer grows it
+    assert zarr.open_group(store.path, mode="r")["clip/swin/feature"].shape == (2**20 + 256, 5)
+
+
+def test_the_metadata_are_what_zarr_would_have_written(tmp_path):
+    """An array that was cut and one that had the right size from the start: the same bytes."""
+    texts = []
+    for hint in (23, 100, 0):
+        store = Store.open(tmp_path / str(hint), "a")
+        fill(store, hint=hint)
+        texts.append((store.path / "clip/swin/feature/zarr.json").read_text())
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_blocks_behind_the_last_row_are_removed(store):
+    """What an earlier attempt wrote, whose decoder gave more frames."""
+    writer = store.writer("clip", "swin", (FEATURE,), fingerprint="f", rows=0, block_rows=16)
+    for block in range(3):
+        writer.commit(block, {"feature": np.ones((16, 5), np.float16)})
+    writer.finish(17)
+    assert chunks(store).keys() == {"c.0.0", "c.1.0"}
 
 
 def test_any_zarr_reads_it(store):

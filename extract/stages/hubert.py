@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from extract.models import hubert
 from extract.stage import ClipResult, ClipStage, Context, Output, StageConfig
-from extract.stages.wave import WAVE_HZ
+from extract.stages.wave import WAVE_HZ, Samples
 from extract.timeline import Regular
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ class HubertConfig(StageConfig):
 
 
 class Hubert(ClipStage[HubertConfig]):
-    """Hidden states of one transformer layer. The whole clip goes through at once: nothing is cut or padded."""
+    """Hidden states of one transformer layer, as of the whole clip at once: nothing is cut or padded.
+
+    A recording of more than a minute goes through in blocks, with the same values (``hubert.hidden_of_long``).
+    """
 
     name = "hubert"
     version = 1
@@ -70,13 +73,13 @@ class Hubert(ClipStage[HubertConfig]):
         model = hubert.load(self.config.architecture, context.weights)
         layers = hubert.ARCHITECTURES[self.config.architecture].num_layers
         final_norm = hubert.keep_layers(model, layers if self.config.layer == "last" else self.config.layer)
-        self._model: nn.Module = model
+        self._model = model
         self._final_norm = final_norm if self.config.layer == "last" else nn.Identity()
         for module in (self._model, self._final_norm):
             module.to(context.device, context.precision)
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
-        """``wave.samples``: float32 [n] in [-1, 1] at 16 kHz; ``wave.start_s``: time of the first one, a float."""
+        """``wave.samples``: float32 [n] in [-1, 1] at 16 kHz, in memory or not; ``wave.start_s``: time of the first."""
         import torch
 
         samples = inputs["wave.samples"]
@@ -84,16 +87,40 @@ class Hubert(ClipStage[HubertConfig]):
         if num_steps == 0:
             return ClipResult({}, {"samples": len(samples)}, empty="too_short")
         with torch.inference_mode():
-            waves = (normalised(samples) if self.config.normalise else samples).to(self._precision)
-            hidden = self._final_norm(self._model(waves[None]).last_hidden_state[0])  # [S, D]
+            moments = whole_moments(samples) if self.config.normalise else None
+
+            def wave(start: int, stop: int) -> "Tensor":
+                part = samples[start:stop]
+                return (part if moments is None else normalised(part, moments)).to(self._precision)
+
+            if hubert.is_long(num_steps):
+                hidden = hubert.hidden_of_long(self._model, self._final_norm, wave, len(samples))  # [S, D]
+            else:
+                hidden = self._final_norm(self._model(wave(0, len(samples))[None]).last_hidden_state[0])
         centres = torch.from_numpy(HUBERT_STEPS.centres_s(num_steps, inputs["wave.start_s"]))
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
         return ClipResult({"feature": hidden.float(), "centre_s": centres})
 
 
-def normalised(samples: "Tensor") -> "Tensor":
-    """(x - mean) / sqrt(var + 1e-7) over the whole recording, population variance, as transformers' extractor does."""
+MOMENTS_OF = 2 * hubert.BLOCK_STEPS * hubert.HOP + hubert.SEEN
+"""Samples whose mean and variance are taken together: of a recording of one block all; those of others are joined."""
+
+
+def whole_moments(samples: "Samples") -> hubert.Moments:
+    """Mean and variance of the whole recording, in float64: an hour is 6e7 samples."""
+    moments = hubert.Moments()
+    for start in range(0, len(samples), MOMENTS_OF):
+        moments.add(samples[start : start + MOMENTS_OF])
+    return moments
+
+
+def normalised(part: "Tensor", moments: hubert.Moments | None = None) -> "Tensor":
+    """(x - mean) / sqrt(var + 1e-7), as transformers' extractor does, with the moments of the whole recording.
+
+    ``None``: ``part`` is the whole recording.
+    """
     import torch
 
-    variance, mean = torch.var_mean(samples.double(), correction=0)  # float64: an hour is 6e7 samples
-    return ((samples - mean) / torch.sqrt(variance + 1e-7)).float()
+    moments = moments or whole_moments(part)
+    scaled: Tensor = (part - moments.mean) / torch.sqrt(moments.variance + 1e-7)
+    return scaled.float()

@@ -1,12 +1,43 @@
 """The sound of a clip: 16 kHz mono."""
 
 from fractions import Fraction
+from typing import TYPE_CHECKING, Protocol
 
 from extract.stage import Output, SourceStage, StageConfig
 from extract.timeline import Regular
 
 WAVE_HZ = 16_000
 SAMPLES = Regular(hop_s=Fraction(1, WAVE_HZ), window_s=Fraction(1, WAVE_HZ))
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from extract.media import Sound
+
+
+class Samples(Protocol):
+    """``wave.samples`` as a stage gets it: a Tensor [n], or what stands for one whose samples lie on the disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice) -> "torch.Tensor":
+        """Consecutive samples, float32."""
+
+
+class SamplesOnDisk:
+    """Samples of a recording that is too long to be held; every slice is read anew, onto the stage's device."""
+
+    def __init__(self, sound: "Sound", device: "torch.device") -> None:
+        self._sound, self._device = sound, device
+
+    def __len__(self) -> int:
+        return len(self._sound)
+
+    def __getitem__(self, part: slice) -> "torch.Tensor":
+        import torch
+
+        return torch.from_numpy(self._sound[part]).to(self._device)
 
 
 class WaveConfig(StageConfig):
@@ -16,7 +47,8 @@ class WaveConfig(StageConfig):
 class Wave(SourceStage[WaveConfig]):
     """Samples in [-1, 1] from the audio's own start, gaps filled with silence; the runner fills it from ``media.py``.
 
-    With the samples comes ``wave.start_s``: the time of the first one on the clip's clock, a float.
+    They come as a Tensor [n]; those of more than five minutes as ``SamplesOnDisk``, which is read slice by slice. With
+    them comes ``wave.start_s``: the time of the first one on the clip's clock, a float.
     """
 
     name = "wave"

@@ -11,9 +11,10 @@ from transformers import HubertConfig as TransformersConfig
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from extract.errors import WeightsError
-from extract.media import read_audio
+from extract.media import Sound, read_audio
 from extract.models import hubert, random, weights
 from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig, normalised
+from extract.stages.wave import SamplesOnDisk
 from tests.contract import ClipContract, ClipInputs, context
 
 SMALL: dict[str, Any] = {"weights": "random", "architecture": "small", "dtype": "float32"}
@@ -131,6 +132,114 @@ def test_every_layer_is_transformers_own(monkeypatch, architecture, normalise):
     assert (last - reference).norm() / reference.norm() < 1e-5
     is_normed = (reference - expected.hidden_states[layers][0]).norm() / reference.norm() > 0.1
     assert is_normed == (architecture == "small")  # the final norm exists, and only there
+
+
+# Long recordings
+
+
+@pytest.fixture
+def one_thread():
+    """With several, torch's GELU takes the last values of each thread's part one by one, and rounds them otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def at_once(stage, samples):
+    """Oracle: transformers' own forward of the whole recording."""
+    values = normalised(samples) if stage.config.normalise else samples
+    with torch.inference_mode():
+        return stage._final_norm(stage._model(values[None]).last_hidden_state[0])
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("layer", ["last", 1, 0])
+@pytest.mark.parametrize("more_steps", [0, 1, 700, 1535])
+def test_blocks_are_the_whole_recording_to_the_last_bit(layer, more_steps):
+    """From the first length that is cut (61.4 s, 3072 steps) on; the last block is of 1536 to 3071 steps."""
+    samples = speech((3_071 + more_steps) * 320 + 400 + 13)
+    stage = ready(layer=layer)
+    found = run(stage, samples).arrays["feature"]
+    assert len(found) == 3_072 + more_steps
+    assert torch.equal(found, at_once(stage, samples))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("num_steps", [40_000, 61_440, 95_001])
+def test_positions_of_half_an_hour_to_the_last_bit(num_steps):
+    positions = ready()._model.encoder.pos_conv_embed
+    hidden = torch.from_numpy(random.normal("hidden", "x", num_steps * 64).astype(np.float32)).view(num_steps, 64)
+    with torch.inference_mode():
+        expected = hidden + positions(hidden[None])[0]
+        hubert._add_positions(positions, hidden)
+    assert torch.equal(hidden, expected)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_recording_of_one_block_goes_through_at_once(monkeypatch):
+    """Stores made before recordings were cut keep their values: nothing of the cutting is reached."""
+    monkeypatch.setattr(hubert, "hidden_of_long", None)
+    samples = speech(3_071 * 320 + 399)
+    stage = ready()
+    assert torch.equal(run(stage, samples).arrays["feature"], at_once(stage, samples))
+    with pytest.raises(TypeError):
+        run(stage, speech(3_071 * 320 + 400))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_blocks_of_published_widths(monkeypatch):
+    """The convolutions of large, and one layer of its width."""
+    wide = hubert.Architecture(1024, num_layers=1, heads=16, mlp_width=4096, stable_layer_norm=True)
+    monkeypatch.setitem(hubert.ARCHITECTURES, "large", wide)
+    monkeypatch.setattr(hubert, "BLOCK_STEPS", 256)  # 5 s; the queries of one block are taken as those of all
+    samples = speech(1_000 * 320)
+    stage = ready(architecture="large")
+    whole = at_once(stage, samples)
+    found = run(stage, samples).arrays["feature"]
+    assert (found - whole).norm() / whole.norm() < 1e-6
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_norm_over_time_is_of_the_whole_recording(monkeypatch, normalise):
+    """Base's first convolution: its second half louder, so that a block's own norm would be another."""
+    monkeypatch.setitem(hubert.ARCHITECTURES, "base", LIKE_BASE)
+    samples = speech(4_000 * 320)
+    samples[len(samples) // 2 :] *= 4
+    stage = ready(architecture="base", normalise=normalise)
+    whole = at_once(stage, samples)
+    found = run(stage, samples).arrays["feature"]
+    assert (found - whole).norm() / whole.norm() < 1e-5
+
+
+def test_moments_that_are_joined_are_those_of_all():
+    x = torch.from_numpy(random.normal("moments", "x", 10_007)).reshape(1, -1) * torch.tensor([[1.0], [1e-3]]) + 5
+    moments = hubert.Moments()
+    for start, stop in ((0, 1), (1, 700), (700, 10_007)):
+        moments.add(x[:, start:stop])
+    assert torch.allclose(moments.mean, x.double().mean(dim=1), rtol=1e-12)
+    assert torch.allclose(moments.variance, x.double().var(dim=1, correction=0), rtol=1e-9)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_samples_on_the_disk_give_the_same_and_are_never_read_whole(monkeypatch):
+    samples = speech(200 * 16_000)  # longer than what the mean is taken of at once
+    sound, asked = Sound(), []
+    for part in samples.split(30_000):
+        sound.append(part.numpy())
+    on_disk = SamplesOnDisk(sound, torch.device("cpu"))
+    real = SamplesOnDisk.__getitem__
+
+    def reads(self, part):
+        asked.append(part.stop - part.start)
+        return real(self, part)
+
+    monkeypatch.setattr(SamplesOnDisk, "__getitem__", reads)
+    stage = ready(layer=0)
+    found = run(stage, on_disk).arrays["feature"]
+    assert max(asked) < 62 * 16_000
+    assert torch.equal(found, run(stage, samples).arrays["feature"])
+    assert (found - at_once(stage, samples)).abs().max() < 1e-5
 
 
 def test_normalisation_is_of_the_whole_recording():
