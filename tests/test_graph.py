@@ -83,6 +83,9 @@ def test_overrides_name_a_section_an_instance_or_a_key(tmp_path):
         ("", ["=1"], r"--set =1: expected a.b=c"),
         ("extract: {run: 3}", ["run.block_rows=2"], r"extract.run is 3, not a section"),
         ("", ["colour.gain=["], "the value is not YAML"),
+        ("", ["colour.gain=" + "[" * 5000], "the value is not YAML: .*nested deeper than 100"),
+        ("extract: " + "[" * 5000 + "]" * 5000, [], "not YAML: .*nested deeper than 100"),
+        ("extract: &e {instances: *e}", [], r"not YAML: .*`\*e` stands within what it names"),
     ],
 )
 def test_a_bad_config_is_told_by_key(tmp_path, text, overrides, message):
