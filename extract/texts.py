@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-MOST_BYTES = 32_000_000
-"""A manifest of 100,000 clips, or labels of ten hours; what is larger was named by mistake."""
+MOST_BYTES = 16_000_000
+"""A manifest of 60,000 clips, or labels of six hours. What is larger would take 200 times its size to read."""
 WAIT_S = 10.0
 """How long a pipe may keep still: ``-c <(program)`` is read like a file, a pipe that nobody fills is given up."""
 
