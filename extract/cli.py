@@ -448,9 +448,10 @@ def weights_fetch(
     config: Config = None,
     set_: Set = None,
     stage: Stages = None,
+    store: StorePath = "store.zarr",
     offline: Annotated[bool, typer.Option("--offline", help="Only check what is here.")] = False,
 ) -> int:
-    """Fetch published weights into the cache and pin them in weights.lock (kept with the experiment)."""
+    """Fetch published weights into the cache and pin them in weights.lock, beside the config's file or the store."""
     from extract.models import fetch, weights
 
     keys = key or _keys_needed(config, set_, stage)
@@ -459,8 +460,9 @@ def weights_fetch(
         lacking = [row.key for row in needed if weights.locate(row, weights.cache_folder())[1]]
         if lacking:
             raise WeightsError(f"not here, and --offline forbids fetching: {', '.join(lacking)}")
-    fetched = fetch.fetch(keys, told=lambda text: print(text, flush=True))
-    print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {weights.LOCK}")
+    lock = weights.lock_file(config, store)
+    fetched = fetch.fetch(keys, lock=lock, told=lambda text: print(text, flush=True))
+    print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {lock}")
     print("next: extract run")
     return 0
 
