@@ -28,15 +28,12 @@ class Checked:
 
 def root_is_damaged(path: str | Path) -> bool:
     """Whether a store's own metadata is damaged or gone, and its clips are there."""
-    if "://" in str(path):
-        return False
     try:
         Store.open(path)
     except CorruptError:
         return Store.holds_clips_of_ours(Path(path))
     except StoreError:
-        gone = not (Path(path) / "zarr.json").exists()
-        return gone and Path(path).is_dir() and Store.holds_clips_of_ours(Path(path))
+        return False
     return False
 
 
@@ -62,7 +59,9 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
         if isinstance(record, CorruptError):
             found.append(Damage(clip, instance, "", -1, str(record)))
             continue
-        if not record.fingerprint:  # its source was not there when it was tried: nothing is stored, nothing damaged
+        if (
+            record.state == "empty" and not record.fingerprint and not record.source
+        ):  # its source was not there when it was tried: nothing is stored, nothing damaged
             unfinished += 1
             continue
         if record.finished and record.fingerprint != fingerprint(sha256_of(record.recipe), record.source):
@@ -196,6 +195,6 @@ def _fingerprints(store: Store, key: str) -> Mapping[str, str]:
     for array in store.files.folders(key):
         try:
             found[array] = json.loads(store.files.read(f"{key}/{array}/zarr.json") or b"")["attributes"]["fingerprint"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
