@@ -59,9 +59,8 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
         if isinstance(record, CorruptError):
             found.append(Damage(clip, instance, "", -1, str(record)))
             continue
-        if (
-            record.state == "empty" and not record.fingerprint and not record.source
-        ):  # its source was not there when it was tried: nothing is stored, nothing damaged
+        # Its source was not there when it was tried: nothing is stored, nothing damaged.
+        if record.state == "empty" and not record.fingerprint and not record.source:
             unfinished += 1
             continue
         if record.finished and record.fingerprint != fingerprint(sha256_of(record.recipe), record.source):

@@ -277,7 +277,7 @@ def test_a_disk_that_takes_no_sheet_is_the_machines_fault(store, monkeypatch):
     from extract import inspection
 
     class Sheet(Image.Image):
-        def save(self, path):
+        def save(self, _path):
             raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(inspection, "inspect", lambda *_, **__: Sheet())
