@@ -324,15 +324,38 @@ class Store:
                     found.append(Damage(clip, instance, array, block, str(error).splitlines()[0]))
         return found
 
+    def unlike(self, clip: str, instance: str, outputs: Iterable[Output], *, whole: bool) -> list[Damage]:
+        """Arrays that are not as their stage declares them: checksums of chunks say nothing of what is read from them.
+
+        Args:
+            whole: each is one block, which its rows fill.
+        """
+        found = []
+        for output in outputs:
+            try:
+                opened = self._open_array(clip, instance, output.name)
+            except FileNotFoundError:
+                found.append(Damage(clip, instance, output.name, -1, "it is gone"))
+                continue
+            except (ValueError, OSError):  # told by ``damage``
+                continue
+            sizes, rows = cast(tuple[int, ...], output.sizes), opened.shape[0]
+            if opened.shape[1:] != sizes or (output.dtype != "str" and opened.dtype != np.dtype(output.dtype)):
+                told = f"rows of {opened.dtype} {opened.shape[1:]}, its stage gives {output.dtype} {sizes}"
+                found.append(Damage(clip, instance, output.name, -1, told))
+            elif whole and opened.chunks[0] != max(rows, 1):
+                told = f"{rows} rows, its block holds {opened.chunks[0]}"
+                found.append(Damage(clip, instance, output.name, -1, told))
+        return found
+
     def _rows_amiss(
         self, clip: str, instance: str, array: str, record: Record, opened: "zarr.Array[Any]"
     ) -> str | None:
         """What is wrong with the number of rows of a finished instance's array."""
         rows = opened.shape[0]
         recorded = record.provenance.get("rows")
-        if isinstance(recorded, Mapping) and array in recorded:  # else an earlier run kept it, and this one does not
-            expected = recorded[array]
-            return None if rows == expected else f"{rows} rows, the record says {expected}"
+        if isinstance(recorded, Mapping) and array in recorded:
+            return None if rows == recorded[array] else f"{rows} rows, the record says {recorded[array]}"
         # Records made before each array's rows were kept: arrays on one axis are equally long, and one axis is the
         # record's. An array that is one chunk (a clip stage's) fills it.
         lengths = self._lengths(clip, instance)

@@ -10,9 +10,11 @@ from extract import lease
 from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, refuse_stale
+from extract.registry import STAGES
 from extract.runner import Options, Progress, Report, choose, plan, refresh_attributes, run
 from extract.sources import Sources, fingerprint, parts_of, sha256_of
-from extract.store import Damage, Store
+from extract.stage import ClipStage
+from extract.store import Damage, Record, Store
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,31 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
             continue
         finished += record.finished
         unfinished += not record.finished
-        found += store.damage(clip, instance)
+        damaged = store.damage(clip, instance)
+        told = {damage.array for damage in damaged}
+        found += damaged
+        found += [damage for damage in _unlike_declared(store, clip, instance, record) if damage.array not in told]
     return Checked(len(chosen), finished, unfinished, tuple(found))
+
+
+def _unlike_declared(store: Store, clip: str, instance: str, record: Record) -> list[Damage]:
+    """Arrays of a finished instance that its stage, as the registry has it today, declares otherwise or in addition."""
+    stage_type = STAGES.get(str(record.recipe.get("stage")))
+    without_arrays = record.state == "empty" and not record.rows
+    provided = "provided" in record.provenance  # read from files of the clip's own, in a form of their own
+    if stage_type is None or not record.finished or without_arrays or provided:
+        return []
+    if record.recipe.get("version") != stage_type.version:
+        return []  # what it declared then is not known now
+    config = record.recipe.get("config", {})
+    if "weights" in stage_type.config_type.model_fields and "weights" not in config:
+        config = {**config, "weights": "random"}  # a recipe names weights by content; no array's form depends on them
+    try:
+        outputs = stage_type(stage_type.config_type.model_validate(config)).outputs
+    except (ValueError, TypeError):  # a recipe of another program version
+        return []
+    kept = [output for output in outputs if output.kept]
+    return store.unlike(clip, instance, kept, whole=issubclass(stage_type, ClipStage))
 
 
 @dataclass(frozen=True)
