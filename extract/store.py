@@ -382,10 +382,12 @@ class Store:
     @staticmethod
     def _is_laid_out_as_ours(opened: "zarr.Array[Any]") -> bool:
         """A flipped letter in the metadata may make Zarr look for other files, and read zeros; or read part of each
-        row: our chunks hold whole rows."""
+        row: our chunks hold whole rows. Without its checksum a chunk says nothing."""
         zeros = (0,) * opened.ndim
         named = bool(opened.metadata.encode_chunk_key(zeros) == _chunk_name(0, opened.ndim))
-        return named and opened.chunks[1:] == tuple(max(size, 1) for size in opened.shape[1:])
+        codecs: Sequence[Any] = getattr(opened.metadata, "codecs", ())
+        checked = bool(codecs) and isinstance(codecs[-1], Crc32cCodec)
+        return named and checked and opened.chunks[1:] == tuple(max(size, 1) for size in opened.shape[1:])
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -461,10 +463,13 @@ class Store:
         with zarr.config.set({"array.write_empty_chunks": True}):
             mode: Literal["r", "r+"] = "r+" if self.writable else "r"
             try:
-                return zarr.open_array(self._arrays, path=f"{clip}/{instance}/{array}", mode=mode)
+                opened = zarr.open_array(self._arrays, path=f"{clip}/{instance}/{array}", mode=mode)
             except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
                 # Zarr takes its metadata for what Zarr wrote; what breaks in it says where, not what.
-                raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
+                raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not isinstance(opened.metadata.attributes, Mapping) or min(opened.chunks, default=0) < 1:
+            raise ValueError(f"attributes {opened.metadata.attributes!r:.80}, chunks {opened.chunks}")
+        return opened
 
 
 class BlockWriter:

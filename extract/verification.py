@@ -70,10 +70,11 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
             continue
         finished += record.finished
         unfinished += not record.finished
-        damaged = store.damage(clip, instance)
-        told = {damage.array for damage in damaged}
-        found += damaged
-        found += [damage for damage in _unlike_declared(store, clip, instance, record) if damage.array not in told]
+        # An array of another form goes whole: blocks made again under its metadata would be wrong again.
+        unlike = _unlike_declared(store, clip, instance, record)
+        told = {damage.array for damage in unlike}
+        found += unlike
+        found += [damage for damage in store.damage(clip, instance) if damage.array not in told]
     return Checked(len(chosen), finished, unfinished, tuple(found))
 
 

@@ -345,3 +345,20 @@ def test_values_read_as_another_type_are_damage(store, made):
     assert result.exit_code == 4
     assert "rows of int32 (3,), its stage gives float32 (3,)" in result.output
     repaired(store, made)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"attributes": []},
+        {"attributes": "x"},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 3]}}},
+        {"data_type": "float16"},
+        {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]},
+    ],
+)
+def test_metadata_that_zarr_takes_and_we_did_not_write_is_damage_and_mended(store, made, metadata):
+    """The last one has no checksum: blocks made again under it would have none for ever after."""
+    edit_array(store, "colour/mean", **metadata)
+    assert on(store, "verify").exit_code == 4
+    repaired(store, made)
