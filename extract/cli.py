@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from extract import endings
-from extract.errors import CorruptError, StaleError, UsageError, WeightsError
+from extract.errors import CorruptError, MachineError, StaleError, UsageError, WeightsError
 
 P = ParamSpec("P")
 
@@ -267,9 +267,14 @@ def inspect_(
     path = out or Path(f"{clip}.png")
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out {path}: expected a name that ends in .png")
+    if path.is_dir() or not path.parent.is_dir():  # seen before minutes of computing
+        raise UsageError(f"--out {path}: expected a file in a folder that is there")
     console.say_config(Store.open(store), config)
     sheet = inspection.inspect(clip, manifest, store, config, set=set_ or (), frames=frames, device=device)
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except OSError as error:
+        raise MachineError(f"--out {path}: cannot be written ({error.strerror or error}); name another") from None
     print(f"{path}: {sheet.width} x {sheet.height} pixels")
     return 0
 

@@ -324,11 +324,18 @@ class _Run:
         with closing(self.isolated):
             self._set_up(any_work=bool(waiting))
             for clip in self.plan.clips:
-                refresh_attributes(self.store, clip)
+                try:
+                    refresh_attributes(self.store, clip)
+                except CorruptError as error:  # one clip's folder is not as it should be; the others go on
+                    self.plan.damaged.setdefault(clip.id, str(error))
+            waiting -= self.plan.damaged.keys()
             self.progress.start(len(waiting))
             for clip in self.plan.clips:
                 if clip.id in waiting:
-                    done = self._clip(clip)
+                    try:
+                        done = self._clip(clip)
+                    except CorruptError as error:
+                        done = ClipReport(_standing(self.plan, clip.id), damaged=str(error))
                 else:
                     done = ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id))
                 self._count(clip, done)
