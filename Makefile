@@ -5,7 +5,7 @@ UV := uv==0.13.8
 # One thread per test process: two-thread OpenMP collapses when the machine is shared.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: test lint setup demo demo-seeds kill lock clean
+.PHONY: test lint setup demo demo-seeds kill fuzz lock clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,10 @@ lint: setup
 # 30 kills at random moments; MEDIA is a folder of clips (minutes).
 kill: setup
 	$(VENV)/bin/python tools/kill_run.py --media $(MEDIA)
+
+# 300 damaged media files and over 100 broken small ones, made of the real clips in ../shared/media (half an hour).
+fuzz: setup
+	$(THREADS) $(VENV)/bin/python -m tools.fuzz
 
 # Newer versions within pyproject.toml's ranges.
 lock: setup

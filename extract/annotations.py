@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from extract import texts
 from extract.au import AUS
 from extract.errors import ClipError
 
@@ -15,7 +16,7 @@ NOT_ANNOTATED = -1
 NUM_EXPRESSIONS = 8
 
 # OpenFace adds _c for "present: 0 or 1" and _r for an intensity from 0 to 5, which is no label of ours.
-_AU_NAME = re.compile(r"au\s*0*([1-9][0-9]*)(_c|_r)?")
+_AU_NAME = re.compile(r"au\s*0*([1-9][0-9]{0,3})(_c|_r)?")
 _AU_VALUES = {"0": 0, "1": 1, "-1": -1}
 _EXPR_VALUES = {str(value): value for value in range(-1, NUM_EXPRESSIONS)}
 
@@ -79,7 +80,7 @@ def _lines(path: Path, header: str) -> list[str]:
     """Lines of the file from the header to the last one that holds anything; a blank one between is refused."""
     try:
         # Universal newlines, and a byte order mark dropped: label files pass through spreadsheets.
-        text = path.read_text(encoding="utf-8-sig").rstrip()
+        text = texts.read_text(path).rstrip()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ClipError(
             "missing_file", f"{path}: no such label file; check the clip's `labels` in the manifest"
@@ -122,7 +123,7 @@ def _au_columns(path: Path, header: str) -> tuple[dict[int, int], tuple[str, ...
 
 def _check_count(path: Path, tokens: list[str]) -> None:
     """A frame column that jumps means that rows are missing: every later label would sit on the wrong frame."""
-    counts = [int(token) if token.strip().isdecimal() else None for token in tokens]
+    counts = [int(token) if len(token) < 20 and token.strip().isdecimal() else None for token in tokens]
     first = 0 if counts[:1] == [0] else 1
     for row, count in enumerate(counts):
         if count != row + first:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from extract import texts
 from extract.errors import ConfigError
 
 SECTIONS = ("extract", "fusion")
@@ -247,14 +248,14 @@ def _read(spec: str | None) -> dict[str, Any]:
         text = (resources.files("extract") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = texts.read_text(Path(name))
         except OSError as error:
             known = ", ".join(builtin_configs())
             raise ConfigError(f"config {name}: {error.strerror or error}; built-in configs are {known}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"config {name}: not a text file") from None
     try:
-        whole = yaml.safe_load(text)
+        whole = texts.load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"config {name}: not YAML: {error}") from None
     whole = {} if whole is None else whole
@@ -285,7 +286,7 @@ def _apply(whole: dict[str, Any], section: str, text: str) -> None:
             raise ConfigError(f"--set {text}: {'.'.join(keys[:done])} is {below!r}, not a section")
         node = below
     try:
-        found = yaml.safe_load(value)
+        found = texts.load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
     if found is None and len(keys) == 3 and keys[1] in NAMED and keys[2] not in node:

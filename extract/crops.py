@@ -111,18 +111,19 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result:
         return entry.stat(follow_symlinks=False)
 
 
-def folder_sha256(path: Path) -> str:
+def folder_sha256(path: Path, of_file: Callable[[Path], str]) -> str:
     """sha256 over the sorted names and hashes of the pictures.
 
+    Args:
+        of_file: sha256 of one picture.
+
     Raises:
-        ClipError: as ``list_crops``.
-        OSError: a picture cannot be read.
+        ClipError: as ``list_crops``, and what ``of_file`` raises, as are OSErrors.
     """
     digest = hashlib.sha256()
     folder = list_crops(path)
     for name in sorted(folder.by_frame.values()):
-        with (path / name).open("rb") as file:
-            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{name}\0{of_file(path / name)}\n".encode())
     return digest.hexdigest()
 
 

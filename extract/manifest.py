@@ -24,11 +24,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
+from extract import texts
 from extract.errors import ManifestError, UsageError
 from extract.files import LocalFiles
 from extract.names import LEGAL, is_legal
 from extract.splits import Member, crossings
 
+SHOWN_PROBLEMS = 100
+"""Broken rules that a refusal lists; what is wrong with every clip is plain before."""
 SHOWN_CROSSINGS = 5
 SHOWN_CLIPS = 3
 """Subjects in several splits, and clips of each, that a refusal lists."""
@@ -144,8 +147,8 @@ def load_manifest(path: Path) -> tuple[Clip, ...]:
     Whether the files named exist is not looked at: a missing one is that clip's failure when it is run.
 
     Raises:
-        ManifestError: the file is not there, is no YAML, or breaks a rule. Every broken rule of the file is listed,
-            one a line, as ``FILE:LINE: what was found, what is expected``.
+        ManifestError: the file is not there, is no YAML, or breaks a rule. Broken rules are listed, the first
+            ``SHOWN_PROBLEMS``, one a line, as ``FILE:LINE: what was found, what is expected``.
     """
     return _parsed(path, _bytes(path))[1]
 
@@ -342,7 +345,10 @@ class _Problems:
 
     def raise_if_any(self) -> None:
         if self.found:
-            raise ManifestError("\n".join(f"{self.path}:{line}: {message}" for line, message in sorted(self.found)))
+            listed = [f"{self.path}:{line}: {message}" for line, message in sorted(self.found)]
+            if len(listed) > SHOWN_PROBLEMS:
+                listed[SHOWN_PROBLEMS:] = [f"and {len(listed) - SHOWN_PROBLEMS} more of the kind"]
+            raise ManifestError("\n".join(listed))
 
 
 @dataclass(frozen=True)
@@ -368,7 +374,7 @@ def _parsed(path: Path, raw: bytes) -> tuple[yaml.Node, tuple[Clip, ...]]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return texts.read_bytes(path)
     except FileNotFoundError as error:
         raise ManifestError(f"{path}: no such manifest; {_MAKE_ONE}") from error
     except OSError as error:
@@ -383,6 +389,7 @@ def _document(path: Path, raw: bytes) -> yaml.Node:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ManifestError(f"{path}:{line}: not UTF-8 text; a manifest is a YAML file: {_MAKE_ONE}") from error
     try:
+        texts.refuse_bombs(text, _Loader)
         root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         strange = yaml.reader.Reader.NON_PRINTABLE.search(text)

@@ -174,11 +174,20 @@ def _hash_of(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ClipError: ``stalled``: a named pipe, which gives no byte until somebody writes, and never the same twice.
+        ClipError: as ``folder_sha256`` and ``_hash_of_file``.
+    """
+    return folder_sha256(path, _hash_of_file) if path.is_dir() else _hash_of_file(path)
+
+
+def _hash_of_file(path: Path) -> str:
+    """sha256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ClipError: ``stalled``: a named pipe, which gives no byte until somebody writes, and never the same twice;
+            ``unreadable``: a device or socket.
     """
     kind = path.stat().st_mode
-    if stat.S_ISDIR(kind):
-        return folder_sha256(path)
     if stat.S_ISFIFO(kind):
         raise ClipError("stalled", f"{path} is a named pipe, which may never give a byte; expected a file")
     if not stat.S_ISREG(kind):

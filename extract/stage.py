@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class StageConfig(BaseModel):
     """Base of every stage's config: frozen, unknown keys refused. Every field is part of the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extract import texts
 from extract.errors import ClipError
 
 HEADER = ("word", "start_s", "end_s")
@@ -57,22 +58,18 @@ def read_transcript(path: Path) -> Transcript:
         raise ClipError("bad_transcript", f"{path}: found suffix {path.suffix!r}, expected {', '.join(_READERS)}")
     try:
         # A byte order mark is dropped and line ends are made one: transcripts pass through spreadsheets and editors.
-        text = path.read_text(encoding="utf-8-sig")
+        text = texts.read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ClipError("missing_file", f"{path}: no such transcript; check the clip in the manifest") from None
     except OSError as error:
         raise ClipError("unreadable", f"{path}: cannot read the transcript ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise _bad(path, text_line(path, error.start), "bytes that are no UTF-8 text", "UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise _bad(path, line, "bytes that are no UTF-8 text", "UTF-8") from None
     given = list(reader(path, text))
     words = sorted((word for word, _ in given), key=lambda word: (word.start_s, word.end_s))
     spread = sum(is_spread for _, is_spread in given)
     return Transcript(tuple(words), {"spread_words": spread} if spread else {})
-
-
-def text_line(path: Path, byte: int) -> int:
-    """Number of the line that holds a byte."""
-    return path.read_bytes()[:byte].count(b"\n") + 1
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -103,7 +100,7 @@ def _csv(path: Path, text: str) -> Given:
 def _json(path: Path, text: str) -> Given:
     try:
         whole = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets within brackets without end
         raise _bad(path, getattr(error, "lineno", 1), f"no JSON ({error})", "Whisper's `segments`") from None
     segments = whole.get("segments") if isinstance(whole, dict) else None
     if not isinstance(segments, list):
@@ -131,15 +128,18 @@ def _spoken(path: Path, where: str, value: dict[str, Any], key: str) -> tuple[st
     for time in (start_s, end_s):
         if isinstance(time, bool) or not isinstance(time, int | float):
             raise _bad(path, where, f"time {_shown(time)}", "seconds")
+        if abs(time) > MAX_S:  # before it is made a float, which a whole number may be too large for
+            raise _bad(path, where, f"time {_shown(time)}", f"seconds from 0 to {MAX_S:g}")
     return said, float(start_s), float(end_s)  # type: ignore[arg-type]  # both were looked at
 
 
 # ---- subtitles -----------------------------------------------------------------------------------------------------
 
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
+_TIME = r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _ARROW = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _INLINE = re.compile(rf"<{_TIME}>")
-_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+# Of so many characters at most: to look for each one's end through the whole text would take the square of its length.
+_TAG = re.compile(r"<[^>]{0,1000}>|\{\\[^}]{0,1000}\}")
 _NO_CUE = ("WEBVTT", "NOTE", "STYLE", "REGION")
 
 
@@ -199,10 +199,16 @@ SUFFIXES = tuple(_READERS)
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
+# JSON can name them, and no text holds them.
+_HALF_A_LETTER = re.compile("[\ud800-\udfff]")
+
+
 def _word(path: Path, where: int | str, text: str, start_s: float, end_s: float) -> Given:
     """The word, if it is one: blank text is none."""
     _check(path, where, start_s, end_s)
     spelled = " ".join(text.split())
+    if _HALF_A_LETTER.search(spelled):
+        raise _bad(path, where, f"{_shown(spelled)}, which is no text", "whole letters")
     if spelled:
         yield Word(spelled, start_s, end_s), False
 

@@ -134,6 +134,8 @@ BAD_AU = {
     "frame repeats": ("frame,AU1\n0,0\n0,0\n", 3, "frame '0'", "frame 1: one row"),
     "frame starts late": ("frame,AU1\n5,0\n", 2, "frame '5'", "frame 1: one row per frame, counted from 0 or 1"),
     "frame is a name": ("frame,AU1\n00001.jpg,0\n", 2, "frame '00001.jpg'", "frame 1: one row"),
+    "AU of 5000 digits": (f"AU1,AU{'9' * 5000}\n0,0\n", 1, "column 'au999", "a header"),
+    "frame of 5000 digits": (f"frame,AU1\n{'1' * 5000},0\n", 2, "frame '111", "frame 1: one row"),
     "frame is nothing": ("frame,AU1\n,0\n", 2, "frame ''", "frame 1: one row"),
 }
 

@@ -436,6 +436,18 @@ def test_a_link_to_nowhere_is_named(tmp_path):
     assert "00002.png: no such file" in report.failures[0].message
 
 
+@pytest.mark.parametrize(("made", "reason"), [("pipe", "stalled"), ("device", "unreadable")])
+def test_a_picture_that_never_ends_is_not_waited_for(tmp_path, made, reason):
+    folder = draw_crops(tmp_path / "c", [1])
+    if made == "pipe":
+        os.mkfifo(folder / "00002.png")
+    else:
+        (folder / "00002.png").symlink_to("/dev/zero")
+    report, _ = run(tmp_path, Clip(id="a", crops=folder, fps=25))
+    assert {failure.reason for failure in report.failures} == {reason}
+    assert f"00002.png is a {'named pipe' if made == 'pipe' else 'device'}" in report.failures[0].message
+
+
 def test_a_picture_too_large_to_decode_is_of_another_size(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "1.png")
     with pytest.raises(ClipError, match=r"1\.png: .*exceeds limit .*; expected 112 x 112") as refused:

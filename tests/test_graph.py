@@ -33,6 +33,8 @@ def test_one_stage_may_stand_under_several_names():
         ({"sobel": {}}, r"instance sobel: no stage 'sobel'; stages are .*frames.*says `stage:`"),
         ({"colour": {"gian": 2.0}}, r"instance colour \(stage colour\):\n  gian: unknown key; did you mean 'gain'"),
         ({"colour": {"gain": "much"}}, r"gain: .*found 'much'"),
+        ({"colour": {"gain": float("nan")}}, r"gain: .*finite number, found nan"),
+        ({"colour": {"gain": float("inf")}}, r"gain: .*finite number, found inf"),
         ({"colour": {"inputs": {"image": "frames"}}}, "no input slot 'image'; slots are frames"),
         ({"contrast": {"inputs": {"colour": "frames"}}}, r"contrast needs frames.corner; frames gives pts_s, image"),
         ({"colour": {"keep": ["median"]}}, "cannot keep 'median'; can keep: corner"),
@@ -81,6 +83,9 @@ def test_overrides_name_a_section_an_instance_or_a_key(tmp_path):
         ("", ["=1"], r"--set =1: expected a.b=c"),
         ("extract: {run: 3}", ["run.block_rows=2"], r"extract.run is 3, not a section"),
         ("", ["colour.gain=["], "the value is not YAML"),
+        ("", ["colour.gain=" + "[" * 5000], "the value is not YAML: .*nested deeper than 100"),
+        ("extract: " + "[" * 5000 + "]" * 5000, [], "not YAML: .*nested deeper than 100"),
+        ("extract: &e {instances: *e}", [], r"not YAML: .*`\*e` stands within what it names"),
     ],
 )
 def test_a_bad_config_is_told_by_key(tmp_path, text, overrides, message):

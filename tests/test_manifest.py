@@ -35,6 +35,13 @@ def clip_with(line: str) -> str:
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
+def test_what_is_wrong_with_every_clip_is_not_told_of_every_clip(tmp_path):
+    (tmp_path / "m.yaml").write_text("version: 1\nclips:\n" + "- {id: a b, video: 1}\n" * 5000)
+    with pytest.raises(ManifestError, match=r"\nand [0-9]+ more of the kind$") as caught:
+        load_manifest(tmp_path / "m.yaml")
+    assert len(str(caught.value).splitlines()) == 101
+
+
 def test_every_field(write, tmp_path):
     path = write(
         """\

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 
@@ -126,6 +127,12 @@ HEADER = "word,start_s,end_s\n"
         ("a.json", '{"segments": [{"start": 0, "end": NaN, "text": "a"}]}', "segment 0: found time nan"),
         ("a.json", '{"segments": [{"start": 0, "end": 1}]}', "segment 0: found text None, expected text"),
         ("a.json", '{"segments": [{"words": [2]}]}', "segment 0: found 2, expected a word as an object"),
+        ("a.srt", f"1\n{'9' * 5000}:00:00,000 --> 00:00:03,000\na\n", r"a\.srt:2: found '9999"),
+        ("a.json", "[" * 200_000, r"a\.json:1: found no JSON"),
+        ("a.json", '{"segments": ' * 100_000, r"a\.json:1: found no JSON"),
+        ("a.json", f'{{"segments": [{{"start": 0, "end": 1{"0" * 400}, "text": "a"}}]}}', "segment 0: found time 1000"),
+        ("a.json", f'{{"segments": [{{"start": 0, "end": {"1" * 5000}, "text": "a"}}]}}', r"a\.json:1: found no JSON"),
+        ("a.json", '{"segments": [{"start": 0, "end": 1, "text": "a \\ud800"}]}', r"found '\\ud800', which is no text"),
         ("a.txt", "hello", r"a\.txt: found suffix '\.txt', expected \.csv, \.srt, \.vtt, \.json"),
     ],
 )
@@ -149,6 +156,16 @@ def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ClipError, match="cannot read the transcript") as refused:
         read_transcript(tmp_path / "b.srt")
     assert refused.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize("opening", ["<", "{\\"])
+def test_tags_that_never_close_are_text_and_take_no_time(tmp_path, opening):
+    cue = "WEBVTT\n\n00:00.000 --> 00:01.000\n"
+    began = time.process_time()
+    transcript = read(tmp_path, "a.vtt", cue + opening * 200_000)  # minutes where each is looked for to the end
+    assert time.process_time() - began < 10
+    assert transcript.words == (Word(opening * 200_000, 0, 1),)
+    assert read(tmp_path, "b.vtt", cue + "<c.big>a</c> {\\an8}b").words == (Word("a", 0, 0.5), Word("b", 0.5, 1))
 
 
 def test_times_are_numbers_that_survive(tmp_path):

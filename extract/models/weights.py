@@ -205,7 +205,7 @@ class Weights:
             return None
         try:
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"weights {self.spec!r}: cannot read {self.path / name}: {error}") from error
         if not isinstance(found, dict):
             raise WeightsError(f"weights {self.spec!r}: {self.path / name} holds {found!r}, expected a JSON object")
