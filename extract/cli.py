@@ -73,7 +73,7 @@ def reported(command: Callable[P, int]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with endings.reported("extract", "extract: interrupted; run the same command to continue"):
+        with endings.reported("extract", f"extract: {endings.INTERRUPTED}"):
             code = command(*args, **kwargs)
         raise typer.Exit(code)
 
