@@ -168,6 +168,8 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
         with _disk(path), files.locked(clip):  # makes the folder
             mine, handle = _create(path, run)
             if mine is not None:
+                if mine.locked:  # the folder is, too: nobody else is in the middle of anything here
+                    _sweep(path.parent)
                 return Lease(files, clip, mine, handle, inherited=inherited)
             judged = _open(path)
             if judged < 0:
@@ -179,6 +181,14 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
                 inherited = _take_away(path, judged) or inherited
             finally:
                 os.close(judged)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process left that was killed while it took a lease."""
+    for name in os.listdir(folder):
+        if name.startswith(f"{NAME}.") and name.endswith(TEMPORARY):
+            with suppress(OSError):
+                os.unlink(folder / name)
 
 
 def check_lent(files: LocalFiles, clip: str, holder: Holder) -> None:

@@ -202,6 +202,12 @@ def test_a_fresh_lease_is_not_taken_for_the_void_one_whose_inode_it_has(files):
     os.close(judged)
 
 
+def test_what_was_left_while_a_lease_was_taken_is_swept(files):
+    files.write("clip/.lease.0123.partial", b"half")
+    assert is_taken(files)
+    assert os.listdir(files.root / "clip") == []
+
+
 # ---- holding it -----------------------------------------------------------------------------------------------------
 
 
