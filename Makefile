@@ -34,7 +34,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# 30 kills at random moments; MEDIA is a folder of clips (minutes).
+# 30 kills and 30 stops by signal at random moments; MEDIA is a folder of clips (minutes).
 kill: setup
 	$(VENV)/bin/python tools/kill_run.py --media $(MEDIA)
 

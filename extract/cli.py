@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from extract import endings
-from extract.errors import CorruptError, StaleError, UsageError, WeightsError
+from extract.errors import CorruptError, MachineError, StaleError, UsageError, WeightsError
 
 P = ParamSpec("P")
 
@@ -73,7 +73,7 @@ def reported(command: Callable[P, int]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with endings.reported("extract", "extract: interrupted; run the same command to continue"):
+        with endings.reported("extract", f"extract: {endings.INTERRUPTED}"):
             code = command(*args, **kwargs)
         raise typer.Exit(code)
 
@@ -267,9 +267,14 @@ def inspect_(
     path = out or Path(f"{clip}.png")
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out {path}: expected a name that ends in .png")
+    if path.is_dir() or not path.parent.is_dir():  # seen before minutes of computing
+        raise UsageError(f"--out {path}: expected a file in a folder that is there")
     console.say_config(Store.open(store), config)
     sheet = inspection.inspect(clip, manifest, store, config, set=set_ or (), frames=frames, device=device)
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except OSError as error:
+        raise MachineError(f"--out {path}: cannot be written ({error.strerror or error}); name another") from None
     print(f"{path}: {sheet.width} x {sheet.height} pixels")
     return 0
 
@@ -448,9 +453,10 @@ def weights_fetch(
     config: Config = None,
     set_: Set = None,
     stage: Stages = None,
+    store: StorePath = "store.zarr",
     offline: Annotated[bool, typer.Option("--offline", help="Only check what is here.")] = False,
 ) -> int:
-    """Fetch published weights into the cache and pin them in weights.lock (kept with the experiment)."""
+    """Fetch published weights into the cache and pin them in weights.lock, beside the config's file or the store."""
     from extract.models import fetch, weights
 
     keys = key or _keys_needed(config, set_, stage)
@@ -459,8 +465,9 @@ def weights_fetch(
         lacking = [row.key for row in needed if weights.locate(row, weights.cache_folder())[1]]
         if lacking:
             raise WeightsError(f"not here, and --offline forbids fetching: {', '.join(lacking)}")
-    fetched = fetch.fetch(keys, told=lambda text: print(text, flush=True))
-    print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {weights.LOCK}")
+    lock = weights.lock_file(config, store)
+    fetched = fetch.fetch(keys, lock=lock, told=lambda text: print(text, flush=True))
+    print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {lock}")
     print("next: extract run")
     return 0
 

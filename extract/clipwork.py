@@ -624,7 +624,10 @@ def work_on(
         MachineError, WeightsError: the run ends here; finished blocks stay.
     """
     # Another run may have finished it since the plan was made, and with other settings.
-    tasks = plan_clip(plan, store, clip, sources, retry=retry)
+    try:
+        tasks = plan_clip(plan, store, clip, sources, retry=retry)
+    except CorruptError as error:
+        return ClipReport(damaged=str(error))
     stale = [name for name, task in tasks.items() if task.need == "stale"]
     if stale and not overwrite:
         return ClipReport(busy=f"{clip.id}: another run made {stale[0]} with other settings meanwhile")

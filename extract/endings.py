@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -23,8 +23,13 @@ OURS = 70
 STOPS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name))
 """A terminal that closes, Ctrl-C, a scheduler's polite end: each stops cleanly, with 128 + its number."""
 
+INTERRUPTED = "interrupted; run the same command to continue"
+
 SAME_STOP_S = 1.0
 """A closing terminal and a scheduler signal twice within moments; only a later signal is somebody's impatience."""
+
+
+STRIKES_AGAIN_S = 0.02
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,8 +40,16 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
+class OutputError(OSError):
+    """Standard output or error cannot be written, as on a full disk."""
+
+
 _first: tuple[int, float] | None = None
 """The signal that began the end, and when."""
+_told = False
+"""Whether a command said that it was stopped."""
+_over = False
+"""Whether the command has ended: its exit code stands, and a signal changes nothing any more."""
 _deferring = 0
 _deferred: int | None = None
 
@@ -46,6 +59,7 @@ def heed_signals() -> None:
 
     A signal that is ignored stays so: ``nohup`` ignores SIGHUP, a shell SIGINT for what it starts in the background.
     """
+    sys.unraisablehook = _strike_again
     for signum in STOPS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _stop)
@@ -54,6 +68,8 @@ def heed_signals() -> None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     global _first, _deferred
     del frame
+    if _over:
+        return
     if _first is not None:
         if time.monotonic() - _first[1] > SAME_STOP_S:
             os._exit(128 + signum)
@@ -63,6 +79,19 @@ def _stop(signum: int, frame: FrameType | None) -> None:
         _deferred = signum
     else:
         raise Interrupted(signum)
+
+
+def _strike_again(lost: "sys.UnraisableHookArgs") -> None:
+    """A signal that struck inside a destructor, from which nothing can be raised, strikes again a moment later."""
+    global _first
+    if not isinstance(lost.exc_value, Interrupted):
+        sys.__unraisablehook__(lost)
+        return
+    _first = None
+    main = threading.main_thread().ident
+    again = threading.Timer(STRIKES_AGAIN_S, signal.pthread_kill, (main, lost.exc_value.exit_code - 128))
+    again.daemon = True
+    again.start()
 
 
 @contextmanager
@@ -85,6 +114,7 @@ def uninterrupted() -> Iterator[None]:
 @contextmanager
 def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
     """Around a command: its errors become lines on standard error and the exit codes of ``errors.py``."""
+    global _told
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -93,8 +123,12 @@ def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
         _say(f"{prefix}: {error}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt as stop:
+        _told = True
         _say(after_interrupt)
         raise typer.Exit(getattr(stop, "exit_code", 128 + signal.SIGINT)) from None
+    except OutputError as error:
+        _say(f"{prefix}: {error}")
+        raise typer.Exit(MachineError.exit_code) from None
     except MemoryError:
         _say(f"{prefix}: the memory is full; nothing finished is lost: run the same command again with less at a time")
         raise typer.Exit(MachineError.exit_code) from None
@@ -109,23 +143,39 @@ def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
 
 def run_program(name: str, app: Callable[[], object]) -> NoReturn:
     """The whole life of a program, from its entry point on."""
+    global _over
     heed_signals()
     sys.stdout, sys.stderr = _Unread.of(sys.stdout), _Unread.of(sys.stderr)
-    code: int | str | None = 0
+    try:
+        code = _ended(name, app)
+    except KeyboardInterrupt:  # while the end was being told
+        code = 128 + signal.SIGINT
+    _over = True
+    if _first is not None and code in {1, 128 + signal.SIGINT}:  # stopped outside a command, where only click saw it
+        code = 128 + _first[0]
+        if not _told:
+            _say(f"{name}: {INTERRUPTED}")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OutputError as error:
+            _say(f"{name}: {error}")
+            code = code or MachineError.exit_code
+    sys.exit(code)
+
+
+def _ended(name: str, app: Callable[[], object]) -> int | str | None:
+    """Run ``app``; its exit code."""
     try:
         app()
     except SystemExit as end:
-        code = end.code
+        return end.code
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+        return 128 + signal.SIGINT
     except Exception:  # noqa: BLE001 - what was raised outside any command: while one was looked up or imported
-        code = _ours(name)
-    if _first is not None and code in {1, 128 + signal.SIGINT}:  # stopped outside a command, where only click saw it
-        code = 128 + _first[0]
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    sys.exit(code)
+        return _ours(name)
+    return 0
 
 
 def _ours(prefix: str) -> int:
@@ -135,7 +185,8 @@ def _ours(prefix: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - what every command says when it ends
+    with suppress(OutputError):  # nothing is left to say it with
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - what every command says when it ends
 
 
 class _Unread(io.TextIOWrapper):
@@ -161,7 +212,7 @@ class _Unread(io.TextIOWrapper):
         try:
             return super().write(text)
         except OSError as error:
-            self._nobody_reads(error)
+            self._divert(error)
             return len(text)
 
     def flush(self) -> None:
@@ -169,11 +220,11 @@ class _Unread(io.TextIOWrapper):
         try:
             super().flush()
         except OSError as error:
-            self._nobody_reads(error)
+            self._divert(error)
 
-    def _nobody_reads(self, error: OSError) -> None:
-        if error.errno not in {errno.EPIPE, errno.EIO}:
-            raise error
+    def _divert(self, error: OSError) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())  # what is still in the buffers goes there as well
         os.close(nowhere)
+        if error.errno not in {errno.EPIPE, errno.EIO}:
+            raise OutputError(f"cannot write the output: {error.strerror}; what was computed is kept") from error

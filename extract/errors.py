@@ -82,6 +82,10 @@ class CorruptError(AuFusionError):
     exit_code = 4
 
 
+class ForeignError(CorruptError, UsageError):
+    """Where a file or folder of ours belongs stands something else: a symbolic link, a file for a folder."""
+
+
 class MachineError(AuFusionError):
     """The machine gave up (disk, store, GPU): the run stops at once and marks no clip as failed."""
 

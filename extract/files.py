@@ -9,11 +9,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from extract.errors import MachineError, UsageError
+from extract.errors import ForeignError, MachineError, UsageError
 
 TEMPORARY = ".partial"
 """Suffix of files that are not finished; swept by the next writer."""
 
+
+IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
+"""What the system says where a file stands in the place of a folder, or the reverse: no fault of the disk."""
 
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 """What file systems without hard links say to one (exFAT, FUSE drivers, some shares)."""
@@ -33,7 +36,8 @@ class LocalFiles:
         """Where ``key`` lies; ``""`` is the folder itself.
 
         Raises:
-            UsageError: it would lead out of the folder, by its letters or through a link.
+            UsageError: it would lead out of the folder by its letters.
+            ForeignError: a symbolic link stands on the way.
         """
         parts = key.split("/") if key else []
         if any(part in {"", ".", ".."} or "\0" in part for part in parts):
@@ -42,7 +46,7 @@ class LocalFiles:
         for part in parts:
             at /= part
             if at.is_symlink():
-                raise UsageError(f"{at} is a symbolic link, and none is followed here: put the folder itself there")
+                raise ForeignError(f"{at} is a symbolic link, and none is followed here: put the folder itself there")
         return at
 
     def write(self, key: str, data: bytes | memoryview) -> None:
@@ -108,14 +112,14 @@ class LocalFiles:
         There is no other way to remove a folder here: nothing that somebody put there is ever lost.
 
         Raises:
-            UsageError: it holds something else; nothing is removed.
+            ForeignError: it holds something else; nothing is removed.
         """
         target = self.path(key)
         entries = self._scan(key)
         for entry in entries:
             known = names.fullmatch(entry.name) or is_temporary(entry.name)
             if not known or not entry.is_file(follow_symlinks=False):
-                raise UsageError(f"{entry.path} is none of ours: {target} is not removed; move it elsewhere")
+                raise ForeignError(f"{entry.path} is none of ours: {target} is not removed; move it elsewhere")
         with self._machine(f"cannot delete {target}"):
             for entry in sorted(entries, key=lambda entry: entry.name == last):
                 os.unlink(entry.path)
@@ -128,8 +132,9 @@ class LocalFiles:
         return sorted(entry.name for entry in self._scan(key) if entry.is_dir(follow_symlinks=False))
 
     def names(self, key: str = "") -> list[str]:
-        """Names of the files directly below ``key``, sorted; unfinished ones left out."""
-        return sorted(entry.name for entry in self._scan(key) if entry.is_file() and not is_temporary(entry.name))
+        """Names of the files directly below ``key``, sorted; unfinished ones and links left out."""
+        files = (entry.name for entry in self._scan(key) if entry.is_file(follow_symlinks=False))
+        return sorted(name for name in files if not is_temporary(name))
 
     def sweep(self, key: str) -> int:
         """Delete the unfinished files that a killed writer left below ``key``, which must be the caller's alone.
@@ -218,6 +223,9 @@ class LocalFiles:
         try:
             yield
         except OSError as error:
+            if error.errno in IN_THE_WAY:
+                told = "something else stands where a file or folder of ours belongs: move it elsewhere"
+                raise ForeignError(f"{doing}: {error.strerror}; {told}") from error
             remedy = "nothing finished is lost; mend the disk and run the same command again"
             raise MachineError(f"{doing}: {error.strerror or error}; {remedy}") from error
 

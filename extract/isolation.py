@@ -51,6 +51,7 @@ class Job:
     store: str
     device: str
     offline: bool
+    lock: Path | None
     overwrite: bool
     provenance: dict[str, Any]
     set_up: Sequence[str]
@@ -250,7 +251,7 @@ def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
 
     device = pick_device(job.device)
     store = Store.open(job.store, "a")
-    options = runner.Options(stages=job.stages, offline=job.offline)
+    options = runner.Options(stages=job.stages, offline=job.offline, lock=job.lock)
     plan = runner.prepared_plan(job.config, job.clips, store, options, device.type)
     engine = LocalEngine(device, job.config.run.cpu_threads)
     for name in job.set_up:

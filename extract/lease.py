@@ -11,7 +11,8 @@ How two runs never get one clip, however they are interleaved:
 When a lease is void: it was not touched for ten minutes by the file system's own clock (those of the machines may
 differ), or its holder is dead. On the same kernel that is known at once and across containers, for the holder keeps the
 file locked and the kernel frees locks of the dead; where nothing can be locked, by pid and start time within one pid
-namespace. On a file system of this machine alone, a lease of another boot is one of before the reboot.
+namespace. On a file system of this machine alone, a lease of another boot is one of before the reboot. Where the system
+tells no boot id (macOS), and of a lease that an earlier version wrote, only the age counts.
 """
 
 import atexit
@@ -20,6 +21,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -166,14 +168,27 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
         with _disk(path), files.locked(clip):  # makes the folder
             mine, handle = _create(path, run)
             if mine is not None:
+                if mine.locked:  # the folder is, too: nobody else is in the middle of anything here
+                    _sweep(path.parent)
                 return Lease(files, clip, mine, handle, inherited=inherited)
-            found = _look(path)
-            if found is None:
+            judged = _open(path)
+            if judged < 0:
                 continue  # given back just now
-            holder, judged = found
-            if holder is not None:
-                return holder
-            inherited = _take_away(path, judged) or inherited
+            try:  # open until it is away: the file's number cannot be given to another lease meanwhile
+                holder = _judge(path, judged)
+                if holder is not None:
+                    return holder
+                inherited = _take_away(path, judged) or inherited
+            finally:
+                os.close(judged)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process left that was killed while it took a lease."""
+    for name in os.listdir(folder):
+        if name.startswith(f"{NAME}.") and name.endswith(TEMPORARY):
+            with suppress(OSError):
+                os.unlink(folder / name)
 
 
 def check_lent(files: LocalFiles, clip: str, holder: Holder) -> None:
@@ -236,35 +251,47 @@ def _create_without_links(path: Path, run: str) -> tuple[Holder | None, int]:
     return mine, handle
 
 
-def _look(path: Path) -> tuple[Holder | None, tuple[int, int]] | None:
-    """Who holds the lease, or None if it is void, and which inode was judged; None if there is none."""
+def _open(path: Path) -> int:
+    """A handle of the lease that lies there; -1 if there is none."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK  # never waits for whoever might write into a pipe of that name
     try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            handle = os.open(path, os.O_RDWR | flags)  # some shares lock only what is open for writing
+        except PermissionError:
+            handle = os.open(path, os.O_RDONLY | flags)  # of another user
     except FileNotFoundError:
-        return None
+        return -1
     except IsADirectoryError:
         raise MachineError(f"{path} is a folder, expected a run's lease; remove it") from None
-    try:
-        status = os.fstat(handle)
-        data = os.read(handle, 65_536)
-        holder = _decode(data)
-        if _now_there(path) - status.st_mtime > VOID_AFTER_S or (holder is None and data):
-            return None, _identity(status)
-        if holder is None:  # being made
-            return Holder("an unknown host", 0, "unknown", status.st_mtime, ""), _identity(status)
-        return (None if _is_dead(holder, handle, path) else holder), _identity(status)
-    finally:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
+        raise MachineError(f"{path} is no file, expected a run's lease; remove it")
+    return handle
 
 
-def _take_away(path: Path, judged: tuple[int, int]) -> bool:
-    """Rename a void lease out of the way; False if it was no longer the one that was judged."""
+def _judge(path: Path, handle: int) -> Holder | None:
+    """Who holds the lease that ``handle`` is open on; None if it is void."""
+    modified_s = os.fstat(handle).st_mtime
+    data = os.read(handle, 65_536)
+    holder = _decode(data)
+    if _now_there(path) - modified_s > VOID_AFTER_S or (holder is None and data):
+        return None
+    if holder is None:  # being made
+        return Holder("an unknown host", 0, "unknown", modified_s, "")
+    return None if _is_dead(holder, handle, path) else holder
+
+
+def _take_away(path: Path, judged: int) -> bool:
+    """Rename a void lease, open as ``judged``, out of the way; False if it was no longer the one that lies there."""
     aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
+    inode = _identity(os.fstat(judged))
     try:
+        if _identity(os.stat(path)) != inode:
+            return False
         os.rename(path, aside)
     except FileNotFoundError:
         return False
-    is_it = _identity(os.stat(aside)) == judged
+    is_it = _identity(os.stat(aside)) == inode
     if not is_it:
         with suppress(OSError):  # if it cannot be put back, its holder sees that at its next commit
             os.link(aside, path)
@@ -352,7 +379,7 @@ def _decode(data: bytes) -> Holder | None:
         if not isinstance(found, dict):
             return None
         holder = Holder(**{key: value for key, value in found.items() if key in known})
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return holder if all(isinstance(value, known[name]) for name, value in vars(holder).items()) else None
 

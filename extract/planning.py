@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from extract.errors import ClipError, CorruptError, StaleError, WeightsError
@@ -38,6 +39,7 @@ def prepare(
     device_kind: str,
     *,
     offline: bool = False,
+    lock: Path = Path(weights_table.LOCK),
 ) -> dict[str, Prepared]:
     """Resolve weights and precision of ``names`` (feeding ones first) and make their recipes.
 
@@ -55,7 +57,7 @@ def prepare(
         if getattr(instance.stage.config, "weights", None) not in {None, *instance.stage.unlearned}:
             try:
                 weights = weights_table.resolve(
-                    instance.stage.config.weights, instance.stage, offline=offline, instance=name
+                    instance.stage.config.weights, instance.stage, offline=offline, instance=name, lock=lock
                 )
                 weights_sha256 = weights.sha256
             except WeightsError as error:

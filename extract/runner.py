@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
 from extract.isolation import IsolatedWorker, Job
 from extract.manifest import Clip, load_manifest, refuse_shared
+from extract.models.weights import lock_file
 from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.sources import Sources
 from extract.store import Store, is_store
@@ -127,6 +128,8 @@ class Options:
     """Take a manifest in which one subject or source video lies in several splits."""
     remember: bool = True
     """Leave the config in the store, for the commands that come after."""
+    lock: Path | None = None
+    """``weights.lock``; None: as ``weights.lock_file`` finds it, by config and store."""
 
 
 def run(
@@ -148,7 +151,7 @@ def run(
         WeightsError: weights are missing (before any work).
         MachineError: disk, store or GPU gave up; what was finished stays.
     """
-    options = options or Options()
+    options = _with_lock(options or Options(), config, store)
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
     clips = choose(_listed(manifest, options), options)
     device = pick_device(options.device)
@@ -178,6 +181,10 @@ def execute(
         also = stale_downstream(made, opened)
         if also:
             report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
+    unpinned = sorted({p.weights.spec for p in made.prepared.values() if p.weights and not p.weights.pinned})
+    if unpinned:
+        told = f"`extract weights fetch {' '.join(unpinned)}` pins them in {options.lock or 'weights.lock'}"
+        report.warnings.append(f"weights that nobody has pinned: {', '.join(unpinned)}; {told}")
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     engine = LocalEngine(device, config.run.cpu_threads)
     writable = Store.open(store, "a")
@@ -207,7 +214,7 @@ def plan(
     options: Options | None = None,
 ) -> tuple[Plan, Store | None]:
     """What ``run`` would do, and the store if there is one; nothing is written."""
-    options = options or Options()
+    options = _with_lock(options or Options(), config, store)
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
     clips = choose(_listed(manifest, options), options)
     made, opened, _ = make_plan(loaded, clips, store, options, pick_device(options.device).type)
@@ -241,7 +248,8 @@ def prepared_plan(
     """
     graph = build_graph(config)
     chosen = select(graph, options.stages)
-    prepared = prepare(graph, upstream(graph, chosen), store, clips, device_kind, offline=options.offline)
+    lock = options.lock or lock_file(None, store.path if store else None)
+    prepared = prepare(graph, upstream(graph, chosen), store, clips, device_kind, offline=options.offline, lock=lock)
     return Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())
 
 
@@ -252,6 +260,11 @@ def _listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence
     if not options.allow_shared_subjects:
         refuse_shared(clips, path)
     return clips
+
+
+def _with_lock(options: Options, config: str | ExtractConfig | None, store: str | Path) -> Options:
+    found = lock_file(config if isinstance(config, str) else None, store)
+    return options if options.lock else replace(options, lock=found)
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
@@ -297,6 +310,7 @@ class _Run:
                 str(store.path),
                 str(engine.device),
                 options.offline,
+                options.lock,
                 options.overwrite,
                 self.provenance,
                 self.computing,
@@ -310,11 +324,18 @@ class _Run:
         with closing(self.isolated):
             self._set_up(any_work=bool(waiting))
             for clip in self.plan.clips:
-                refresh_attributes(self.store, clip)
+                try:
+                    refresh_attributes(self.store, clip)
+                except CorruptError as error:  # one clip's folder is not as it should be; the others go on
+                    self.plan.damaged.setdefault(clip.id, str(error))
+            waiting -= self.plan.damaged.keys()
             self.progress.start(len(waiting))
             for clip in self.plan.clips:
                 if clip.id in waiting:
-                    done = self._clip(clip)
+                    try:
+                        done = self._clip(clip)
+                    except CorruptError as error:
+                        done = ClipReport(_standing(self.plan, clip.id), damaged=str(error))
                 else:
                     done = ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id))
                 self._count(clip, done)

@@ -16,10 +16,10 @@ written as the JSON files that they are: ``status`` over thousands of them needs
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import numpy as np
 import zarr
@@ -28,6 +28,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
+from extract import names
 from extract.config import SECTIONS, Remembered
 from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.files import LocalFiles
@@ -141,10 +142,12 @@ class Store:
                 raise StoreError(f"store {path}: nothing is here; `extract run --store {path}` makes one")
             files.create("zarr.json", _group_json({"format": FORMAT, "schema": SCHEMA}))  # another run may be first
         attributes = _attributes(files.read("zarr.json") or b"", f"store {path}")
-        if attributes.get("format") != FORMAT:
+        found = attributes.get("schema")
+        if attributes.get("format") != FORMAT or type(found) is not int:
+            if cls.holds_clips_of_ours(path):
+                raise CorruptError(f"store {path}: zarr.json is damaged; {_REMEDY}")
             raise StoreError(f"store {path}: a Zarr folder, but not one of ours (format {FORMAT!r} expected)")
-        if attributes.get("schema") != SCHEMA:
-            found = attributes.get("schema")
+        if found != SCHEMA:
             raise StoreError(f"store {path}: schema {found}, this program knows {SCHEMA}; use its own version")
         return cls(path, files, mode == "a")
 
@@ -191,11 +194,15 @@ class Store:
 
     def clips(self) -> list[str]:
         """Ids of all clips, sorted."""
-        return self.files.folders()
+        return self._folders("")
 
     def instances(self, clip: str) -> list[str]:
         """Names of the instances that have a record for ``clip``, sorted."""
-        return [name for name in self.files.folders(clip) if self.files.read(f"{clip}/{name}/zarr.json") is not None]
+        return [name for name in self._folders(clip) if self.files.read(f"{clip}/{name}/zarr.json") is not None]
+
+    def _folders(self, key: str) -> list[str]:
+        """Folders directly below ``key`` that can be ours; what is named in no way of ours was put there by others."""
+        return [name for name in self.files.folders(key) if names.is_legal(name)]
 
     def attributes(self, clip: str) -> dict[str, Any]:
         """``subject``, ``source_video`` and ``split`` as the manifest of the last run gave them."""
@@ -228,18 +235,14 @@ class Store:
             record = Record(**{key: value for key, value in attributes.items() if key in known})
         except TypeError as error:
             raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({error}); {_REMEDY}") from None
-        for name, kind in _KINDS.items():
-            value = getattr(record, name)
-            if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
-                raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({name} {value!r}); {_REMEDY}")
-        if record.state not in STATES:
-            raise CorruptError(f"clip {clip}, instance {instance}: damaged record (state {record.state!r}); {_REMEDY}")
+        if told := _amiss(record):
+            raise CorruptError(f"clip {clip}, instance {instance}: damaged record ({told}); {_REMEDY}")
         return record
 
     def survey(self, clips: Iterable[str] | None = None) -> Iterator[tuple[str, str, "Record | CorruptError"]]:
         """(clip, instance, record) of all that was begun; of a damaged record, its error: the others are as good."""
         for clip in self.clips() if clips is None else clips:
-            for instance in self.files.folders(clip):
+            for instance in self._folders(clip):
                 try:
                     record = self.record(clip, instance)
                 except CorruptError as error:
@@ -254,7 +257,7 @@ class Store:
 
     def keep_only(self, clip: str, instance: str, fingerprint: str) -> None:
         """Remove an instance's arrays that were made under another fingerprint. Its record must no longer be done."""
-        for array in self.files.folders(f"{clip}/{instance}"):
+        for array in self._folders(f"{clip}/{instance}"):
             data = self.files.read(f"{clip}/{instance}/{array}/zarr.json")
             if data is None:
                 continue  # no array
@@ -308,7 +311,7 @@ class Store:
         if record is None:
             return []
         found = []
-        held = self.files.folders(f"{clip}/{instance}")
+        held = self._folders(f"{clip}/{instance}")
         for array in held:
             found += self._damage_of_array(clip, instance, array, record, contents=True)
         recorded = record.provenance.get("rows")
@@ -335,10 +338,10 @@ class Store:
     def _damage_of_array(self, clip: str, instance: str, array: str, record: Record, *, contents: bool) -> list[Damage]:
         try:
             opened = self._open_array(clip, instance, array)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, OSError) as error:
             return [Damage(clip, instance, array, -1, f"damaged metadata ({error})")]
         foreign = record.finished and opened.attrs.get("fingerprint") != record.fingerprint
-        if foreign or not self._names_chunks_as_we_do(opened):
+        if foreign or not self._is_laid_out_as_ours(opened):
             return [Damage(clip, instance, array, -1, "its metadata is not what was written")]
         rows, block_rows = opened.shape[0], opened.chunks[0]
         if record.finished and (told := self._rows_amiss(clip, instance, array, record, opened)):
@@ -354,6 +357,30 @@ class Store:
                     opened[block * block_rows : (block + 1) * block_rows]
                 except (ValueError, RuntimeError, OSError) as error:
                     found.append(Damage(clip, instance, array, block, str(error).splitlines()[0]))
+        return found
+
+    def unlike(self, clip: str, instance: str, outputs: Iterable[Output], *, whole: bool) -> list[Damage]:
+        """Arrays that are not as their stage declares them: checksums of chunks say nothing of what is read from them.
+
+        Args:
+            whole: each is one block, which its rows fill.
+        """
+        found = []
+        for output in outputs:
+            try:
+                opened = self._open_array(clip, instance, output.name)
+            except FileNotFoundError:
+                found.append(Damage(clip, instance, output.name, -1, "it is gone"))
+                continue
+            except (ValueError, OSError):  # told by ``damage``
+                continue
+            sizes, rows = cast(tuple[int, ...], output.sizes), opened.shape[0]
+            if opened.shape[1:] != sizes or (output.dtype != "str" and opened.dtype != np.dtype(output.dtype)):
+                told = f"rows of {opened.dtype} {opened.shape[1:]}, its stage gives {output.dtype} {sizes}"
+                found.append(Damage(clip, instance, output.name, -1, told))
+            elif whole and opened.chunks[0] != max(rows, 1):
+                told = f"{rows} rows, its block holds {opened.chunks[0]}"
+                found.append(Damage(clip, instance, output.name, -1, told))
         return found
 
     def _rows_amiss(
@@ -379,19 +406,23 @@ class Store:
     def _lengths(self, clip: str, instance: str) -> dict[str, tuple[str, int]]:
         """Array -> (name of its first axis, rows), by the metadata alone."""
         found = {}
-        for array in self.files.folders(f"{clip}/{instance}"):
+        for array in self._folders(f"{clip}/{instance}"):
             try:
                 node = json.loads(self.files.read(f"{clip}/{instance}/{array}/zarr.json") or b"")
                 found[array] = (str(node["dimension_names"][0]), int(node["shape"][0]))
-            except (ValueError, KeyError, TypeError, IndexError):  # told by who opens it
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError):  # told by who opens it
                 continue
         return found
 
     @staticmethod
-    def _names_chunks_as_we_do(opened: "zarr.Array[Any]") -> bool:
-        """A flipped letter in the metadata may make Zarr look for other files, and read zeros."""
+    def _is_laid_out_as_ours(opened: "zarr.Array[Any]") -> bool:
+        """A flipped letter in the metadata may make Zarr look for other files, and read zeros; or read part of each
+        row: our chunks hold whole rows. Without its checksum a chunk says nothing."""
         zeros = (0,) * opened.ndim
-        return bool(opened.metadata.encode_chunk_key(zeros) == _chunk_name(0, opened.ndim))
+        named = bool(opened.metadata.encode_chunk_key(zeros) == _chunk_name(0, opened.ndim))
+        codecs: Sequence[Any] = getattr(opened.metadata, "codecs", ())
+        checked = bool(codecs) and isinstance(codecs[-1], Crc32cCodec)
+        return named and checked and opened.chunks[1:] == tuple(max(size, 1) for size in opened.shape[1:])
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -418,7 +449,7 @@ class Store:
                 continue
             try:
                 existing[output.name] = self._open_array(clip, instance, output.name)
-            except (ValueError, KeyError, TypeError):  # damaged metadata: its blocks cannot be trusted
+            except ValueError:  # damaged metadata: its blocks cannot be trusted
                 self._delete_array(clip, instance, output.name)
         grids = {opened.chunks[0] for opened in existing.values()}
         if len(grids) > 1:
@@ -478,7 +509,15 @@ class Store:
         self.files.path(f"{clip}/{instance}/{array}/zarr.json")  # Zarr reads past our files: no key leads elsewhere
         # Of an array that exists, `config=` is not heeded; the default in force while it is opened is.
         with zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(self._arrays, path=f"{clip}/{instance}/{array}", mode="r+" if self.writable else "r")
+            mode: Literal["r", "r+"] = "r+" if self.writable else "r"
+            try:
+                opened = zarr.open_array(self._arrays, path=f"{clip}/{instance}/{array}", mode=mode)
+            except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+                # Zarr takes its metadata for what Zarr wrote; what breaks in it says where, not what.
+                raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not isinstance(opened.metadata.attributes, Mapping) or min(opened.chunks, default=0) < 1:
+            raise ValueError(f"attributes {opened.metadata.attributes!r:.80}, chunks {opened.chunks}")
+        return opened
 
 
 class BlockWriter:
@@ -539,6 +578,7 @@ def is_store(path: Path) -> bool:
 
     Raises:
         StoreError: there is something else.
+        CorruptError: a store that lost its own metadata.
         MachineError: the place cannot be looked at.
     """
     files = LocalFiles(path)
@@ -547,6 +587,8 @@ def is_store(path: Path) -> bool:
     if path.exists() and (not path.is_dir() or files.names() or files.folders()):
         if files.read("zarr.json") is not None:  # made by another run just now
             return True
+        if Store.holds_clips_of_ours(path):
+            raise CorruptError(f"store {path}: its zarr.json is gone; {_REMEDY}")
         raise StoreError(f"store {path}: there is something else here (no zarr.json); name another --store")
     return False
 
@@ -594,13 +636,51 @@ def _group_json(attributes: Mapping[str, Any]) -> bytes:
 
 def _attributes(data: bytes, whose: str) -> dict[str, Any]:
     try:
-        node = json.loads(data)
+        node = json.loads(data, parse_constant=_no_json)
         attributes = node.get("attributes", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise CorruptError(f"{whose}: zarr.json is damaged; {_REMEDY}") from None
     if not isinstance(attributes, dict):
         raise CorruptError(f"{whose}: zarr.json is damaged; {_REMEDY}")
     return attributes
+
+
+def _no_json(constant: str) -> NoReturn:
+    """Python reads NaN and Infinity, which JSON does not have; a fingerprint of them cannot be made."""
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _amiss(record: Record) -> str | None:
+    """What of a record was not written by us, for the message; None if all of it has the right form."""
+    for name, kind in _KINDS.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            return f"{name} {value!r:.80}"
+    if record.state not in STATES:
+        return f"state {record.state!r}"
+    for name, fits in _PROVENANCE.items():
+        part = record.provenance.get(name, {})
+        if not isinstance(part, Mapping) or not all(map(fits, part.values())):
+            return f"provenance.{name} {part!r:.80}"
+    return None
+
+
+def _are_file_stamps(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(file, list) and [type(entry) for entry in file] == [int, int, str] for file in value
+    )
+
+
+def _is_weights_name(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("spec", "sha256"))
+
+
+_PROVENANCE: dict[str, Callable[[object], bool]] = {
+    "files": _are_file_stamps,
+    "weights": _is_weights_name,
+    "rows": lambda value: type(value) is int and value >= 0,
+}
+"""Parts of the provenance that are read again: what each of their entries is."""
 
 
 def _mend(damage: Damage) -> str:

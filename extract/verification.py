@@ -10,9 +10,11 @@ from extract import lease
 from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.manifest import Clip, load_manifest
 from extract.planning import Plan, refuse_stale
+from extract.registry import STAGES
 from extract.runner import Options, Progress, Report, as_made, choose, plan, refresh_attributes, run
 from extract.sources import Sources, fingerprint, parts_of, sha256_of
-from extract.store import Damage, Store
+from extract.stage import ClipStage
+from extract.store import Damage, Record, Store
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,12 @@ class Checked:
 
 def root_is_damaged(path: str | Path) -> bool:
     """Whether a store's own metadata is damaged or gone, and its clips are there."""
-    if "://" in str(path):
-        return False
     try:
         Store.open(path)
     except CorruptError:
         return Store.holds_clips_of_ours(Path(path))
     except StoreError:
-        gone = not (Path(path) / "zarr.json").exists()
-        return gone and Path(path).is_dir() and Store.holds_clips_of_ours(Path(path))
+        return False
     return False
 
 
@@ -62,7 +61,8 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
         if isinstance(record, CorruptError):
             found.append(Damage(clip, instance, "", -1, str(record)))
             continue
-        if not record.fingerprint:  # its source was not there when it was tried: nothing is stored, nothing damaged
+        # Its source was not there when it was tried: nothing is stored, nothing damaged.
+        if record.state == "empty" and not record.fingerprint and not record.source:
             unfinished += 1
             continue
         if record.finished and record.fingerprint != fingerprint(sha256_of(record.recipe), record.source):
@@ -70,8 +70,32 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
             continue
         finished += record.finished
         unfinished += not record.finished
-        found += store.damage(clip, instance)
+        # An array of another form goes whole: blocks made again under its metadata would be wrong again.
+        unlike = _unlike_declared(store, clip, instance, record)
+        told = {damage.array for damage in unlike}
+        found += unlike
+        found += [damage for damage in store.damage(clip, instance) if damage.array not in told]
     return Checked(len(chosen), finished, unfinished, tuple(found))
+
+
+def _unlike_declared(store: Store, clip: str, instance: str, record: Record) -> list[Damage]:
+    """Arrays of a finished instance that its stage, as the registry has it today, declares otherwise or in addition."""
+    stage_type = STAGES.get(str(record.recipe.get("stage")))
+    without_arrays = record.state == "empty" and not record.rows
+    provided = "provided" in record.provenance  # read from files of the clip's own, in a form of their own
+    if stage_type is None or not record.finished or without_arrays or provided:
+        return []
+    if record.recipe.get("version") != stage_type.version:
+        return []  # what it declared then is not known now
+    config = record.recipe.get("config", {})
+    if "weights" in stage_type.config_type.model_fields and "weights" not in config:
+        config = {**config, "weights": "random"}  # a recipe names weights by content; no array's form depends on them
+    try:
+        outputs = stage_type(stage_type.config_type.model_validate(config)).outputs
+    except (ValueError, TypeError):  # a recipe of another program version
+        return []
+    kept = [output for output in outputs if output.kept]
+    return store.unlike(clip, instance, kept, whole=issubclass(stage_type, ClipStage))
 
 
 @dataclass(frozen=True)
@@ -197,6 +221,6 @@ def _fingerprints(store: Store, key: str) -> Mapping[str, str]:
     for array in store.files.folders(key):
         try:
             found[array] = json.loads(store.files.read(f"{key}/{array}/zarr.json") or b"")["attributes"]["fingerprint"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return found

@@ -45,8 +45,8 @@ UNITS = {
     "frame": "row on the video's frame clock, from 0",
     "pts_s": "presentation time in seconds",
     "valid": "1 where a face was found and used; 0 where the numbers rest on sound and words, or on nothing",
-    "AUxx_p": "probability in [0, 1]",
-    "AUxx": "1 where the probability reaches the threshold",
+    "AUxx_p": "probability in [0, 1]; empty where valid is 0, unless filled",
+    "AUxx": "1 where the probability reaches the threshold; empty where valid is 0, unless filled",
 }
 
 
@@ -370,6 +370,7 @@ def _write(
         **told,
         "frames": len(pts_s),
         "valid": int(valid.sum()),
+        "filled": fill,
         "present": counts,
         "aus": list(NAMES),
         "thresholds": dict.fromkeys(NAMES, THRESHOLD),

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import yaml
 
+from extract.archives import too_large
 from extract.config import validated
 from extract.errors import CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
@@ -192,6 +193,9 @@ class Run:
     def _load(self, name: str) -> dict[str, Any]:
         path = self.path / name
         data = path.read_bytes()
+        bomb = too_large(io.BytesIO(data), len(data))
+        if bomb is not None:
+            raise CorruptError(f"{path}: {bomb}: it is not read; is the run from somebody you know?")
         try:
             _check_sums(data)
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

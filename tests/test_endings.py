@@ -110,6 +110,82 @@ def test_fusion_ends_alike(tmp_path, how, code):
     assert error.startswith("interrupted: run the same command to continue")
 
 
+ENDING = """
+import os, signal, sys, time
+from extract import endings
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000): pass
+def app():
+    if "destructor" in sys.argv:
+        Last()
+        time.sleep(20)
+    elif "outside" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        import atexit
+        atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+    raise SystemExit(3)
+endings.run_program("x", app)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "code", "said"),
+    [
+        ("destructor", 143, "x: interrupted; run the same command to continue\n"),
+        ("outside", 143, "x: interrupted; run the same command to continue\n"),
+        ("afterwards", 3, ""),
+    ],
+)
+def test_a_signal_at_an_unpleasant_moment(moment, code, said):
+    """Where nothing can be raised; before there is a command; while the interpreter takes itself apart."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDING, moment],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=heeded,
+        cwd=ROOT,
+    )
+    assert (ended.returncode, ended.stderr) == (code, said)
+
+
+def is_there(group: int) -> bool:
+    """Whether a process of the group lives."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_drawing_stops_at_once_with_its_processes(tmp_path, how):
+    process = subprocess.Popen(
+        [*EXTRACT, "demo", "-o", str(tmp_path / "demo")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeded,
+        start_new_session=True,
+        cwd=ROOT,
+    )
+    assert process.stdout.readline().startswith("drawn: ")
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+    else:
+        process.send_signal(how)
+    _, error = process.communicate(timeout=30)  # the pipe ends with the last process that holds it
+    assert (process.returncode, error) == (128 + how, "extract: interrupted; run the same command to continue\n")
+    deadline = time.monotonic() + 10  # the last one to go, multiprocessing's own, sees its pipe closed first
+    while is_there(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_there(process.pid)
+
+
 STUBBORN = """
 import sys, time
 from extract import endings
@@ -207,3 +283,13 @@ def test_a_failure_is_not_hidden_by_a_closed_output(tmp_path):
     )
     os.close(writer)
     assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["weights", "list"], ["weights", "list", "--json"]])
+def test_output_that_cannot_be_written_is_the_machines_fault(arguments):
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*EXTRACT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, timeout=60
+        )
+    assert ended.returncode == 5
+    assert ended.stderr == "extract: cannot write the output: No space left on device; what was computed is kept\n"

@@ -1,26 +1,37 @@
 """Fetching weights from servers of this machine that behave like a model hub, its storage, and a release page."""
 
+import email.message
 import errno
 import hashlib
+import io
 import json
 import threading
+import urllib.error
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from typer.testing import CliRunner
 
+from extract import runner
 from extract.cli import app
+from extract.config import ExtractConfig
 from extract.errors import MachineError, UsageError, WeightsError
+from extract.manifest import Clip
 from extract.models import fetch, swin, weights
 from extract.models.weights import HUB, WeightsRow
+from extract.runner import Options
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.swin import Swin, SwinConfig
 from tests.contract import context
+from tests.test_crops import draw_crops
 
 COMMIT, LATER = "c" * 40, "d" * 40
+LOCK = Path(weights.LOCK)
+WHOLE_TABLE = weights.TABLE
 
 
 def sha(data: bytes) -> str:
@@ -129,6 +140,9 @@ def site(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AU_FUSION_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    # The servers here speak plain http; what the real settings forbid has tests of its own at the end.
+    monkeypatch.setattr(fetch, "REDIRECT_SCHEMES", {"http"})
+    monkeypatch.setattr(fetch, "TOKEN_SCHEMES", {"http"})
     monkeypatch.setattr(fetch, "BACKOFF_S", 0.0)
     with (
         serving(handler(site, "storage", lambda: "")) as storage,
@@ -162,7 +176,7 @@ def get(*keys):
 
 
 def lock():
-    return json.loads((weights.LOCK).read_text())
+    return json.loads(LOCK.read_text())
 
 
 def test_a_hub_is_resolved_once_and_locked(site, tmp_path):
@@ -222,7 +236,7 @@ def test_a_hash_that_the_hub_announced_must_be_that_of_the_bytes(site, tmp_path)
     with pytest.raises(WeightsError, match=rf"expected {'0' * 64}; nothing was installed") as refused:
         get()
     assert refused.value.exit_code == 3
-    assert not weights.LOCK.exists()
+    assert not LOCK.exists()
     assert not (tmp_path / "cache/weights/net/model.safetensors").exists()
     assert not (tmp_path / "cache/weights/net/.model.safetensors.part").exists()
 
@@ -430,10 +444,21 @@ def test_what_no_program_can_fetch_is_left_to_the_user(tmp_path, monkeypatch):
     assert weights.resolve("page", stage, cache=tmp_path / "cache").path == place
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"net": 1}', '{"net": {"sha256": 1, "files": {}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"net": 1}',
+        '{"net": {"sha256": 1, "files": {}}}',
+        '{"net": {"sha256": "a", "files": {"model.safetensors": []}}}',
+        '{"net": {"sha256": "a", "files": {"model.safetensors": {"sha256": 7}}}}',
+        '{"net": {"sha256": "a", "files": {}, "commit": ["main"]}}',
+    ],
+)
 @pytest.mark.usefixtures("site")
 def test_a_damaged_lock_is_refused(text):
-    weights.LOCK.write_text(text)
+    LOCK.write_text(text)
     with pytest.raises(WeightsError, match=r"weights\.lock: (cannot be read|is no weights\.lock)"):
         get()
 
@@ -460,7 +485,7 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
     assert "not here, and --offline forbids fetching: tiny" in offline.stderr
     result = command("weights", "fetch", "tiny", "-c", tmp_path / "c.yaml")
     assert result.exit_code == 0, result.output
-    assert "1 fetched, 0 were here; pinned in weights.lock\nnext: extract run" in result.stdout
+    assert f"1 fetched, 0 were here; pinned in {tmp_path / LOCK}\nnext: extract run" in result.stdout
     listed = json.loads(command("weights", "list", "--json").stdout)
     assert [entry["state"] for entry in listed] == ["present"]
     assert [entry["state"] for entry in json.loads(command("weights", "verify", "--json").stdout)] == ["ok"]
@@ -479,3 +504,121 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
     verified = command("weights", "verify")
     assert verified.exit_code == 3
     assert "not the bytes that the table" in verified.stderr
+
+
+# ---- what the real settings forbid ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_set(site, monkeypatch):
+    """The settings as users have them."""
+    del site
+    monkeypatch.setattr(fetch, "REDIRECT_SCHEMES", frozenset({"https"}))
+    monkeypatch.setattr(fetch, "TOKEN_SCHEMES", frozenset({"https"}))
+
+
+@pytest.mark.usefixtures("as_set")
+def test_a_token_never_goes_over_plain_http(site, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    site.answers = [(404, {})]
+    with pytest.raises(WeightsError, match="404"):
+        get()
+    assert site.requests
+    assert all("Authorization" not in headers for _, _, headers in site.requests)
+
+
+class _Sent(Exception):
+    """What a request would have carried."""
+
+
+@pytest.mark.usefixtures("as_set")
+@pytest.mark.parametrize(
+    ("location", "goes"),
+    [
+        ("https://hub.example/other", True),
+        ("https://hub.example:8443/other", False),
+        ("https://storage.example/blob", False),
+        ("https://hub.example.evil.example/x", False),
+        ("https://hub.example@evil.example/x", False),
+    ],
+)
+def test_a_token_goes_to_the_same_origin_alone(monkeypatch, location, goes):
+    """Asked for at https://hub.example, and sent on from there."""
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    carried = []
+
+    def opens(request, timeout):
+        del timeout
+        carried.append(request.get_header("Authorization"))
+        if len(carried) == 1:
+            headers = email.message.Message()
+            headers["Location"] = location
+            raise urllib.error.HTTPError(request.full_url, 302, "Found", headers, io.BytesIO())
+        raise _Sent
+
+    monkeypatch.setattr(fetch._OPENER, "open", opens)
+    row = WeightsRow("net", ("swin",), "small", f"{HUB}/some/net", (), "MIT", "noise", None)
+    with pytest.raises(_Sent), fetch._opened("https://hub.example/api", row):
+        pass
+    assert carried == ["Bearer secret", "Bearer secret" if goes else None]
+
+
+@pytest.mark.usefixtures("as_set")
+@pytest.mark.parametrize("location", ["http://elsewhere.example/x", "ftp://elsewhere.example/x", "file:///etc/passwd"])
+def test_a_redirect_leads_to_https_alone(site, location):
+    site.answers = [(302, {"Location": location})]
+    with pytest.raises(WeightsError, match=r"sends on to an address of (http|ftp|file), expected https"):
+        get()
+
+
+@pytest.mark.parametrize("code", [403, 404, 400])
+def test_no_message_shows_what_signs_an_address(site, code):
+    signed = "/blob/model.safetensors?X-Amz-Signature=abcdef&token=1#part"
+    site.answers = [(302, {"Location": signed}), (code, {})]
+    with pytest.raises(WeightsError) as refused:
+        get()
+    assert "Signature" not in str(refused.value)
+    assert "token=" not in str(refused.value)
+    assert fetch._shown("https://user:word@host.example:8/a/b?c=d#e") == "https://host.example:8/a/b"
+
+
+# ---- where the lock lies --------------------------------------------------------------------------------------------
+
+
+def test_the_lock_is_looked_for_beside_config_and_store_and_nowhere_else(tmp_path, monkeypatch):
+    for name in ("here", "experiment", "stores"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config, store = tmp_path / "experiment/c.yaml", tmp_path / "stores/s.zarr"
+    config.write_text("extract: {}")
+    (tmp_path / "here" / LOCK).write_text("{}")  # of another experiment, where one happens to stand
+    assert weights.lock_file(str(config), store) == config.parent / LOCK
+    assert weights.lock_file("default", store) == store.parent / LOCK
+    assert weights.lock_file(None, None) == LOCK
+    (store.parent / LOCK).write_text("{}")
+    assert weights.lock_file(str(config), store) == store.parent / LOCK
+    (config.parent / LOCK).write_text("{}")
+    assert weights.lock_file(str(config), store) == config.parent / LOCK
+
+
+def test_a_run_takes_the_lock_of_its_store_and_names_what_nobody_pinned(site, tmp_path, monkeypatch):
+    tensors = dict(swin.random_weights("small"))
+    site.files = {"model.safetensors": safetensors.numpy.save(tensors)}
+    row = WeightsRow("tiny", ("swin",), "small", f"{HUB}/some/tiny", (), "MIT", "noise", None)
+    monkeypatch.setattr(weights, "TABLE", weights.by_key([row, WHOLE_TABLE["dlib-68-landmarks"]]))
+    (tmp_path / "experiment").mkdir()
+    config = ExtractConfig(instances={"swin": {"weights": "tiny", "architecture": "small", "resize": 64, "crop": 64}})
+    store = tmp_path / "experiment/s.zarr"
+    clip = Clip(id="a", crops=draw_crops(tmp_path / "crops", [1, 2]), fps=25)
+    (tmp_path / "cache/weights/tiny").mkdir(parents=True)
+    (tmp_path / "cache/weights/tiny/model.safetensors").write_bytes(site.files["model.safetensors"])
+    report = runner.run([clip], store, config, options=Options(stages=("swin",)))
+    told = [text for text in report.warnings if "pinned" in text]
+    where = store.parent / LOCK
+    assert told == [f"weights that nobody has pinned: tiny; `extract weights fetch tiny` pins them in {where}"]
+    pin = {"tiny": {"sha256": "0" * 64, "files": {}}}
+    LOCK.write_text(json.dumps(pin))  # where one happens to stand: not heeded
+    assert runner.run([clip], store, config, options=Options(stages=("swin",))).exit_code == 0
+    (store.parent / LOCK).write_text(json.dumps(pin))
+    with pytest.raises(WeightsError, match=rf"expected by {store.parent / LOCK} 0{{64}}"):
+        runner.run([clip], store, config, options=Options(stages=("swin",)))

@@ -137,6 +137,7 @@ def test_the_clocks_of_the_machines_may_differ(files, monkeypatch, skew_s):
         b"{",
         b"\xff\x00",
         b"[]",
+        b"[" * 60_000,
         b"7",
         b"null",
         b'{"host": "h"}',
@@ -162,6 +163,49 @@ def test_a_folder_in_its_place_is_named(files):
     (files.root / "clip/.lease").mkdir(parents=True)
     with pytest.raises(MachineError, match=r"clip/\.lease is a folder, expected a run's lease; remove it"):
         lease.take(files, "clip", "mine")
+
+
+def test_a_pipe_in_its_place_is_named_and_waited_for_by_nobody(files):
+    (files.root / "clip").mkdir()
+    os.mkfifo(files.root / "clip/.lease")
+    with pytest.raises(MachineError, match=r"clip/\.lease is no file, expected a run's lease; remove it"):
+        lease.take(files, "clip", "mine")
+
+
+def test_a_lease_of_another_user_can_be_read_and_taken_over(files, monkeypatch):
+    """Its file is not ours to write; the folder is."""
+    real = os.open
+
+    def refused(path, flags, *mode):
+        if str(path).endswith("/.lease") and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refused)
+    write(files)
+    assert not is_taken(files)
+    write(files, **dead())
+    assert is_taken(files)
+
+
+def test_a_fresh_lease_is_not_taken_for_the_void_one_whose_inode_it_has(files):
+    """File systems give the number of a removed file to the next one: who judged the old one must keep it open."""
+    write(files, **dead())
+    path = files.root / "clip/.lease"
+    judged = lease._open(path)
+    assert lease._judge(path, judged) is None
+    for _ in range(20):
+        path.unlink()
+        write(files)
+        assert not lease._take_away(path, judged)
+        assert path.exists()
+    os.close(judged)
+
+
+def test_what_was_left_while_a_lease_was_taken_is_swept(files):
+    files.write("clip/.lease.0123.partial", b"half")
+    assert is_taken(files)
+    assert os.listdir(files.root / "clip") == []
 
 
 # ---- holding it -----------------------------------------------------------------------------------------------------

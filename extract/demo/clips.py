@@ -2,11 +2,12 @@
 
 import csv
 import io
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from fractions import Fraction
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -140,21 +141,38 @@ def demo_clips(folder: Path) -> tuple[Clip, ...]:
 def write_demo(folder: Path, seed: int, told: Callable[[str], None]) -> int:
     """Draw the clips that ``folder`` lacks, in a process for each of two cores; how many were drawn."""
     lacking = [clip.id for clip in demo_clips(folder) if clip.video is not None and not clip.video.is_file()]
-    shares = [share for share in (lacking[::2], lacking[1::2]) if share]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(write_clips, folder, seed, share) for share in shares]
-        left = set(lacking)
-        while left:
-            done = {clip for clip in left if (folder / f"{clip}.mp4").is_file()}
-            left -= done
-            for clip in sorted(done):
-                told(clip)
-            if all(share.done() for share in running):
-                break
-            wait(running, timeout=1, return_when=FIRST_EXCEPTION)
-        for share in running:
-            share.result()  # raises what went wrong there
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_stops_to_the_parent) as pool:
+        try:
+            _draw(pool, folder, seed, lacking, told)
+        except BaseException:
+            # Their shares take minutes; a clip's movie is written last, so what is there is whole.
+            for process in active_children():
+                process.terminate()
+            raise
     return len(lacking)
+
+
+def _draw(
+    pool: ProcessPoolExecutor, folder: Path, seed: int, lacking: Sequence[str], told: Callable[[str], None]
+) -> None:
+    shares = [share for share in (lacking[::2], lacking[1::2]) if share]
+    running = [pool.submit(write_clips, folder, seed, share) for share in shares]
+    left = set(lacking)
+    while left:
+        done = {clip for clip in left if (folder / f"{clip}.mp4").is_file()}
+        left -= done
+        for clip in sorted(done):
+            told(clip)
+        if all(share.done() for share in running):
+            break
+        wait(running, timeout=1, return_when=FIRST_EXCEPTION)
+    for share in running:
+        share.result()  # raises what went wrong there
+
+
+def _leave_stops_to_the_parent() -> None:
+    """Ctrl-C reaches every process of a terminal; the one that has the others answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def write_clips(folder: Path, seed: int, ids: Sequence[str]) -> None:

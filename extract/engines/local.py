@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from extract.endings import uninterrupted
 from extract.errors import ClipError, MachineError, UsageError, WeightsError
 from extract.media import Watcher
 from extract.planning import DEFAULT_PRECISION, Prepared
@@ -189,16 +190,18 @@ def ahead(items: Iterator[Item], reading: Reading, depth: int = 1) -> Iterator[I
             yield item
 
     thread = threading.Thread(target=produce, name="decoding", daemon=True)
-    thread.start()
     patience_s = LET_GO_S
     try:
+        thread.start()
         yield consume()
     except ClipError as error:
         patience_s = 0.0 if error.reason == "stalled" else LET_GO_S
         raise
     finally:
-        stop.set()
-        thread.join(patience_s)
+        with uninterrupted():  # what the thread reads is closed next
+            stop.set()
+            if thread.ident is not None:
+                thread.join(patience_s)
 
 
 def apart(read: Callable[[], Item], reading: Reading) -> Item:

@@ -1,8 +1,8 @@
 """``extract weights fetch``: from a model hub or a release page into the cache, pinned in ``weights.lock``.
 
 What the table knows no sha256 of is trusted once, at the first fetch: the hub's commit and every file's sha256 go into
-``weights.lock`` in the current folder, to be kept with the experiment, and must be the same ever after. Plain
-``urllib``: the downloads of the two kinds share one way to redirect, resume, check and install.
+``weights.lock``, to be kept with the experiment, and must be the same ever after. Plain ``urllib``: the downloads of
+the two kinds share one way to redirect, resume, check and install.
 """
 
 import contextlib
@@ -31,6 +31,9 @@ BACKOFF_S = 1.0
 LONGEST_WAIT_S = 60.0
 MOST_REDIRECTS = 8
 TIMEOUT_S = 60.0
+TOKEN_SCHEMES = frozenset({"https"})
+REDIRECT_SCHEMES = frozenset({"https"})
+"""How an address must be read that gets the user's token, or that a server sends us on to."""
 
 Told = Callable[[str], None]
 
@@ -46,7 +49,7 @@ class Remote:
     size: int | None = None
 
 
-def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = LOCK, told: Told = print) -> list[str]:
+def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(LOCK), told: Told = print) -> list[str]:
     """Fetch what ``keys`` of the table name and is not here; the keys that were fetched.
 
     Raises:
@@ -129,7 +132,7 @@ def _json(url: str, row: WeightsRow) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise WeightsError(f"weights {row.key!r}: {url} gave no JSON object; is HF_ENDPOINT a model hub?")
+        raise WeightsError(f"weights {row.key!r}: {_shown(url)} gave no JSON object; is HF_ENDPOINT a model hub?")
     return found
 
 
@@ -206,7 +209,7 @@ def download(remote: Remote, folder: Path, row: WeightsRow, told: Told) -> None:
                     break
                 if attempt == TRIES:
                     raise WeightsError(
-                        f"weights {row.key!r}: {remote.url} broke off {TRIES} times ({trouble}); "
+                        f"weights {row.key!r}: {_shown(remote.url)} broke off {TRIES} times ({trouble}); "
                         f"{part.stat().st_size} bytes are kept: run the same command to continue"
                     )
                 told(f"{remote.name}: {trouble}; again from byte {part.stat().st_size}")
@@ -265,7 +268,7 @@ def _check(remote: Remote, part: Path, row: WeightsRow) -> None:
     if wrong:
         part.unlink()
         _etag_file(part).unlink(missing_ok=True)
-        raise WeightsError(f"weights {row.key!r}: {remote.url} gave {'; '.join(wrong)}; nothing was installed")
+        raise WeightsError(f"weights {row.key!r}: {_shown(remote.url)} gave {'; '.join(wrong)}; nothing was installed")
 
 
 def _etag_file(part: Path) -> Path:
@@ -313,18 +316,18 @@ def _opened(url: str, row: WeightsRow, headers: dict[str, str] | None = None) ->
         WeightsError: no network, not there, no access, or busy for too long.
     """
     token = os.environ.get("HF_TOKEN") if row.download is None else None
-    home = urlsplit(url).netloc
+    home = _origin(url)
     redirects = waits = 0
     while True:
         request = urllib.request.Request(url, headers={"User-Agent": "au-fusion", **(headers or {})})
-        if token and urlsplit(url).netloc == home:
+        if token and _origin(url) == home and home[0] in TOKEN_SCHEMES:
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
             response = _OPENER.open(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in {301, 302, 303, 307, 308} and redirects < MOST_REDIRECTS:
-                    url, redirects = urljoin(url, error.headers.get("Location", "")), redirects + 1
+                    url, redirects = _redirected(row, url, error.headers.get("Location", "")), redirects + 1
                     continue
                 if error.code == 416:
                     raise _RangeError from None
@@ -337,12 +340,37 @@ def _opened(url: str, row: WeightsRow, headers: dict[str, str] | None = None) ->
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise WeightsError(
-                f"weights {row.key!r}: cannot reach {urlsplit(url).netloc} ({reason}); "
+                f"weights {row.key!r}: cannot reach {_shown(url).split('/')[2]} ({reason}); "
                 f"is this machine offline? Else {_by_hand(row)}"
             ) from None
         with response:
             yield response
         return
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: who gets to see a token."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _redirected(row: WeightsRow, url: str, location: str) -> str:
+    """Where a redirect leads. Raises WeightsError where the bytes or the request could be read on the way."""
+    target = urljoin(url, location)
+    if urlsplit(target).scheme not in REDIRECT_SCHEMES:
+        scheme = urlsplit(target).scheme
+        raise WeightsError(
+            f"weights {row.key!r}: {_shown(url)} sends on to an address of {scheme or 'no scheme'}, expected https; "
+            f"nothing was fetched; {_by_hand(row)}"
+        )
+    return target
+
+
+def _shown(url: str) -> str:
+    """An address as it may be told: a signed one carries its key in the query, some a password before the host."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
 
 def _patience(retry_after: str | None, waits: int) -> float:
@@ -354,9 +382,9 @@ def _refused(row: WeightsRow, url: str, code: int) -> str:
     if code in {401, 403}:
         why = f"no access ({code}): accept the licence at {row.source} and set HF_TOKEN to a token of your account"
     elif code == 404:
-        why = f"not there (404): {url}"
+        why = f"not there (404): {_shown(url)}"
     else:
-        why = f"the server answered {code} to {url}; try again later"
+        why = f"the server answered {code} to {_shown(url)}; try again later"
     return f"weights {row.key!r}: {why}; or {_by_hand(row)}"
 
 

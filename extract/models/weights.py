@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.errors import WeightsError
+from extract.archives import too_large
+from extract.errors import UsageError, WeightsError
 from extract.stage import Stage
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ RANDOM = "random"
 """The spec that draws weights by name instead of reading a file; the result is called untrained everywhere."""
 
 HUB = "https://huggingface.co"
-LOCK = Path("weights.lock")
-"""What the first fetch resolved, beside the experiment: in the current folder."""
+LOCK = "weights.lock"
+"""What the first fetch resolved. It is kept with the experiment: see ``lock_file``."""
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a weights folder may call its tensors; the first one present counts."""
@@ -181,6 +182,8 @@ class Weights:
     """File or folder; ``None`` for random weights."""
     drawn: "Mapping[str, np.ndarray[Any, Any]] | None" = field(default=None, repr=False, compare=False)
     """The tensors of random weights."""
+    pinned: bool = True
+    """False for a key of the table whose bytes nobody has pinned: another file of that name would pass."""
 
     def tensors(self) -> "dict[str, Tensor]":
         """All tensors by name, on the CPU. Nothing in a file is executed.
@@ -210,9 +213,32 @@ class Weights:
 
 
 def cache_folder() -> Path:
-    """``$AU_FUSION_CACHE``, else ``~/.cache/au-fusion``. Weights lie in ``weights/<key>`` below it."""
+    """``$AU_FUSION_CACHE``, else ``~/.cache/au-fusion``. Weights lie in ``weights/<key>`` below it.
+
+    Raises:
+        UsageError: neither is known: a container's user may have no home.
+    """
     named = os.environ.get("AU_FUSION_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "au-fusion"
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "au-fusion"
+    except RuntimeError:
+        raise UsageError(
+            f"this user ({os.getuid()}) has no home folder and HOME is not set; set AU_FUSION_CACHE to a folder for "
+            "weights and predictions, or HOME"
+        ) from None
+
+
+def lock_file(config: str | None, store: str | Path | None) -> Path:
+    """``weights.lock`` beside the config's file, else beside the store: with the experiment, wherever one stands.
+
+    The first of the two that is there; where neither is, the first that could be. A built-in config has no file.
+    """
+    beside_config = [Path(config).parent] if config and Path(config).is_file() else []
+    beside_store = [Path(store).parent] if store is not None and "://" not in str(store) else []
+    places = [folder / LOCK for folder in (*beside_config, *beside_store)] or [Path(LOCK)]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def file_sha256(path: Path) -> str:
@@ -265,6 +291,7 @@ def resolve(
     offline: bool = False,
     instance: str | None = None,
     of_file: Callable[[Path], str] = file_sha256,
+    lock: Path = Path(LOCK),
 ) -> Weights:
     """Find and hash what ``spec`` names: a key of TABLE, a local file or folder, or ``random``.
 
@@ -274,6 +301,7 @@ def resolve(
         offline: the user forbids the network; only changes what the message offers.
         instance: name for the messages' ``--set``; the stage's own when absent.
         of_file: sha256 of one file; a caller that remembers hashes by size and time passes its own.
+        lock: what was pinned, as ``lock_file`` finds it.
 
     Raises:
         WeightsError: they are not there, of another stage or architecture, or not the bytes that the table names.
@@ -285,8 +313,8 @@ def resolve(
         drawn = stage.random_weights()
         return Weights(spec, arrays_sha256(drawn), "none", "nothing", untrained=True, drawn=drawn)
     if spec in TABLE:
-        return _resolve_key(TABLE[spec], stage, cache or cache_folder(), offline, instance, of_file)
-    path = Path(spec).expanduser()
+        return _resolve_key(TABLE[spec], stage, cache or cache_folder(), offline, instance, of_file, lock)
+    path = Path(os.path.expanduser(spec))  # which leaves ~ as it is where there is no home
     if not path.exists():
         known = ", ".join(key for key, row in TABLE.items() if stage.name in row.stages)
         raise WeightsError(f"weights {spec!r} are no key ({known or 'none'} for this stage) and no such path")
@@ -296,7 +324,13 @@ def resolve(
 
 
 def _resolve_key(
-    row: WeightsRow, stage: Stage[Any], cache: Path, offline: bool, instance: str, of_file: Callable[[Path], str]
+    row: WeightsRow,
+    stage: Stage[Any],
+    cache: Path,
+    offline: bool,
+    instance: str,
+    of_file: Callable[[Path], str],
+    lock: Path,
 ) -> Weights:
     if stage.name not in row.stages:
         raise WeightsError(f"weights {row.key!r} belong to stage {' and '.join(row.stages)}, not to {stage.name}")
@@ -324,14 +358,14 @@ def _resolve_key(
             f"{remedy}, or name a local file or folder: --set {instance}.weights=PATH"
         )
     sha256 = path_sha256(path, of_file)
-    pinned = pinned_sha256(row, read_lock(LOCK))
+    pinned = pinned_sha256(row, read_lock(lock))
     if pinned not in {None, sha256}:
-        by = "" if row.sha256 else f" by {LOCK}"
+        by = "" if row.sha256 else f" by {lock}"
         raise WeightsError(
             f"weights {row.key!r}: {path} has sha256 {sha256}, expected{by} {pinned}; "
             f"get it anew from {row.source}, or use it by its path: --set {instance}.weights={path}"
         )
-    return Weights(row.key, sha256, row.licence, row.trained_on, path=path)
+    return Weights(row.key, sha256, row.licence, row.trained_on, path=path, pinned=pinned is not None)
 
 
 def how_by_hand(row: WeightsRow, path: Path) -> str:
@@ -351,13 +385,18 @@ def read_lock(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); restore it from where the experiment is kept") from None
-    whole = isinstance(found, dict) and all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("files"), dict)
-        for entry in found.values()
-    )
-    if not whole:
+    if not isinstance(found, dict) or not all(map(_is_lock_entry, found.values())):
         raise WeightsError(f"{path}: is no weights.lock; expected an object of keys with sha256 and files")
     return dict(found)
+
+
+def _is_lock_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
+        return False
+    files = entry["files"].values()
+    commit_is_text = isinstance(entry.get("commit"), str | None)
+    hashed = all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in files)
+    return commit_is_text and hashed and isinstance(entry.get("sha256"), str)
 
 
 def pinned_sha256(row: WeightsRow, lock: Mapping[str, Any]) -> str | None:
@@ -410,18 +449,18 @@ class Located:
         return "ok" if self.sha256 == self.pinned else "wrong"
 
 
-def list_rows(cache: Path) -> list[Located]:
+def list_rows(cache: Path, lock_path: Path = Path(LOCK)) -> list[Located]:
     """Every row of the table, looked for but not hashed."""
-    lock = read_lock(LOCK)
+    lock = read_lock(lock_path)
     found = ((row, *locate(row, cache)) for row in TABLE.values())
     return [Located(row, path, tuple(missing), None, pinned_sha256(row, lock)) for row, path, missing in found]
 
 
-def verify(cache: Path, of_file: Callable[[Path], str] = file_sha256) -> list[Located]:
+def verify(cache: Path, of_file: Callable[[Path], str] = file_sha256, lock_path: Path = Path(LOCK)) -> list[Located]:
     """Every row of the table, hashed where its files are there."""
     return [
         entry if entry.missing else replace(entry, sha256=path_sha256(entry.path, of_file))
-        for entry in list_rows(cache)
+        for entry in list_rows(cache, lock_path)
     ]
 
 
@@ -497,9 +536,12 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
     import safetensors.torch
     import torch
 
+    bomb = too_large(path, path.stat().st_size)
+    if bomb is not None:
+        raise WeightsError(f"{path}: {bomb}: it is not read; get the file anew from who made it")
     try:
         if path.suffix == ".safetensors":
-            found: object = safetensors.torch.load_file(path)
+            found: object = safetensors.torch.load_file(path)  # a header that claims more than the file has is refused
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -515,6 +557,9 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
     for wrapper in ("model", "state_dict", "params_ema", "params"):  # training keeps more beside the tensors
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    whole = isinstance(found, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
+    )
+    if not isinstance(found, dict) or not whole:
         raise WeightsError(f"{path} holds {type(found).__name__}, expected tensors by name")
     return dict(found)

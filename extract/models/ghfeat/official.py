@@ -248,8 +248,9 @@ def _encoder_state(found: object, path: Path) -> dict[str, Any]:
         for key, kind in expected.items()
         if not isinstance(first.state.get(key), kind)
     ]
-    if first.state.get("version") not in {2, 3}:
-        wrong.append(f"version: {first.state.get('version')!r}")
+    version = first.state.get("version")
+    if type(version) is not int or version not in {2, 3}:
+        wrong.append(f"version: {_said(version) if isinstance(version, _Inert) else repr(version)[:40]}")
     if wrong:
         raise WeightsError(f"{path}: the encoder's state is not of the released form: {'; '.join(wrong)}")
     return first.state
@@ -273,7 +274,7 @@ def _variables(entries: list[Any], path: Path) -> dict[str, NDArray[Any]]:
             raise WeightsError(f"{path}: variable {name} is there twice")
         try:
             variables[name] = _array(values)
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             raise WeightsError(f"{path}: variable {name} is no plain array: {error}") from None
     return variables
 

@@ -1,0 +1,24 @@
+"""Whether a file of tensors is as large as it says, before it is unpacked."""
+
+import zipfile
+from pathlib import Path
+from typing import IO
+
+ROOM = 1.01
+ROOM_BYTES = 1 << 20
+"""``torch.save`` stores its members as they are: unpacked, an archive is no larger than its file, give or take."""
+
+
+def too_large(file: "Path | IO[bytes]", num_bytes: int) -> str | None:
+    """What is wrong with the declared sizes of a zip archive of ``num_bytes``; None where nothing is, or it is none.
+
+    Only its list of members is read. A list that lies is found by who unpacks: no more is ever read than it declares.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+    if unpacked <= num_bytes * ROOM + ROOM_BYTES:
+        return None
+    return f"it would unpack to {unpacked / 1e6:,.0f} MB from {num_bytes / 1e6:,.1f}; tensors are stored uncompressed"
