@@ -151,6 +151,8 @@ def run_program(name: str, app: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:  # while the end was being told
         code = 128 + signal.SIGINT
     _over = True
+    for signum in STOPS:  # while the interpreter ends it would set them back to what kills
+        signal.signal(signum, signal.SIG_IGN)
     if _first is not None and code in {1, 128 + signal.SIGINT}:  # stopped outside a command, where only click saw it
         code = 128 + _first[0]
         if not _told:

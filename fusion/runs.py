@@ -25,9 +25,10 @@ from typing import Any
 import torch
 import yaml
 
+from extract import texts
 from extract.archives import too_large
 from extract.config import validated
-from extract.errors import CorruptError, StoreError, UsageError
+from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
@@ -120,8 +121,14 @@ class Run:
         Raises:
             ConfigError: it was edited into something else.
         """
-        whole = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        return validated(FusionConfig, whole["fusion"], f"{self.path / CONFIG}")
+        where = f"{self.path / CONFIG}"
+        try:
+            whole = texts.load_yaml(texts.read_text(self.path / CONFIG))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{where}: cannot be read ({error}); a run begins with it: fit again") from None
+        if not isinstance(whole, dict) or "fusion" not in whole:
+            raise ConfigError(f"{where}: holds no section fusion; a run begins with it: fit again")
+        return validated(FusionConfig, whole["fusion"], where)
 
     def save_log(self, history: list[dict[str, Any]]) -> None:
         """One line per epoch. Written whole: a resumed run must not repeat the lines of an epoch it repeats."""

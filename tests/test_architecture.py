@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FUSION_MAY_IMPORT = {"store", "timeline", "splits", "errors", "au", "config", "files", "endings", "archives"}
+FUSION_MAY_IMPORT = {"store", "timeline", "splits", "errors", "au", "config", "files", "endings", "archives", "texts"}
 """Rooms of ``extract`` that ``fusion`` uses. ``files`` holds no features: it makes a run's files durable;
 ``endings`` is how both programs end."""
 

@@ -127,10 +127,11 @@ def test_features_to_a_fitted_model_on_planted_labels(media_dir, tmp_path, monke
 
 @pytest.mark.slow
 def test_killed_runs_lose_nothing(media_dir, tmp_path):
-    """Two kills; ``make kill MEDIA=...`` does thirty."""
+    """Two kills and a stop by each signal; ``make kill MEDIA=...`` does thirty of both."""
     (tmp_path / "media").mkdir()
     shutil.copy(media_dir / "one_face.mp4", tmp_path / "media")
-    script = [sys.executable, str(ROOT / "tools/kill_run.py"), "--media", str(tmp_path / "media"), "--kills", "2"]
+    script = [sys.executable, str(ROOT / "tools/kill_run.py"), "--media", str(tmp_path / "media")]
+    script += ["--kills", "2", "--stops", "3"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no finished block written twice" in done.stdout

@@ -29,8 +29,8 @@ def heeded():
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    for n in range(3):
-        write_clip(folder / f"{n}.mov", pictures(300, 240, 320), codec="libx264", pix_fmt="yuv420p")
+    for n in range(2):
+        write_clip(folder / f"{n}.mov", pictures(250, 240, 320), codec="libx264", pix_fmt="yuv420p")
     subprocess.run([*EXTRACT, "manifest", "folder", ".", "-o", "m.yaml"], cwd=folder, check=True, capture_output=True)
     return folder
 

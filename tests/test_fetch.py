@@ -620,5 +620,6 @@ def test_a_run_takes_the_lock_of_its_store_and_names_what_nobody_pinned(site, tm
     LOCK.write_text(json.dumps(pin))  # where one happens to stand: not heeded
     assert runner.run([clip], store, config, options=Options(stages=("swin",))).exit_code == 0
     (store.parent / LOCK).write_text(json.dumps(pin))
+    other = Clip(id="b", crops=draw_crops(tmp_path / "others", [1]), fps=25)  # what is finished needs no file
     with pytest.raises(WeightsError, match=rf"expected by {store.parent / LOCK} 0{{64}}"):
-        runner.run([clip], store, config, options=Options(stages=("swin",)))
+        runner.run([clip, other], store, config, options=Options(stages=("swin",)))

@@ -27,11 +27,11 @@ def chunks(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("c.*")}
 
 
-@pytest.mark.parametrize("memory_gb", [1e-9, 4 * 5.5 * 320 * 180 * 3 / 1e9])
-def test_the_bytes_are_those_of_whole_groups(media_dir, tmp_path, memory_gb):
-    """One frame at a time, and slices of six that end within the groups of 32, through all the vision stages."""
+def test_the_bytes_are_those_of_whole_groups(media_dir, tmp_path):
+    """Slices of six frames, which end within the groups of 32, through all the vision stages."""
+    memory_gb = 4 * 5.5 * 320 * 180 * 3 / 1e9
     path = tmp_path / "face.mkv"
-    write_clip(path, faces(media_dir, 41))
+    write_clip(path, faces(media_dir, 35))
     clip = Clip(id="face", video=path)
     stored = []
     for number, memory in enumerate((1.0, memory_gb)):
