@@ -14,11 +14,13 @@ def too_large(file: "Path | IO[bytes]", num_bytes: int) -> str | None:
 
     Only its list of members is read. A list that lies is found by who unpacks: no more is ever read than it declares.
     """
+    if not zipfile.is_zipfile(file):  # without a list of members torch's reader refuses it, too
+        return None
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        return f"its list of members cannot be read ({error})"  # and another reader may read another list
     if unpacked <= num_bytes * ROOM + ROOM_BYTES:
         return None
     return f"it would unpack to {unpacked / 1e6:,.0f} MB from {num_bytes / 1e6:,.1f}; tensors are stored uncompressed"

@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -165,9 +165,7 @@ def _plan(
     if opened and not options.overwrite:
         refuse_stale(made, opened)
     if made.damaged:
-        first = next(iter(made.damaged.values()))
-        more = f" (and {len(made.damaged) - 1} more clips)" if len(made.damaged) > 1 else ""
-        raise CorruptError(f"{first}{more}")
+        raise _damaged(list(made.damaged.values()))
     return 0
 
 
@@ -180,8 +178,7 @@ def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
 
     damaged = console.show_status(Store.open(store), as_json=as_json)
     if damaged:
-        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        raise CorruptError(f"{damaged[0]}{more}")
+        raise _damaged(damaged)
     return 0
 
 
@@ -426,6 +423,11 @@ def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest_update.
         print(f"{made.kept_out} say `split: null` and stay without one")
     for note in made.notes:
         print(f"note: {note}")
+
+
+def _damaged(told: Sequence[str]) -> CorruptError:
+    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    return CorruptError(f"{told[0]}{more}")
 
 
 def _named(names: Iterable[str]) -> str:

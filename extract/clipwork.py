@@ -69,28 +69,31 @@ class Before:
     """Instances at which this run's process for the clip hung, with what to say of them; they are not tried again."""
 
 
+@dataclass(frozen=True)
+class Working:
+    """What a run works with, whatever the clip."""
+
+    plan: Plan
+    store: Store
+    engine: LocalEngine
+    sources: Sources
+    provenance: Mapping[str, Any]
+    progressed: Callable[[int], None]
+    """Called with the number of rows that were gone through."""
+    settings: RunConfig
+    overwrite: bool
+
+
 class ClipWork:
     """Works on one clip under its lease. ``outcomes`` says, after ``go``, how every instance it worked on stands."""
 
     def __init__(
-        self,
-        plan: Plan,
-        clip: Clip,
-        tasks: Mapping[str, Task],
-        store: Store,
-        engine: LocalEngine,
-        sources: Sources,
-        *,
-        lease: Permit,
-        provenance: Mapping[str, Any],
-        progressed: Callable[[int], None],
-        settings: RunConfig,
-        before: Before,
-        retry: bool,
+        self, run: "Working", clip: Clip, tasks: Mapping[str, Task], lease: Permit, before: Before, *, retry: bool
     ) -> None:
-        self.clip, self.store, self.engine, self.sources = clip, store, engine, sources
-        self.lease, self.provenance, self.progressed, self.settings = lease, provenance, progressed, settings
-        own = plan.of(clip)
+        self.clip, self.lease = clip, lease
+        self.store, self.engine, self.sources, self.settings = run.store, run.engine, run.sources, run.settings
+        self.provenance, self.progressed = run.provenance, run.progressed
+        own = run.plan.of(clip)
         self.graph, self.prepared = own.graph, own.prepared
         self.tasks = tasks
         self.before = before
@@ -603,21 +606,7 @@ class ClipReport:
     """Which stored bytes it met that are damaged."""
 
 
-def work_on(
-    plan: Plan,
-    clip: Clip,
-    store: Store,
-    engine: LocalEngine,
-    sources: Sources,
-    lease: Permit,
-    *,
-    provenance: Mapping[str, Any],
-    progressed: Callable[[int], None],
-    settings: RunConfig,
-    before: Before,
-    retry: bool,
-    overwrite: bool,
-) -> ClipReport:
+def work_on(run: Working, clip: Clip, lease: Permit, before: Before, *, retry: bool) -> ClipReport:
     """Plan one clip anew, under its lease, and compute what it lacks.
 
     Raises:
@@ -625,28 +614,15 @@ def work_on(
     """
     # Another run may have finished it since the plan was made, and with other settings.
     try:
-        tasks = plan_clip(plan, store, clip, sources, retry=retry)
+        tasks = plan_clip(run.plan, run.store, clip, run.sources, retry=retry)
     except CorruptError as error:
         return ClipReport(damaged=str(error))
     stale = [name for name, task in tasks.items() if task.need == "stale"]
-    if stale and not overwrite:
+    if stale and not run.overwrite:
         return ClipReport(busy=f"{clip.id}: another run made {stale[0]} with other settings meanwhile")
-    work = ClipWork(
-        plan,
-        clip,
-        tasks,
-        store,
-        engine,
-        sources,
-        lease=lease,
-        provenance=provenance,
-        progressed=progressed,
-        settings=settings,
-        before=before,
-        retry=retry,
-    )
+    work = ClipWork(run, clip, tasks, lease, before, retry=retry)
     try:
-        with crashes.recorded(store.files, clip.id):
+        with crashes.recorded(run.store.files, clip.id):
             work.go()
     except LeaseLostError as error:
         return ClipReport(work.outcomes, work.worked, busy=str(error))

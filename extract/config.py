@@ -104,6 +104,11 @@ class Remembered:
     def __str__(self) -> str:
         return f"the config that the store was made with ({self.name or 'default'})"
 
+    @staticmethod
+    def taken(kept: "Remembered | None") -> str:
+        """What a command says that was told no config."""
+        return f"config: {kept or 'the built-in default (this store does not say its own)'}; -c NAME|PATH takes another"
+
     @classmethod
     def of(cls, spec: str | None, overrides: Sequence[str]) -> "Remembered":
         """What a run with these flags leaves for later commands: both sections."""

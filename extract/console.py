@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from extract.config import Remembered
 from extract.errors import CorruptError
 from extract.models.weights import Located
 from extract.planning import Plan
@@ -180,9 +181,7 @@ def show_plan(plan: Plan) -> None:
 def say_config(store: Store, asked: str | None) -> None:
     """Which config a command takes that was told none."""
     if asked is None:
-        kept = store.config()
-        told = str(kept) if kept else "the built-in default (this store does not say what it was made with)"
-        print(f"config: {told}; -c NAME|PATH takes another", file=sys.stderr)
+        print(Remembered.taken(store.config()), file=sys.stderr)
 
 
 def show_status(store: Store, *, as_json: bool) -> list[str]:

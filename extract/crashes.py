@@ -63,7 +63,7 @@ def left_by_the_dead(files: LocalFiles, clip: str) -> str | None:
         return summary(trace)
     try:
         before = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     now = _oom_kills()
     same_counter = isinstance(before, dict) and {**before, "kills": 0} == {**now, "kills": 0}

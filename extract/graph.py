@@ -1,11 +1,10 @@
 """Which instances there are and what feeds them."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from extract.config import ExtractConfig, InstanceConfig, validated
+from extract.config import ExtractConfig, InstanceConfig, suggestion, validated
 from extract.errors import ConfigError, UsageError
 from extract.manifest import Clip
 from extract.names import LEGAL, is_legal
@@ -101,10 +100,8 @@ def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instan
     if stage_name not in STAGES:
         needed = f" (needed by {path[-1]})" if path else ""
         hint = "" if entry.stage else "; an instance of a name of its own says `stage:`"
-        near = difflib.get_close_matches(stage_name, STAGES, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"instance {name}{needed}: no stage {stage_name!r}; {meant}stages are {', '.join(STAGES)}{hint}"
+            f"instance {name}{needed}: no stage {stage_name!r}; {suggestion(stage_name, list(STAGES))}{hint}"
         )
     stage_type = STAGES[stage_name]
     own = [key for key in InstanceConfig.model_fields if key != "stage"]  # the runner's, at the same level

@@ -71,12 +71,12 @@ def inspect(
         WeightsError: a stage's weights are missing.
         ClipError: the clip's pictures cannot be read.
     """
-    loaded, _ = as_made(store, config, set)
+    loaded, lock = as_made(store, config, set)
     graph = build_graph(loaded)
     last = next((n for stage in reversed(SHOWN) for n, i in graph.items() if i.stage.name == stage), None)
     if last is None:
         raise UsageError(f"the config has no instance of {', '.join(SHOWN)}: there is nothing to look at")
-    options = Options(stages=(last,), clips=(clip,), device=device)
+    options = Options(stages=(last,), clips=(clip,), device=device, lock=lock)
     (chosen,) = choose(load_manifest(Path(manifest)), options)
     picked = pick_device(device)
     plan, opened, _ = make_plan(loaded, [chosen], store, options, picked.type)

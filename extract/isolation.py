@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn, cast
 
 from extract import crashes, lease
-from extract.clipwork import Before, ClipReport, work_on
+from extract.clipwork import Before, ClipReport, Working, work_on
 from extract.config import ExtractConfig
 from extract.errors import AuFusionError
 from extract.manifest import Clip
@@ -256,23 +256,20 @@ def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
     engine = LocalEngine(device, job.config.run.cpu_threads)
     for name in job.set_up:
         engine.ready(plan.prepared[name])
+    working = Working(
+        plan,
+        store,
+        engine,
+        Sources(),
+        job.provenance,
+        lambda rows: say("rows", rows),
+        job.config.run,
+        overwrite=job.overwrite,
+    )
     say(READY)
     while True:
         order: Order = pipe.recv()
-        report = work_on(
-            plan,
-            order.clip,
-            store,
-            engine,
-            Sources(),
-            _Lent(store, order),
-            provenance=job.provenance,
-            progressed=lambda rows: say("rows", rows),
-            settings=job.config.run,
-            before=order.before,
-            retry=order.retry,
-            overwrite=job.overwrite,
-        )
+        report = work_on(working, order.clip, _Lent(store, order), order.before, retry=order.retry)
         say("report", report)
 
 

@@ -91,9 +91,7 @@ class Holder:
 class Lease:
     """Held by this process until ``release``; renewed by a thread of its own."""
 
-    def __init__(self, files: LocalFiles, clip: str, holder: Holder, handle: int, *, inherited: bool) -> None:
-        self.inherited = inherited
-        """Whether a void lease lay here: the process that held it died, or slept for ten minutes."""
+    def __init__(self, files: LocalFiles, clip: str, holder: Holder, handle: int) -> None:
         self.holder = holder
         self._files, self._clip, self._handle = files, clip, handle
         self._path = files.root / clip / NAME
@@ -163,14 +161,13 @@ def _release_what_is_left() -> None:
 def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
     """The lease of ``clip``, or who holds it. Of several runs that ask at once, one gets it."""
     path = files.root / clip / NAME
-    inherited = False
     while True:
         with _disk(path), files.locked(clip):  # makes the folder
             mine, handle = _create(path, run)
             if mine is not None:
                 if mine.locked:  # the folder is, too: nobody else is in the middle of anything here
                     _sweep(path.parent)
-                return Lease(files, clip, mine, handle, inherited=inherited)
+                return Lease(files, clip, mine, handle)
             judged = _open(path)
             if judged < 0:
                 continue  # given back just now
@@ -178,7 +175,7 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
                 holder = _judge(path, judged)
                 if holder is not None:
                     return holder
-                inherited = _take_away(path, judged) or inherited
+                _take_away(path, judged)
             finally:
                 os.close(judged)
 
@@ -281,22 +278,20 @@ def _judge(path: Path, handle: int) -> Holder | None:
     return None if _is_dead(holder, handle, path) else holder
 
 
-def _take_away(path: Path, judged: int) -> bool:
-    """Rename a void lease, open as ``judged``, out of the way; False if it was no longer the one that lies there."""
+def _take_away(path: Path, judged: int) -> None:
+    """Rename a void lease, open as ``judged``, out of the way, if it still is the one that lies there."""
     aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
     inode = _identity(os.fstat(judged))
     try:
         if _identity(os.stat(path)) != inode:
-            return False
+            return
         os.rename(path, aside)
     except FileNotFoundError:
-        return False
-    is_it = _identity(os.stat(aside)) == inode
-    if not is_it:
+        return
+    if _identity(os.stat(aside)) != inode:
         with suppress(OSError):  # if it cannot be put back, its holder sees that at its next commit
             os.link(aside, path)
     aside.unlink()
-    return is_it
 
 
 def _is_dead(holder: Holder, handle: int, path: Path) -> bool:

@@ -473,20 +473,20 @@ class Sound:
             self._blocks.append(block)
             if self._num <= HELD_SAMPLES:
                 return
-            file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it goes with this object
-            self._file = file
-            weakref.finalize(self, file.close)
-            blocks, self._blocks = self._blocks, []
-        else:
-            file, blocks = self._file, [block]
         try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it goes with this object
+                weakref.finalize(self, self._file.close)
+                blocks, self._blocks = self._blocks, []
+            else:
+                blocks = [block]
             for waiting in blocks:
-                file.write(waiting.tobytes())
-            file.flush()
+                self._file.write(waiting.tobytes())
+            self._file.flush()
         except OSError as error:
             raise MachineError(
-                f"a recording of more than five minutes waits in {tempfile.gettempdir()}, which cannot be written "
-                f"({error.strerror}); make room there, or name another folder in TMPDIR"
+                "a recording of more than five minutes waits in the folder for temporary files, which cannot be "
+                f"written ({error.strerror or error}); make room there, or name another folder in TMPDIR"
             ) from error
 
     def __getitem__(self, part: slice) -> NDArray[np.float32]:

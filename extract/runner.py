@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from extract import crashes, lease
-from extract.clipwork import Before, ClipReport, Outcome, work_on
+from extract.clipwork import Before, ClipReport, Outcome, Working, work_on
 from extract.config import ExtractConfig, Remembered, load_extract_config
 from extract.engines.local import LocalEngine, pick_device
 from extract.errors import CorruptError, UsageError
@@ -159,7 +159,13 @@ def run(
     remembered = None
     if options.remember:
         remembered = Remembered.of_model(config) if isinstance(config, ExtractConfig) else Remembered.of(config, set)
-    return execute(made, opened, sources, store, loaded, device, options, progress, remembered)
+    report = execute(made, opened, sources, store, loaded, device, options, progress, remembered)
+    # Here and not in ``execute``: who predicts compares the weights with those of the fitted run.
+    unpinned = sorted({p.weights.spec for p in made.prepared.values() if p.weights and not p.weights.pinned})
+    if unpinned:
+        told = f"`extract weights fetch {' '.join(unpinned)}` pins them in {options.lock}"
+        report.warnings.insert(0, f"weights that nobody has pinned: {', '.join(unpinned)}; {told}")
+    return report
 
 
 def execute(
@@ -181,10 +187,6 @@ def execute(
         also = stale_downstream(made, opened)
         if also:
             report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
-    unpinned = sorted({p.weights.spec for p in made.prepared.values() if p.weights and not p.weights.pinned})
-    if unpinned:
-        told = f"`extract weights fetch {' '.join(unpinned)}` pins them in {options.lock or 'weights.lock'}"
-        report.warnings.append(f"weights that nobody has pinned: {', '.join(unpinned)}; {told}")
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     engine = LocalEngine(device, config.run.cpu_threads)
     writable = Store.open(store, "a")
@@ -194,15 +196,16 @@ def execute(
     return report
 
 
-def as_made(store: str | Path, config: str | None, overrides: Sequence[str]) -> tuple[ExtractConfig, Remembered | None]:
-    """The config to look at a store with: as asked for, else the one it was made with, which is returned as well.
+def as_made(store: str | Path, config: str | None, overrides: Sequence[str]) -> tuple[ExtractConfig, Path]:
+    """The config to look at a store with, as asked for or else as it was made, and the ``weights.lock`` of both.
 
     Raises:
         StoreError: there is no store.
         ConfigError: as of ``load_extract_config``.
     """
     remembered = None if config else Store.open(store).config()
-    return load_extract_config(config, overrides, remembered), remembered
+    lock = lock_file(config or (remembered.name if remembered else None), store)
+    return load_extract_config(config, overrides, remembered), lock
 
 
 def plan(
@@ -298,10 +301,13 @@ class _Run:
         report: Report,
         progress: Progress,
     ) -> None:
-        self.plan, self.store, self.engine, self.sources = plan, store, engine, sources
+        self.plan, self.store, self.engine = plan, store, engine
         self.settings, self.options, self.report, self.progress = config.run, options, report, progress
         self.computing = _computing(plan)
-        self.provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
+        provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
+        self.working = Working(
+            plan, store, engine, sources, provenance, progress.rows, config.run, overwrite=options.overwrite
+        )
         self.isolated = IsolatedWorker(
             Job(
                 config,
@@ -312,7 +318,7 @@ class _Run:
                 options.offline,
                 options.lock,
                 options.overwrite,
-                self.provenance,
+                provenance,
                 self.computing,
             ),
             store,
@@ -360,20 +366,7 @@ class _Run:
             before = Before(crashes.left_by_the_dead(self.store.files, clip.id))
             if self._apart(clip, before):
                 return self.isolated.work(clip, held, before, self.progress.rows, retry=self.options.retry)
-            return work_on(
-                self.plan,
-                clip,
-                self.store,
-                self.engine,
-                self.sources,
-                held,
-                provenance=self.provenance,
-                progressed=self.progress.rows,
-                settings=self.settings,
-                before=before,
-                retry=self.options.retry,
-                overwrite=self.options.overwrite,
-            )
+            return work_on(self.working, clip, held, before, retry=self.options.retry)
 
     def _apart(self, clip: Clip, before: Before) -> bool:
         """Whether the clip gets a process of its own: a process died at it, the last time or twice in earlier runs."""

@@ -179,7 +179,7 @@ class Store:
             found = json.loads(data)
             sections = {name: dict(found[name]) for name in SECTIONS if name in found}
             name = found["name"]
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             told = f"store {self.path}: {CONFIG} is damaged; remove it, or name a config with -c"
             raise ConfigError(told) from None
         return Remembered(name if isinstance(name, str) else None, sections)
@@ -436,7 +436,7 @@ class Store:
         rows: int,
         block_rows: int,
     ) -> "BlockWriter":
-        """Open an instance's arrays for block-wise writing; what is there (``keep_only`` came before) is gone on with.
+        """Open an instance's arrays for block-wise writing. Existing blocks are kept; ``keep_only`` came before.
 
         Args:
             outputs: the kept outputs, all on one clock.

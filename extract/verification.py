@@ -152,9 +152,11 @@ def repair(
     """
     clips = sorted({damage.clip for damage in checked.damage})
     instances = sorted({damage.instance for damage in checked.damage if damage.instance})
+    loaded, lock = as_made(store, config, overrides)
     # How the clips are split has nothing to do with what they are: it is no reason to leave damage.
-    options = Options(stages=instances, clips=clips, device=device, allow_shared_subjects=True, remember=False)
-    loaded, _ = as_made(store, config, overrides)
+    options = Options(
+        stages=instances, clips=clips, device=device, allow_shared_subjects=True, remember=False, lock=lock
+    )
     opened = Store.open(store, "a")
     by_id = {clip.id: clip for clip in choose(load_manifest(Path(manifest)), options)}
     with ExitStack() as stack:

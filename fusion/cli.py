@@ -145,11 +145,11 @@ def predict(
 
 def _config_of(features: Path) -> "Remembered | None":
     """The config that the store of features was made with, which is said."""
+    from extract.config import Remembered
     from extract.store import Store
 
     kept = Store.open(features).config()
-    told = str(kept) if kept else "the built-in default (the store does not say what it was made with)"
-    logging.getLogger("fusion").info("config: %s; -c NAME|PATH takes another", told)
+    logging.getLogger("fusion").info(Remembered.taken(kept))
     return kept
 
 

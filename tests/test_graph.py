@@ -30,7 +30,7 @@ def test_one_stage_may_stand_under_several_names():
 @pytest.mark.parametrize(
     ("instances", "message"),
     [
-        ({"sobel": {}}, r"instance sobel: no stage 'sobel'; stages are .*frames.*says `stage:`"),
+        ({"sobel": {}}, r"instance sobel: no stage 'sobel'; known: .*frames.*says `stage:`"),
         ({"colour": {"gian": 2.0}}, r"instance colour \(stage colour\):\n  gian: unknown key; did you mean 'gain'"),
         ({"colour": {"gain": "much"}}, r"gain: .*found 'much'"),
         ({"colour": {"gain": float("nan")}}, r"gain: .*finite number, found nan"),

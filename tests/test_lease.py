@@ -266,14 +266,6 @@ def test_a_process_that_works_for_the_holder_looks_at_the_token(files):
             lease.check_lent(files, "clip", held.holder)
 
 
-def test_a_void_lease_is_told_to_who_inherits_it(files):
-    with lease.held(files, "clip", "mine") as held:
-        assert not held.inherited
-    write(files, **dead())
-    with lease.held(files, "clip", "mine") as held:
-        assert held.inherited
-
-
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_links(files, monkeypatch, code):
     def no_links(*_):

@@ -342,6 +342,13 @@ def test_a_full_disk_under_long_sound_is_the_machines_fault(tmp_path, monkeypatc
         with pytest.raises(MachineError, match=r"cannot be written \(No space left on device\); .* TMPDIR"):
             read_audio(path)
 
+    def nowhere():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(media.tempfile, "TemporaryFile", nowhere)
+    with pytest.raises(MachineError, match=r"cannot be written \(No usable temporary directory found\); .* TMPDIR"):
+        read_audio(path)
+
 
 def test_sound_without_times_begins_at_zero(tmp_path, monkeypatch):
     """No container at hand holds sound without times: they are taken from the decoded frames here."""

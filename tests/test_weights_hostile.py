@@ -49,6 +49,16 @@ def test_a_shared_runs_model_is_no_bomb_either(tmp_path):
         Run(tmp_path).model()
 
 
+def test_a_list_of_members_that_cannot_be_read_is_no_way_past(tmp_path):
+    """What one reader of archives gives up on, another may unpack."""
+    path = bomb(tmp_path / "net.pth")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") : data.index(b"PK\x01\x02") + 4] = b"PK\x09\x09"  # the first entry of the list
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"its list of members cannot be read \(.*\): it is not read"):
+        read(path)
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_what_torch_saves_is_none(tmp_path, legacy):
     tensors = {f"layer{n}.weight": torch.zeros(300, 300) for n in range(5)}
