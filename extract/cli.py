@@ -417,8 +417,8 @@ def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest_update.
     if made.elsewhere:
         print(f"{made.elsewhere} of another folder, left as they are")
     if made.splits is not None:
-        told = "; ".join(f"{name} {clips} clips in {groups} groups" for name, (clips, groups) in made.splits.items())
-        print(f"{told} ({made.assigned} clips put into one now)")
+        told = "; ".join(f"{name}: {clips} ({groups})" for name, (clips, groups) in made.splits.items())
+        print(f"clips of each split (groups that stay together): {told}; {made.assigned} assigned now")
     if made.kept_out:
         print(f"{made.kept_out} say `split: null` and stay without one")
     for note in made.notes:

@@ -150,10 +150,12 @@ def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_fai
         else:
             usable.append(clip)
     if problems and not skip_failed:
+        kept = store.config()
+        config = f"-c {kept.name} " if kept and kept.name else ""
         raise UnfinishedError(
             f"{_counted(len(problems), 'clip')} of split {split} cannot be used:\n"
             + "\n".join(_listed([f"  {clip}: {problem}" for clip, problem in problems.items()]))
-            + f"\ncompute what is missing with `extract run {' '.join(sorted(commands, reverse=True))}`, "
+            + f"\ncompute what is missing with `extract run {config}{' '.join(sorted(commands, reverse=True))}`, "
             "or leave these clips out with --skip-failed"
         )
     return Selection(split, tuple(usable), tuple(unlabelled), problems)

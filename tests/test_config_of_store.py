@@ -153,9 +153,12 @@ def test_fit_takes_it_and_says_so(tmp_path):
     """A store of the demo's config has no GH-Feat of 9,984 values, and its own modalities."""
     store = Store.open(tmp_path / "s.zarr", "a")
     store.remember(Remembered.of("demo", ["fusion.training.seed=7"]))
+    store.set_attributes("a", {"subject": None, "source_video": "a", "split": "train"})
     ended = CliRunner().invoke(fusion_cli.app, ["fit", "--features", str(tmp_path / "s.zarr")])
     assert "config: the config that the store was made with (demo); -c NAME|PATH takes another" in ended.stderr
-    assert ended.exit_code == 2  # no clip
+    assert ended.exit_code == 2  # nothing is computed for the clip
+    assert "its labels were never imported" in ended.stderr
+    assert "compute what is missing with `extract run -c demo --stage" in ended.stderr
     config = load_fusion_config(None, [], store.config())
     assert config.training.seed == 7
     assert config.instances == load_fusion_config("demo").instances

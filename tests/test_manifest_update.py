@@ -489,7 +489,7 @@ def test_what_an_update_says(tmp_path, videos):
     assert result.stdout == (
         f"{root}: 10 clips (10 videos, 0 sound files)\n"
         f"{path}: 9 clips were there, 1 added: new\n"
-        "train 7 clips in 7 groups; val 1 clips in 1 groups; test 2 clips in 2 groups (10 clips put into one now)\n"
+        "clips of each split (groups that stay together): train: 7 (7); val: 1 (1); test: 2 (2); 10 assigned now\n"
     )
 
 
