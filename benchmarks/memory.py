@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 
-from extract.manifest import Clip, write_manifest
+from extract.inputs.manifest import Clip, write_manifest
 from extract.store import Store
 
 

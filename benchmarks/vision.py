@@ -25,13 +25,13 @@ from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, 
 from extract.models import realesrgan
 from extract.models.ffhq import align as ffhq
 from extract.models.ghfeat import network
-from extract.models.weights import Weights, resolve
-from extract.planning import DEFAULT_PRECISION
+from extract.running.planning import DEFAULT_PRECISION
 from extract.stage import Context, RowsStage
 from extract.stages import ghfeat, swin
 from extract.stages.align import Align, AlignConfig
 from extract.stages.landmarks import Landmarks, LandmarksConfig
 from extract.stages.superres import Superres, SuperresConfig
+from extract.weights.files import Weights, resolve
 
 EXPECTED_GFLOP = {"superres": 449.75, "ghfeat": 16.96, "swin": 8.98}
 """Per frame, counted on the published architectures."""

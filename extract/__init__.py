@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from extract.runner import Report
+    from extract.running.runner import Report
     from extract.store import Store
 
 __all__ = ["open_store", "run"]
 
 
 def run(*args: Any, **kwargs: Any) -> "Report":  # noqa: ANN401 - the signature is runner.run's
-    """Compute what the store lacks; arguments, result and errors as of ``extract.runner.run``."""
-    from extract import runner  # here, because torch takes seconds to import
+    """Compute what the store lacks; arguments, result and errors as of ``extract.running.runner.run``."""
+    from extract.running import runner  # here, because torch takes seconds to import
 
     return runner.run(*args, **kwargs)
 

@@ -102,7 +102,8 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Compute what the store lacks: resumes, skips what is done, tries failed clips again."""
-    from extract import console, runner
+    from extract import console
+    from extract.running import runner
 
     _log(quiet, verbose)
     options = runner.Options(
@@ -137,7 +138,7 @@ def plan(
     as_json: AsJson = False,
 ) -> int:
     """Say what a run would do (run --dry-run); exit 2 where it would refuse."""
-    from extract import runner
+    from extract.running import runner
 
     options = runner.Options(
         stage or (), clip or (), limit, shard, device, False, retry, offline, allow_shared_subjects
@@ -154,8 +155,9 @@ def _plan(
     *,
     as_json: bool,
 ) -> int:
-    from extract import console, runner
-    from extract.planning import refuse_stale
+    from extract import console
+    from extract.running import runner
+    from extract.running.planning import refuse_stale
 
     made, opened = runner.plan(manifest, store, config, set=overrides or (), options=options)
     if as_json:
@@ -319,9 +321,9 @@ def manifest_folder(
     ] = False,
 ) -> int:
     """Take videos and sound files by suffix; NAME.srt|vtt|csv beside a video are its words and labels."""
-    from extract.datasets.folder import own_file, scan_folder
-    from extract.manifest import refuse_existing
-    from extract.manifest_update import make
+    from extract.inputs.datasets.folder import own_file, scan_folder
+    from extract.inputs.manifest import refuse_existing
+    from extract.inputs.manifest_update import make
 
     parting = _parting(split_by, val, test, seed, allow_shared_subjects=allow_shared_subjects)
     if not update:
@@ -359,9 +361,9 @@ def manifest_affwild2(
     fps: Annotated[float | None, typer.Option("--fps", help="Take crops without a movie to have this rate.")] = None,
 ) -> int:
     """Official splits (validation is test), annotations, given crops, two faces of one movie."""
-    from extract.datasets.affwild2 import KNOWN, own_file, scan_affwild2
-    from extract.manifest import load_manifest, refuse_existing
-    from extract.manifest_update import make
+    from extract.inputs.datasets.affwild2 import KNOWN, own_file, scan_affwild2
+    from extract.inputs.manifest import load_manifest, refuse_existing
+    from extract.inputs.manifest_update import make
 
     if not update:
         refuse_existing(out)  # before a scan that may take long
@@ -388,7 +390,7 @@ def manifest_affwild2(
 def _parting(
     split_by: str | None, val: float | None, test: float | None, seed: int | None, *, allow_shared_subjects: bool
 ) -> Any:  # noqa: ANN401 - manifest_update.Parting, whose module is imported late
-    from extract.manifest_update import Parting
+    from extract.inputs.manifest_update import Parting
 
     if split_by is None:
         if any(given is not None for given in (val, test, seed)) or allow_shared_subjects:
@@ -442,7 +444,7 @@ def _named(names: Iterable[str]) -> str:
 def weights_list(as_json: AsJson = False) -> int:
     """Every row of the table and whether its files are here (no file is read)."""
     from extract import console
-    from extract.models import weights
+    from extract.weights import files as weights
 
     console.show_weights(weights.list_rows(weights.cache_folder()), as_json=as_json)
     return 0
@@ -459,7 +461,8 @@ def weights_fetch(
     offline: Annotated[bool, typer.Option("--offline", help="Only check what is here.")] = False,
 ) -> int:
     """Fetch published weights into the cache and pin them in weights.lock, beside the config's file or the store."""
-    from extract.models import fetch, weights
+    from extract.weights import fetch
+    from extract.weights import files as weights
 
     keys = key or _keys_needed(config, set_, stage)
     if offline:
@@ -478,7 +481,7 @@ def _keys_needed(config: str | None, overrides: list[str] | None, stages: list[s
     """Keys of the table that a run with these flags would ask for."""
     from extract.config import load_extract_config
     from extract.graph import build_graph, select, upstream
-    from extract.models import weights
+    from extract.weights import files as weights
 
     graph = build_graph(load_extract_config(config, overrides or ()))
     specs = (getattr(graph[n].stage.config, "weights", None) for n in upstream(graph, select(graph, stages or ())))
@@ -509,7 +512,7 @@ def weights_convert(
 def weights_verify(as_json: AsJson = False) -> int:
     """Hash the files that are here; exit 3 if one is not what the table names."""
     from extract import console
-    from extract.models import weights
+    from extract.weights import files as weights
 
     rows = weights.verify(weights.cache_folder())
     console.show_weights(rows, as_json=as_json)

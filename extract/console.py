@@ -17,11 +17,11 @@ from rich.table import Table
 
 from extract.config import Remembered
 from extract.errors import CorruptError
-from extract.models.weights import Located
-from extract.planning import Plan
-from extract.runner import Failure, Progress, Report
+from extract.running.planning import Plan
+from extract.running.runner import Failure, Progress, Report
 from extract.store import Store
 from extract.verification import Checked, SourcesChecked
+from extract.weights.files import Located
 
 PLAIN_LINE_EVERY_S = 30.0
 STATES = ("done", "empty", "partial", "failed")

@@ -6,7 +6,7 @@ from typing import Any
 
 from extract.config import ExtractConfig, InstanceConfig, suggestion, validated
 from extract.errors import ConfigError, UsageError
-from extract.manifest import Clip
+from extract.inputs.manifest import Clip
 from extract.names import LEGAL, is_legal
 from extract.registry import STAGES
 from extract.stage import ClipStage, Output, RowsStage, Stage

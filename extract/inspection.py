@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from extract import media
-from extract.crops import GivenCrops, Pictures, list_crops
-from extract.engines.local import LocalEngine, pick_device
 from extract.errors import UsageError
 from extract.graph import build_graph
-from extract.manifest import Clip, load_manifest
-from extract.planning import ClipPlan
-from extract.runner import Options, as_made, choose, make_plan
+from extract.inputs import media
+from extract.inputs.crops import GivenCrops, Pictures, list_crops
+from extract.inputs.manifest import Clip, load_manifest
+from extract.running.device import LocalEngine, pick_device
+from extract.running.planning import ClipPlan
+from extract.running.runner import Options, as_made, choose, make_plan
 from extract.stage import RowsStage
 from extract.stages.crop import GivenCrop
 from extract.store import Store

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from extract.models.weights import Weights
+    from extract.weights.files import Weights
 
 
 class StageConfig(BaseModel):

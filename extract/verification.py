@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from extract import lease
 from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
-from extract.manifest import Clip, load_manifest
-from extract.planning import Plan, refuse_stale
+from extract.inputs.manifest import Clip, load_manifest
 from extract.registry import STAGES
-from extract.runner import Options, Progress, Report, as_made, choose, plan, refresh_attributes, run
-from extract.sources import Sources, fingerprint, parts_of, sha256_of
+from extract.running import lease
+from extract.running.fingerprints import Sources, fingerprint, parts_of, sha256_of
+from extract.running.planning import Plan, refuse_stale
+from extract.running.runner import Options, Progress, Report, as_made, choose, plan, refresh_attributes, run
 from extract.stage import ClipStage
 from extract.store import Damage, Record, Store
 

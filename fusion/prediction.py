@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract import runner
 from extract.au import AUS
 from extract.config import ExtractConfig, apply_overrides, load_extract_config, validated
-from extract.datasets.folder import PREDICTION_HEADER, clip_of_file
-from extract.engines.local import pick_device
 from extract.errors import StaleError, UsageError
 from extract.files import LocalFiles
 from extract.graph import Instance, build_graph
-from extract.models.weights import cache_folder, file_sha256
-from extract.runner import Options, Progress
-from extract.sources import sha256_of
+from extract.inputs.datasets.folder import PREDICTION_HEADER, clip_of_file
+from extract.running import runner
+from extract.running.device import pick_device
+from extract.running.fingerprints import sha256_of
+from extract.running.runner import Options, Progress
 from extract.store import Store
+from extract.weights.files import cache_folder, file_sha256
 from fusion.config import ContextModality, FrameModality
 from fusion.data import FRAMES, Samples, first_difference, load_samples
 from fusion.device import arithmetic
@@ -36,7 +36,7 @@ from fusion.evaluation import check_sizes, predict_logits
 from fusion.runs import MODEL, FittedModel, Run
 
 if TYPE_CHECKING:
-    from extract.manifest import Clip
+    from extract.inputs.manifest import Clip
 
 THRESHOLD = 0.5
 NAMES = tuple(f"AU{au:02d}" for au in AUS)

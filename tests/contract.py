@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from extract.errors import EMPTY_REASONS
-from extract.models import weights
 from extract.registry import STAGES
 from extract.stage import ClipResult, ClipStage, Context, Output, RowsStage, Stage
 from extract.timeline import FrameClock, Regular, Table
+from extract.weights import files as weights
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 import extract
 import fusion
 from extract.cli import app
-from extract.datasets.affwild2 import scan_affwild2
 from extract.errors import UsageError
-from extract.manifest import load_manifest
+from extract.inputs.datasets.affwild2 import scan_affwild2
+from extract.inputs.manifest import load_manifest
 from fusion.config import FusionConfig
 from tests.media_files import greys, tone, write_clip
 

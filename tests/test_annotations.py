@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from extract.annotations import read_au, read_expr
 from extract.au import AUS
 from extract.errors import ClipError
+from extract.inputs.annotations import read_au, read_expr
 
 HEADER = "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
 """The header of Aff-Wild2, written out: the order of AUS is checked against it, not derived from it."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from extract import media
 from extract.cli import app
+from extract.inputs import media
 from extract.store import Store
 from tests.media_files import cut_short, overwrite_packets, pictures, tone, write_clip
 

@@ -9,7 +9,7 @@ from extract.cli import app
 from extract.config import ExtractConfig, Remembered, known_keys, load_extract_config
 from extract.errors import ConfigError
 from extract.graph import build_graph
-from extract.runner import as_made, run
+from extract.running.runner import as_made, run
 from extract.store import Store
 from fusion import cli as fusion_cli
 from fusion.config import FusionConfig, load_fusion_config

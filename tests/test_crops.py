@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 import extract
 from extract.cli import app
 from extract.config import ExtractConfig
-from extract.crops import list_crops, listing_stamp, read_crop
 from extract.errors import ClipError, ConfigError
-from extract.manifest import Clip, Labels, load_manifest
+from extract.inputs.crops import list_crops, listing_stamp, read_crop
+from extract.inputs.manifest import Clip, Labels, load_manifest
 from extract.registry import STAGES
-from extract.runner import Options
-from extract.sources import Sources
+from extract.running.fingerprints import Sources
+from extract.running.runner import Options
 from extract.stage import VALID, Output, RowsStage, StageConfig
 from extract.stages.detections import Detections
 from extract.timeline import FRAMES
@@ -278,7 +278,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         record["attributes"] |= {"state": "partial", "notes": {}}
         path.write_text(json.dumps(record))
     read = []
-    monkeypatch.setattr("extract.crops.read_crop", lambda path: read.append(path.name) or read_crop(path))
+    monkeypatch.setattr("extract.inputs.crops.read_crop", lambda path: read.append(path.name) or read_crop(path))
     report, _ = run(tmp_path / "two", clip, config, stages=["swin"])
     assert sorted(read) == [f"{number:05d}.png" for number in (5, 6, 7, 8)]
     # One torn picture was read now, the other by the run before: both are told of.
@@ -403,7 +403,7 @@ def test_crops_that_are_gone_leave_what_is_finished(tmp_path):
     assert (report.exit_code, report.computed) == (0, 1)
     assert not store.read("a", "labels", "au").values[:, 0].any()
     loaded = CONFIG.model_copy(update={"instances": {"labels": {}, "swin": CONFIG.instances["swin"]}})
-    made, _, _ = extract.runner.make_plan(loaded, [clip], tmp_path / "store.zarr", Options(), "cpu")
+    made, _, _ = extract.running.runner.make_plan(loaded, [clip], tmp_path / "store.zarr", Options(), "cpu")
     assert {name: (task.need, task.unchecked) for name, task in made.tasks["a"].items()} == dict.fromkeys(
         ("frames", "crop", "swin", "labels"), ("finished", True)
     )

@@ -6,12 +6,13 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from extract import runner, verification
+from extract import verification
 from extract.cli import app
 from extract.config import ExtractConfig
 from extract.errors import CorruptError
-from extract.manifest import Clip, write_manifest
-from extract.runner import Options
+from extract.inputs.manifest import Clip, write_manifest
+from extract.running import runner
+from extract.running.runner import Options
 from extract.store import Store
 from tests.media_files import pictures, tone, write_clip
 

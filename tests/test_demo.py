@@ -16,7 +16,6 @@ import extract
 from extract.au import AUS
 from extract.cli import app
 from extract.config import load_extract_config
-from extract.datasets.folder import scan_folder
 from extract.demo import clips, make
 from extract.demo.clips import FPS, NUM_FRAMES, SPLITS, Drawing, Studio, demo_clips
 from extract.demo.mesh import Pose, unit_displacements
@@ -24,9 +23,10 @@ from extract.demo.portrait import AXIS_X, AXIS_Y, PUPIL_DISTANCE_PX
 from extract.demo.schedule import DRIVERS, LABEL_ABOVE, RATE_LEAST, RATE_MOST, draw_schedules
 from extract.demo.sound import SOUND_HZ, load_words, speak
 from extract.demo.units import DISPLACEMENTS, MIDLINE, MIRROR
-from extract.manifest import Clip, load_manifest, write_manifest
-from extract.media import DRAWN
-from extract.runner import Options
+from extract.inputs.datasets.folder import scan_folder
+from extract.inputs.manifest import Clip, load_manifest, write_manifest
+from extract.inputs.media import DRAWN
+from extract.running.runner import Options
 from fusion.config import load_fusion_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import extract
 from extract.au import AUS
 from extract.cli import app as extract_app
-from extract.manifest import load_manifest, write_manifest
+from extract.inputs.manifest import load_manifest, write_manifest
 from fusion.cli import app as fusion_app
 
 ROOT = Path(__file__).resolve().parents[1]

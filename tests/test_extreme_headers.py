@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from extract.errors import ClipError
-from extract.manifest import Clip
-from extract.media import open_video, read_audio
+from extract.inputs.manifest import Clip
+from extract.inputs.media import open_video, read_audio
 from tests.media_files import greys, pictures, tone, write_clip
 from tests.test_runner import Bench
 

@@ -16,16 +16,18 @@ import pytest
 import safetensors.numpy
 from typer.testing import CliRunner
 
-from extract import runner
 from extract.cli import app
 from extract.config import ExtractConfig
 from extract.errors import MachineError, UsageError, WeightsError
-from extract.manifest import Clip
-from extract.models import fetch, swin, weights
-from extract.models.weights import HUB, WeightsRow
-from extract.runner import Options
+from extract.inputs.manifest import Clip
+from extract.models import swin
+from extract.running import runner
+from extract.running.runner import Options
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.swin import Swin, SwinConfig
+from extract.weights import fetch
+from extract.weights import files as weights
+from extract.weights.files import HUB, WeightsRow
 from tests.contract import context
 from tests.test_crops import draw_crops
 

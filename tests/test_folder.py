@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from extract.datasets import folder
-from extract.datasets.folder import FolderScan, clip_of_file, scan_folder
 from extract.errors import UsageError
-from extract.manifest import load_manifest, write_manifest
+from extract.inputs.datasets import folder
+from extract.inputs.datasets.folder import FolderScan, clip_of_file, scan_folder
+from extract.inputs.manifest import load_manifest, write_manifest
 from extract.names import is_legal
 
 

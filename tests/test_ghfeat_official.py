@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from extract.cli import app
 from extract.errors import UsageError, WeightsError
 from extract.models.ghfeat import convert, network, official
-from extract.models.weights import path_sha256, resolve
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
+from extract.weights.files import path_sha256, resolve
 from tests.golden_nets import drawn, ghfeat_rule
 
 SOURCE = "def Encoder(*args):\n    raise SystemExit('this text must never run')\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.manifest import Clip, write_manifest
+from extract.inputs.manifest import Clip, write_manifest
 from extract.store import Store
 from tests.media_files import pictures, write_clip
 
@@ -161,7 +161,7 @@ def _child_of(process) -> int:
                 command = (stat.parent / "cmdline").read_bytes()
             except OSError:
                 continue
-            if int(fields[1]) == process.pid and b"extract.isolation" in command:
+            if int(fields[1]) == process.pid and b"extract.running.isolation" in command:
                 return int(stat.parent.name)
         time.sleep(0.1)
     raise AssertionError("no isolated process was started")

@@ -12,10 +12,10 @@ from dataclasses import asdict
 
 import pytest
 
-from extract import lease
 from extract.errors import MachineError
 from extract.files import LocalFiles
-from extract.lease import Holder, Lease, LeaseLostError
+from extract.running import lease
+from extract.running.lease import Holder, Lease, LeaseLostError
 
 
 @pytest.fixture

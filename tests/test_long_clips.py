@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from extract.manifest import Clip, write_manifest
+from extract.inputs.manifest import Clip, write_manifest
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +24,7 @@ PROGRAM = """
 import re, sys
 {before}
 from extract import runner
-from extract.runner import Options
+from extract.running.runner import Options
 report = runner.run({manifest!r}, {store!r}, {config!r}, options=Options(stages=({stage!r},)))
 print(report.exit_code, report.failures, file=sys.stderr)
 print(report.exit_code, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

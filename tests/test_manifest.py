@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from extract import manifest
 from extract.errors import MachineError, ManifestError, UsageError
-from extract.manifest import Clip, Labels, absolute, load_manifest, write_manifest
+from extract.inputs import manifest
+from extract.inputs.manifest import Clip, Labels, absolute, load_manifest, write_manifest
 from extract.names import MAX_CHARS, is_legal
 
 GOOD = "version: 1\nclips:\n- {id: a, video: a.mp4}\n"

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from extract import manifest, manifest_update
 from extract.cli import app
-from extract.datasets import folder
-from extract.datasets.folder import scan_folder
 from extract.errors import ManifestError, UsageError
-from extract.manifest import load_manifest
-from extract.manifest_update import Made, Parting, make
+from extract.inputs import manifest, manifest_update
+from extract.inputs.datasets import folder
+from extract.inputs.datasets.folder import scan_folder
+from extract.inputs.manifest import load_manifest
+from extract.inputs.manifest_update import Made, Parting, make
 from tests.conftest import ROOT
 
 BY_VIDEO = Parting("source_video", 0.1, 0.1, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.media import open_video, read_audio
+from extract.inputs.media import open_video, read_audio
 
 FFPROBE = Path(__file__).parent / "golden" / "ffprobe"
 CLIPS = sorted(path.stem for path in FFPROBE.glob("*.json"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from extract.errors import ClipError
-from extract.media import open_video, read_audio
+from extract.inputs.media import open_video, read_audio
 from tests.media_files import cut_short, greys, overwrite_packets, payloads, pictures, tone, write_clip
 
 READERS = [open_video, read_audio]

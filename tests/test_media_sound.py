@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from extract import media
 from extract.errors import ClipError, MachineError
-from extract.media import read_audio
+from extract.inputs import media
+from extract.inputs.media import read_audio
 from tests.media_files import (
     encode_pictures,
     encode_sound,

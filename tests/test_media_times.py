@@ -11,7 +11,7 @@ import pytest
 from av.rational import AVRational
 
 from extract.errors import ClipError
-from extract.media import _fraction, _time_base, open_video, repair_times
+from extract.inputs.media import _fraction, _time_base, open_video, repair_times
 from tests.media_files import greys, payloads, pictures, write_clip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from extract.errors import ClipError
-from extract.media import VideoFrame, open_video
+from extract.inputs.media import VideoFrame, open_video
 from tests.media_files import (
     TICK,
     cut_short,

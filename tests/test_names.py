@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract import crashes, runner
 from extract.config import ExtractConfig
 from extract.errors import ConfigError, CorruptError, UsageError
 from extract.files import LocalFiles
 from extract.graph import build_graph
-from extract.manifest import Clip
-from extract.runner import Options
+from extract.inputs.manifest import Clip
+from extract.running import crashes, runner
+from extract.running.runner import Options
 from extract.stage import Output
 from extract.store import Damage, Store
 from extract.timeline import FRAMES

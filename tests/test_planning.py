@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from extract import runner
 from extract.config import ExtractConfig
 from extract.errors import StaleError, WeightsError
 from extract.graph import build_graph, upstream
-from extract.manifest import Clip, Labels
-from extract.planning import differences, prepare
-from extract.runner import Options
-from extract.sources import Sources, fingerprint, parts_of
+from extract.inputs.manifest import Clip, Labels
+from extract.running import runner
+from extract.running.fingerprints import Sources, fingerprint, parts_of
+from extract.running.planning import differences, prepare
+from extract.running.runner import Options
 from extract.stages.detections import Detections
 from extract.stages.swin import Swin, SwinConfig
 from tests.media_files import pictures, write_clip
@@ -105,7 +105,7 @@ class Table:
         self.clip = Clip(id="a", video=write_clip(root / "a.mov", pictures(3)))
 
     def run(self, instances, **options):
-        from extract.manifest import write_manifest
+        from extract.inputs.manifest import write_manifest
 
         write_manifest(self.root / "m.yaml", [self.clip])
         config = ExtractConfig(instances=instances)

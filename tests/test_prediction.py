@@ -17,10 +17,10 @@ import fusion
 from extract.config import ExtractConfig
 from extract.errors import ConfigError, StaleError, UsageError, WeightsError
 from extract.graph import build_graph, upstream
-from extract.manifest import Clip, Labels
-from extract.media import DRAWN
-from extract.planning import prepare
-from extract.runner import Progress
+from extract.inputs.manifest import Clip, Labels
+from extract.inputs.media import DRAWN
+from extract.running.planning import prepare
+from extract.running.runner import Progress
 from extract.stages.swin import Swin
 from extract.store import Store
 from fusion.cli import app, render

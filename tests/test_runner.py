@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from extract import lease, passes, runner
 from extract.config import load_extract_config
 from extract.errors import MachineError, ManifestError, StaleError, StoreError, UsageError
-from extract.lease import Lease
-from extract.manifest import Clip, Labels, refuse_shared, write_manifest
-from extract.runner import Options
+from extract.inputs.manifest import Clip, Labels, refuse_shared, write_manifest
+from extract.running import lease, passes, runner
+from extract.running.lease import Lease
+from extract.running.runner import Options
 from extract.store import Record, Store
 from tests.media_files import pictures, write_clip
 from tests.toy_stages import Colour, Rank, computed, expected_mean
@@ -271,7 +271,7 @@ SEGFAULT = """{"boot": "", "counter": "", "kills": 0}
 Fatal Python error: Segmentation fault
 
 Current thread 0x00007f0000000000 (most recent call first):
-  File "/somewhere/extract/media.py", line 7 in frames
+  File "/somewhere/extract/inputs/media.py", line 7 in frames
 """
 
 
@@ -280,8 +280,8 @@ def die(bench, monkeypatch, times, left=SEGFAULT):
     for _ in range(times):
         with monkeypatch.context() as patch:
             stop_after(patch, 0)
-            patch.setattr("extract.clipwork.ClipWork._clear_attempts", lambda _: None)
-            patch.setattr("extract.lease.Lease.release", leave_behind)
+            patch.setattr("extract.running.clipwork.ClipWork._clear_attempts", lambda _: None)
+            patch.setattr("extract.running.lease.Lease.release", leave_behind)
             with pytest.raises(Stop):
                 bench.run("colour", config=HERE)
         (bench.store_path / "a/.crash").write_text(left)

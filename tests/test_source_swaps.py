@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from extract import media, sources
+from extract.inputs import media
+from extract.running import fingerprints as sources
 from tests.media_files import pictures, write_clip
 from tests.test_runner import Bench
 from tests.toy_stages import Colour, expected_mean

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from extract.errors import UsageError
-from extract.splits import Member, assign, by_names, crossings, folds, groups, hold_out
+from extract.inputs.splits import Member, assign, by_names, crossings, folds, groups, hold_out
 
 
 def people(n):

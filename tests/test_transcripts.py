@@ -5,7 +5,7 @@ import time
 import pytest
 
 from extract.errors import ClipError
-from extract.transcripts import Word, read_transcript
+from extract.inputs.transcripts import Word, read_transcript
 
 
 def read(tmp_path, name, text, encoding="utf-8"):

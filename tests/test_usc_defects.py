@@ -19,7 +19,7 @@ from PIL import Image
 
 import extract
 from extract.config import ExtractConfig
-from extract.manifest import Clip, Labels
+from extract.inputs.manifest import Clip, Labels
 from extract.stages.roberta import Roberta, RobertaConfig
 from extract.store import Store
 from fusion.config import FusionConfig

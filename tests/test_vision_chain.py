@@ -12,13 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import extract
-from extract import inspection, media, verification
+from extract import inspection, verification
 from extract.cli import app
 from extract.config import ExtractConfig
 from extract.errors import UsageError
+from extract.inputs import media
+from extract.inputs.manifest import Clip, write_manifest
 from extract.inspection import GAP_PX, TILE_PX, Look, caption, draw
-from extract.manifest import Clip, write_manifest
-from extract.runner import Options
+from extract.running.runner import Options
 from extract.stages.superres import Superres
 from tests.media_files import greys, write_clip
 from tests.test_crops import draw_crops
@@ -157,7 +158,7 @@ def test_sixteen_bits_of_grey_are_not_cut(tmp_path):
     folder.mkdir()
     levels = np.random.default_rng(0).integers(0, 65536, (112, 112)).astype(np.uint16)
     Image.fromarray(levels).save(folder / "00001.png")
-    from extract.crops import read_crop
+    from extract.inputs.crops import read_crop
 
     found = read_crop(folder / "00001.png")
     assert found is not None
@@ -195,8 +196,8 @@ MEASURED = """
 import resource, sys
 import extract
 from extract.config import ExtractConfig
-from extract.manifest import Clip
-from extract.runner import Options
+from extract.inputs.manifest import Clip
+from extract.running.runner import Options
 
 clip = Clip(id="face", video=sys.argv[1])
 config = ExtractConfig(instances=eval(sys.argv[3]), run={"cpu_threads": 1, "block_rows": 8})
@@ -257,8 +258,8 @@ def test_the_aligned_face_is_upright_in_the_middle(monkeypatch):
     """Oracle: dlib finds the eyes of the aligned picture level and where FFHQ has them."""
     import dlib
 
-    from extract.models.weights import resolve
     from extract.stages.detections import Detections, DetectionsConfig
+    from extract.weights.files import resolve
 
     looks = []
     monkeypatch.setattr(inspection, "draw", lambda found, *_: looks.extend(found) or Image.new("RGB", (1, 1)))

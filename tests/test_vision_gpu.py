@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 
-from extract.models.weights import resolve
 from extract.stage import Context
 from extract.stages.align import Align, AlignConfig
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.superres import Superres, SuperresConfig
+from extract.weights.files import resolve
 from tests.stages.test_align import batch as align_batch
 from tests.stages.test_align import face
 from tests.stages.test_superres import batch as superres_batch

@@ -10,8 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from extract.errors import WeightsError
-from extract.models import random, weights
-from extract.models.weights import (
+from extract.models import random
+from extract.stages.detections import Detections, DetectionsConfig
+from extract.stages.hubert import Hubert, HubertConfig
+from extract.stages.labels import Labels, LabelsConfig
+from extract.stages.swin import Swin, SwinConfig
+from extract.weights import files as weights
+from extract.weights.files import (
     TABLE,
     Located,
     WeightsRow,
@@ -23,10 +28,6 @@ from extract.models.weights import (
     resolve,
     verify,
 )
-from extract.stages.detections import Detections, DetectionsConfig
-from extract.stages.hubert import Hubert, HubertConfig
-from extract.stages.labels import Labels, LabelsConfig
-from extract.stages.swin import Swin, SwinConfig
 
 SMALL = Swin(SwinConfig(weights="random", architecture="small", resize=64, crop=64))
 TINY = Swin(SwinConfig())

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from extract.archives import too_large
 from extract.errors import CorruptError, UsageError, WeightsError
-from extract.models import weights
 from extract.models.ghfeat import official
-from extract.models.weights import Weights
+from extract.weights import files as weights
+from extract.weights.files import Weights
 from fusion.runs import Run
 from tests.conftest import ROOT
 

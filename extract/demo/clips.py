@@ -24,9 +24,9 @@ from extract.demo.schedule import Schedule, draw_schedules
 from extract.demo.sound import SOUND_HZ, Samples, load_words, speak
 from extract.demo.subjects import Recording, Subject, draw_recording, draw_subject
 from extract.files import LocalFiles
-from extract.manifest import Clip, Labels
-from extract.media import DRAWN
-from extract.transcripts import HEADER, Word
+from extract.inputs.manifest import Clip, Labels
+from extract.inputs.media import DRAWN
+from extract.inputs.transcripts import HEADER, Word
 
 FPS, NUM_FRAMES = 25, 125
 AMPLITUDE = 1.2

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extract.demo.clips import demo_clips, write_demo
-from extract.manifest import write_manifest
+from extract.inputs.manifest import write_manifest
 
 MANIFEST = Path("data_manifest.yaml")
 COMMENT = """\

@@ -14,8 +14,8 @@ import skimage.data
 from numpy.typing import NDArray
 
 from extract.demo.units import LOWER_INNER, UPPER_INNER
-from extract.models import weights
 from extract.stages.detections import Detections, DetectionsConfig
+from extract.weights import files as weights
 
 Floats = NDArray[np.float64]
 Points = dict[str, Floats]

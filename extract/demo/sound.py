@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.demo.schedule import Burst
-from extract.media import read_audio
-from extract.transcripts import Word
+from extract.inputs.media import read_audio
+from extract.inputs.transcripts import Word
 
 SOUND_HZ = 16_000
 PAUSE_S = (0.02, 0.09)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import WeightsError
-from extract.models.weights import Weights
+from extract.weights.files import Weights
 
 NUM_LANDMARKS = 68
 

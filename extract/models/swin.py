@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from extract.models import random
-from extract.models.weights import Weights, load_strictly
+from extract.weights.files import Weights, load_strictly
 
 if TYPE_CHECKING:
     import numpy as np

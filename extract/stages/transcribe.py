@@ -6,9 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from extract.inputs.transcripts import Transcript
 from extract.stage import ClipResult, ClipStage, Output, StageConfig
 from extract.timeline import Table
-from extract.transcripts import Transcript
 
 WORDS = Table("word")
 

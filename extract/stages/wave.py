@@ -13,7 +13,7 @@ SAMPLES = Regular(hop_s=Fraction(1, WAVE_HZ), window_s=Fraction(1, WAVE_HZ))
 if TYPE_CHECKING:
     import torch
 
-    from extract.media import Sound
+    from extract.inputs.media import Sound
 
 
 class Samples(Protocol):

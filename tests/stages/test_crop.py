@@ -8,7 +8,6 @@ from PIL import Image
 
 from extract.models.dlib_faces import DlibFaces
 from extract.models.ffhq.geometry import border_px, oriented_square
-from extract.models.weights import resolve
 from extract.stages.crop import (
     GIVEN_BOX_PX,
     TEMPLATE,
@@ -21,6 +20,7 @@ from extract.stages.crop import (
     sample,
 )
 from extract.stages.detections import Detections, DetectionsConfig
+from extract.weights.files import resolve
 from tests.contract import RowsContract
 
 BILINEAR = Image.Resampling.BILINEAR

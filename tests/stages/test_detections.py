@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from extract.errors import WeightsError
-from extract.media import open_video
+from extract.inputs.media import open_video
 from extract.stages.detections import Detections, DetectionsConfig, reduced
 from tests.contract import RowsContract, context
 

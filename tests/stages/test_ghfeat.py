@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 from extract.errors import WeightsError
 from extract.models.ghfeat import network
-from extract.models.weights import resolve
 from extract.stage import Context
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig, prepare
+from extract.weights.files import resolve
 from tests.contract import RowsContract
 from tests.stages.test_swin import faces
 

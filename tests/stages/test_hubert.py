@@ -11,10 +11,11 @@ from transformers import HubertConfig as TransformersConfig
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from extract.errors import WeightsError
-from extract.media import Sound, read_audio
-from extract.models import hubert, random, weights
+from extract.inputs.media import Sound, read_audio
+from extract.models import hubert, random
 from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig, normalised
 from extract.stages.wave import SamplesOnDisk
+from extract.weights import files as weights
 from tests.contract import ClipContract, ClipInputs, context
 
 SMALL: dict[str, Any] = {"weights": "random", "architecture": "small", "dtype": "float32"}

@@ -6,8 +6,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from extract.models.dlib_faces import DlibFaces
-from extract.models.weights import resolve
 from extract.stages.landmarks import Landmarks, LandmarksConfig
+from extract.weights.files import resolve
 from tests.contract import RowsContract, context
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from extract.errors import WeightsError
 from extract.models.realesrgan import Inference, random_weights, srvgg_shapes, upscale
-from extract.models.weights import resolve
 from extract.stage import Context
 from extract.stages.superres import Superres, SuperresConfig
+from extract.weights.files import resolve
 from tests.contract import RowsContract
 
 
@@ -146,7 +146,7 @@ def test_random_is_the_published_size():
 def test_lanczos_needs_no_weights_and_says_so_in_the_recipe(tmp_path):
     from extract.config import load_extract_config
     from extract.graph import build_graph
-    from extract.planning import prepare
+    from extract.running.planning import prepare
 
     path = tmp_path / "c.yaml"
     path.write_text("extract: {instances: {superres: {weights: lanczos}}}")

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from extract.errors import WeightsError
 from extract.models import swin
-from extract.models.weights import resolve
 from extract.stage import Context
 from extract.stages.swin import Swin, SwinConfig, prepare
+from extract.weights.files import resolve
 from tests.contract import RowsContract, context
 
 SMALL: dict[str, Any] = {"weights": "random", "architecture": "small", "resize": 64, "crop": 64, "dtype": "float32"}

@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
+from extract.inputs.transcripts import Transcript, Word
 from extract.stages.transcribe import Transcribe, TranscribeConfig
-from extract.transcripts import Transcript, Word
 from tests.contract import ClipContract, ClipInputs
 
 HELLO = Transcript((Word("hello", 0.5, 1.0), Word("😀", 0.75, 0.75)), {"spread_words": 1})

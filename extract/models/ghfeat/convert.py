@@ -10,7 +10,7 @@ from extract.errors import UsageError
 from extract.files import LocalFiles
 from extract.models.ghfeat import official
 from extract.models.ghfeat.network import ARCHITECTURES
-from extract.models.weights import file_sha256
+from extract.weights.files import file_sha256
 
 
 @dataclass(frozen=True)

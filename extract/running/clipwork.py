@@ -13,18 +13,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from extract import annotations, crashes, media, transcripts
 from extract.config import RunConfig
-from extract.crops import Assumed, Continued, GivenCrops, Pictures, list_crops
-from extract.engines.local import LocalEngine, Reading, apart
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
 from extract.graph import Instance, upstream
-from extract.lease import LeaseLostError
-from extract.manifest import Clip
-from extract.media import Audio
-from extract.passes import FramePass, Node, as_declared, stored_form
-from extract.planning import MAX_ATTEMPTS, Plan, Prepared, Task, plan_clip
-from extract.sources import Sources, fingerprint, part_files, parts_of
+from extract.inputs import annotations, media, transcripts
+from extract.inputs.crops import Assumed, Continued, GivenCrops, Pictures, list_crops
+from extract.inputs.manifest import Clip
+from extract.inputs.media import Audio
+from extract.running import crashes
+from extract.running.device import LocalEngine, Reading, apart
+from extract.running.fingerprints import Sources, fingerprint, part_files, parts_of
+from extract.running.lease import LeaseLostError
+from extract.running.passes import FramePass, Node, as_declared, stored_form
+from extract.running.planning import MAX_ATTEMPTS, Plan, Prepared, Task, plan_clip
 from extract.stage import ClipResult, SourceStage
 from extract.stages.crop import GivenCrop
 from extract.stages.wave import SamplesOnDisk

@@ -13,18 +13,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from extract import crashes, lease
-from extract.clipwork import Before, ClipReport, Outcome, Working, work_on
 from extract.config import ExtractConfig, Remembered, load_extract_config
-from extract.engines.local import LocalEngine, pick_device
 from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph, select, upstream
-from extract.isolation import IsolatedWorker, Job
-from extract.manifest import Clip, load_manifest, refuse_shared
-from extract.models.weights import lock_file
-from extract.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
-from extract.sources import Sources
+from extract.inputs.manifest import Clip, load_manifest, refuse_shared
+from extract.running import crashes, lease
+from extract.running.clipwork import Before, ClipReport, Outcome, Working, work_on
+from extract.running.device import LocalEngine, pick_device
+from extract.running.fingerprints import Sources
+from extract.running.isolation import IsolatedWorker, Job
+from extract.running.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.store import Store, is_store
+from extract.weights.files import lock_file
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from extract.errors import ClipError
-from extract.media import VideoFrame
+from extract.inputs.media import VideoFrame
 from extract.stages.crop import SIZE_PX
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from extract import texts
 from extract.errors import ManifestError, UsageError
 from extract.files import LocalFiles
+from extract.inputs.splits import Member, crossings
 from extract.names import LEGAL, is_legal
-from extract.splits import Member, crossings
 
 SHOWN_PROBLEMS = 100
 """Broken rules that a refusal lists; what is wrong with every clip is plain before."""

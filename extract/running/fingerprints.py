@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from extract.crops import folder_sha256, list_crops, listing_stamp
 from extract.errors import ClipError
 from extract.graph import Instance, upstream
-from extract.manifest import Clip
+from extract.inputs.crops import folder_sha256, list_crops, listing_stamp
+from extract.inputs.manifest import Clip
 from extract.store import Record
 
 LAST_CROP = "choice.last_crop"

@@ -22,8 +22,8 @@ from typing import IO, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from extract.errors import MachineError, UsageError, WeightsError
-from extract.models import weights
-from extract.models.weights import HUB, LOCK, TENSOR_FILES, WeightsRow
+from extract.weights import files as weights
+from extract.weights.files import HUB, LOCK, TENSOR_FILES, WeightsRow
 
 CHUNK_BYTES = 1 << 20
 TRIES = 4

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extract.crops import Pictures
-from extract.engines.local import LocalEngine, Reading, ahead
 from extract.errors import ClipError, MachineError
-from extract.planning import Prepared
+from extract.inputs.crops import Pictures
+from extract.running.device import LocalEngine, Reading, ahead
+from extract.running.planning import Prepared
 from extract.stage import Output, RowsStage, SourceStage, Stage
 from extract.store import BlockWriter, Rows
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-from extract import crashes, lease
-from extract.clipwork import Before, ClipReport, Working, work_on
 from extract.config import ExtractConfig
 from extract.errors import AuFusionError
-from extract.manifest import Clip
+from extract.inputs.manifest import Clip
+from extract.running import crashes, lease
+from extract.running.clipwork import Before, ClipReport, Working, work_on
 from extract.store import Store
 
 SIGNS_OF_LIFE_S = 2.0
@@ -92,7 +92,7 @@ class IsolatedWorker:
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "extract.isolation", str(theirs.fileno())],
+                [sys.executable, "-m", "extract.running.isolation", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output belongs to the command's own answer
@@ -245,9 +245,9 @@ def main(pipe: Connection) -> None:
 
 
 def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
-    from extract import runner  # here, because the runner's module knows this one
-    from extract.engines.local import LocalEngine, pick_device
-    from extract.sources import Sources
+    from extract.running import runner  # here, because the runner's module knows this one
+    from extract.running.device import LocalEngine, pick_device
+    from extract.running.fingerprints import Sources
 
     device = pick_device(job.device)
     store = Store.open(job.store, "a")

@@ -17,7 +17,7 @@ from typing import Literal
 
 from extract.errors import ManifestError, UsageError
 from extract.files import LocalFiles
-from extract.manifest import (
+from extract.inputs.manifest import (
     Clip,
     Document,
     Place,
@@ -27,8 +27,8 @@ from extract.manifest import (
     write_manifest,
     written_entry,
 )
+from extract.inputs.splits import SPLITS, Member, assign, crossings, groups
 from extract.names import MAX_CHARS, is_legal
-from extract.splits import SPLITS, Member, assign, crossings, groups
 
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """What ends a line of YAML."""

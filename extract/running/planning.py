@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from extract.errors import ClipError, CorruptError, StaleError, WeightsError
 from extract.graph import Instance, downstream, spared, upstream, with_provided
-from extract.manifest import Clip
-from extract.models import weights as weights_table
-from extract.models.weights import Weights
-from extract.sources import Sources, parts_of, sha256_of
+from extract.inputs.manifest import Clip
+from extract.running.fingerprints import Sources, parts_of, sha256_of
 from extract.store import Record, Store
+from extract.weights import files as weights_table
+from extract.weights.files import Weights
 
 MAX_ATTEMPTS = 2
 """Times that work on a clip may begin without a committed block before it counts as ``crashed``."""

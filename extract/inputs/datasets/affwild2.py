@@ -19,12 +19,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from extract.crops import list_crops
-from extract.datasets.folder import VIDEO_SUFFIXES, is_transcript_table, is_whisper
 from extract.errors import ClipError, UsageError
-from extract.manifest import Clip, Labels, absolute
+from extract.inputs.crops import list_crops
+from extract.inputs.datasets.folder import VIDEO_SUFFIXES, is_transcript_table, is_whisper
+from extract.inputs.manifest import Clip, Labels, absolute
+from extract.inputs.splits import Member, hold_out
 from extract.names import is_legal
-from extract.splits import Member, hold_out
 
 AU_FOLDERS = ("AU_Detection_Challenge", "AU_Set")
 EXPR_FOLDERS = (

@@ -12,8 +12,8 @@ import torch
 
 from extract.endings import uninterrupted
 from extract.errors import ClipError, MachineError, UsageError, WeightsError
-from extract.media import Watcher
-from extract.planning import DEFAULT_PRECISION, Prepared
+from extract.inputs.media import Watcher
+from extract.running.planning import DEFAULT_PRECISION, Prepared
 from extract.stage import Context, Stage
 
 Item = TypeVar("Item")

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from extract.errors import UsageError
-from extract.manifest import Clip, Labels, absolute
+from extract.inputs.manifest import Clip, Labels, absolute
+from extract.inputs.transcripts import HEADER as TRANSCRIPT_HEADER
 from extract.names import MAX_CHARS, is_legal
-from extract.transcripts import HEADER as TRANSCRIPT_HEADER
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"),

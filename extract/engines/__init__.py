@@ -1,1 +1,0 @@
-"""Where clips are worked on: this machine, or many."""

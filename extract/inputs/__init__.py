@@ -1,0 +1,1 @@
+"""What a clip brings: the manifest and the files that it names."""

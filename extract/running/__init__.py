@@ -1,0 +1,1 @@
+"""How a run works: what is planned, computed, committed and recorded."""
