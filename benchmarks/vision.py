@@ -31,7 +31,8 @@ from extract.stages import ghfeat, swin
 from extract.stages.align import Align, AlignConfig
 from extract.stages.landmarks import Landmarks, LandmarksConfig
 from extract.stages.superres import Superres, SuperresConfig
-from extract.weights.files import Weights, resolve
+from extract.weights.files import Weights
+from extract.weights.resolving import resolve
 
 EXPECTED_GFLOP = {"superres": 449.75, "ghfeat": 16.96, "swin": 8.98}
 """Per frame, counted on the published architectures."""

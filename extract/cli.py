@@ -444,9 +444,9 @@ def _named(names: Iterable[str]) -> str:
 def weights_list(as_json: AsJson = False) -> int:
     """Every row of the table and whether its files are here (no file is read)."""
     from extract import console
-    from extract.weights import files as weights
+    from extract.weights import files, resolving
 
-    console.show_weights(weights.list_rows(weights.cache_folder()), as_json=as_json)
+    console.show_weights(resolving.list_rows(files.cache_folder()), as_json=as_json)
     return 0
 
 
@@ -461,16 +461,16 @@ def weights_fetch(
     offline: Annotated[bool, typer.Option("--offline", help="Only check what is here.")] = False,
 ) -> int:
     """Fetch published weights into the cache and pin them in weights.lock, beside the config's file or the store."""
-    from extract.weights import fetch
-    from extract.weights import files as weights
+    from extract.weights import fetch, files, resolving, table
+    from extract.weights.lock import lock_file
 
     keys = key or _keys_needed(config, set_, stage)
     if offline:
-        needed = [weights.TABLE[name] for name in keys if name in weights.TABLE]
-        lacking = [row.key for row in needed if weights.locate(row, weights.cache_folder())[1]]
+        needed = [table.TABLE[name] for name in keys if name in table.TABLE]
+        lacking = [row.key for row in needed if resolving.locate(row, files.cache_folder())[1]]
         if lacking:
             raise WeightsError(f"not here, and --offline forbids fetching: {', '.join(lacking)}")
-    lock = weights.lock_file(config, store)
+    lock = lock_file(config, store)
     fetched = fetch.fetch(keys, lock=lock, told=lambda text: print(text, flush=True))
     print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {lock}")
     print("next: extract run")
@@ -481,11 +481,11 @@ def _keys_needed(config: str | None, overrides: list[str] | None, stages: list[s
     """Keys of the table that a run with these flags would ask for."""
     from extract.config import load_extract_config
     from extract.graph import build_graph, select, upstream
-    from extract.weights import files as weights
+    from extract.weights import table
 
     graph = build_graph(load_extract_config(config, overrides or ()))
     specs = (getattr(graph[n].stage.config, "weights", None) for n in upstream(graph, select(graph, stages or ())))
-    return [spec for spec in dict.fromkeys(specs) if spec in weights.TABLE]
+    return [spec for spec in dict.fromkeys(specs) if spec in table.TABLE]
 
 
 @weights_app.command("convert")
@@ -512,9 +512,9 @@ def weights_convert(
 def weights_verify(as_json: AsJson = False) -> int:
     """Hash the files that are here; exit 3 if one is not what the table names."""
     from extract import console
-    from extract.weights import files as weights
+    from extract.weights import files, resolving
 
-    rows = weights.verify(weights.cache_folder())
+    rows = resolving.verify(files.cache_folder())
     console.show_weights(rows, as_json=as_json)
     wrong = [row.row.key for row in rows if row.state == "wrong"]
     if wrong:

@@ -21,7 +21,7 @@ from extract.running.planning import Plan
 from extract.running.runner import Failure, Progress, Report
 from extract.store import Store
 from extract.verification import Checked, SourcesChecked
-from extract.weights.files import Located
+from extract.weights.resolving import Located
 
 PLAIN_LINE_EVERY_S = 30.0
 STATES = ("done", "empty", "partial", "failed")

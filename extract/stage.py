@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from extract.errors import WeightsError
 from extract.timeline import FRAMES, Clock
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Stage(ABC, Generic[ConfigT]):
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     batch: ClassVar[int] = 32
     """Default rows per micro-batch; the config's ``batch`` changes speed only."""
-    unlearned: ClassVar[frozenset[str]] = frozenset()
+    weightless: ClassVar[frozenset[str]] = frozenset()
     """Values of the config's ``weights`` that name a rule: nothing was learned and no file is needed."""
 
     def __init__(self, config: ConfigT) -> None:
@@ -90,9 +91,21 @@ class Stage(ABC, Generic[ConfigT]):
     def outputs(self) -> tuple[Output, ...]:
         """The arrays it gives; sizes and types may depend on the config."""
 
+    @property
+    def weights(self) -> str | None:
+        """What the config's ``weights`` names; None for a stage without, or where it names a rule (``weightless``)."""
+        named: str | None = getattr(self.config, "weights", None)
+        return None if named in self.weightless else named
+
+    @property
+    def architecture(self) -> str | None:
+        """What the config says; None for a stage with one architecture."""
+        named: str | None = getattr(self.config, "architecture", None)
+        return named
+
     def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
         """Tensors by name for ``weights: random``, drawn by ``models/random.py``; untrained, for tests and demo."""
-        raise TypeError(f"stage {self.name} has no weights to draw")
+        raise WeightsError(f"stage {self.name} has no random weights; name a key, a file or a folder")
 
     def setup(self, context: Context) -> None:
         """Load weights. Called once per process, before the first batch."""

@@ -19,7 +19,7 @@ from extract.errors import EMPTY_REASONS
 from extract.registry import STAGES
 from extract.stage import ClipResult, ClipStage, Context, Output, RowsStage, Stage
 from extract.timeline import FrameClock, Regular, Table
-from extract.weights import files as weights
+from extract.weights import resolving
 
 CPU = torch.device("cpu")
 
@@ -29,8 +29,8 @@ def context(stage: Stage[Any], *, cpu_threads: int = 1) -> Context:
     spec = getattr(stage.config, "weights", None)
     resolved = (
         None
-        if spec is None or spec in stage.unlearned
-        else weights.resolve(spec, stage, cache=Path("no-such-cache"), offline=True)
+        if spec is None or spec in stage.weightless
+        else resolving.resolve(spec, stage, cache=Path("no-such-cache"), offline=True)
     )
     return Context(CPU, torch.float32, resolved, cpu_threads)
 

@@ -25,15 +25,14 @@ from extract.running import runner
 from extract.running.runner import Options
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.swin import Swin, SwinConfig
-from extract.weights import fetch
-from extract.weights import files as weights
-from extract.weights.files import HUB, WeightsRow
+from extract.weights import fetch, files, lock, resolving, table
+from extract.weights.table import HUB, WeightsRow
 from tests.contract import context
 from tests.test_crops import draw_crops
 
 COMMIT, LATER = "c" * 40, "d" * 40
-LOCK = Path(weights.LOCK)
-WHOLE_TABLE = weights.TABLE
+LOCK = Path(lock.LOCK)
+WHOLE_TABLE = table.TABLE
 
 
 def sha(data: bytes) -> str:
@@ -162,7 +161,7 @@ def site(tmp_path, monkeypatch):
             source="https://example.org/releases", files=("net.pth",), licence="BSD-3-Clause",
             trained_on="noise", sha256=sha(released), download=f"{hub}/releases/v1/net.pth",
         )  # fmt: skip
-        monkeypatch.setattr(weights, "TABLE", weights.by_key((row, release)))
+        monkeypatch.setattr(table, "TABLE", table.by_key((row, release)))
         site.files = {
             "config.json": b"{}",
             "model.safetensors": bytes(range(256)) * 400,
@@ -191,7 +190,7 @@ def test_a_hub_is_resolved_once_and_locked(site, tmp_path):
     ]
     assert (folder / "model.safetensors").read_bytes() == site.files["model.safetensors"]
     pin = lock()["net"]
-    assert (pin["commit"], pin["sha256"]) == (COMMIT, weights.path_sha256(folder))
+    assert (pin["commit"], pin["sha256"]) == (COMMIT, files.path_sha256(folder))
     assert pin["files"]["model.safetensors"] == {"sha256": sha(site.files["model.safetensors"]), "size": 102_400}
     assert "licence MIT; trained on noise" in told
     assert site.paths("hub") == [
@@ -416,7 +415,7 @@ def test_unknown_keys_and_packages_are_refused(monkeypatch):
     row = WeightsRow(
         "packed", ("swin",), None, "a package", ("x",), "MIT", "noise", None, package="no_such_package_here"
     )
-    monkeypatch.setattr(weights, "TABLE", weights.by_key((row,)))
+    monkeypatch.setattr(table, "TABLE", table.by_key((row,)))
     with pytest.raises(UsageError, match="come with the package no-such-package-here: install that"):
         get("packed")
 
@@ -427,7 +426,7 @@ def test_what_no_program_can_fetch_is_left_to_the_user(tmp_path, monkeypatch):
     page = WeightsRow(
         "page", ("ghfeat",), "small", "https://example.org/paper", ("e.pkl",), "none given", "noise", None, by_hand=True
     )
-    monkeypatch.setattr(weights, "TABLE", weights.TABLE | {"page": page})
+    monkeypatch.setattr(table, "TABLE", table.TABLE | {"page": page})
     place = tmp_path / "cache" / "weights" / "page" / "e.pkl"
     with pytest.raises(WeightsError) as caught:
         get("page", "net")
@@ -439,11 +438,11 @@ def test_what_no_program_can_fetch_is_left_to_the_user(tmp_path, monkeypatch):
     with pytest.raises(
         WeightsError, match=r"there is no .*e\.pkl; no program can fetch them: .*--set ghfeat.weights=PATH"
     ):
-        weights.resolve("page", stage, cache=tmp_path / "cache")
+        resolving.resolve("page", stage, cache=tmp_path / "cache")
     place.parent.mkdir(parents=True)
     place.write_bytes(b"a pickle")
     assert "page: is here, put by hand; pinned in weights.lock as it is" in get("page")[1]
-    assert weights.resolve("page", stage, cache=tmp_path / "cache").path == place
+    assert resolving.resolve("page", stage, cache=tmp_path / "cache").path == place
 
 
 @pytest.mark.parametrize(
@@ -474,14 +473,14 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
     tensors = {name: values for name, values in swin.random_weights("small").items()}
     site.files = {"model.safetensors": safetensors.numpy.save(tensors)}
     row = WeightsRow("tiny", ("swin",), "small", f"{HUB}/some/tiny", (), "MIT", "noise", None)
-    dlib = weights.TABLE.get("dlib-68-landmarks")
-    monkeypatch.setattr(weights, "TABLE", weights.by_key([row, *([dlib] if dlib else [])]))
+    dlib = table.TABLE.get("dlib-68-landmarks")
+    monkeypatch.setattr(table, "TABLE", table.by_key([row, *([dlib] if dlib else [])]))
     (tmp_path / "c.yaml").write_text(
         "extract: {instances: {swin: {weights: tiny, architecture: small, resize: 64, crop: 64, inputs: {crop: crop}}}}"
     )
     stage = Swin(SwinConfig(weights="tiny", architecture="small", resize=64, crop=64))
     with pytest.raises(WeightsError, match=r"a run fetches nothing: .*`extract weights fetch tiny` gets them"):
-        weights.resolve("tiny", stage)
+        resolving.resolve("tiny", stage)
     offline = command("weights", "fetch", "tiny", "--offline")
     assert (offline.exit_code, site.requests) == (3, [])
     assert "not here, and --offline forbids fetching: tiny" in offline.stderr
@@ -493,7 +492,7 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
     assert [entry["state"] for entry in json.loads(command("weights", "verify", "--json").stdout)] == ["ok"]
 
     path = tmp_path / "cache/weights/tiny"
-    resolved = weights.resolve("tiny", stage)
+    resolved = resolving.resolve("tiny", stage)
     stage.setup(context(Swin(SwinConfig(weights=str(path), architecture="small", resize=64, crop=64))))
     assert {name: values.numpy().tobytes() for name, values in resolved.tensors().items()} == {
         name: np.ascontiguousarray(values).tobytes() for name, values in tensors.items()
@@ -502,7 +501,7 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
     with (path / "model.safetensors").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(WeightsError, match=r"has sha256 \w+, expected by weights\.lock \w+; get it anew from"):
-        weights.resolve("tiny", stage)
+        resolving.resolve("tiny", stage)
     verified = command("weights", "verify")
     assert verified.exit_code == 3
     assert "not the bytes that the table" in verified.stderr
@@ -594,20 +593,20 @@ def test_the_lock_is_looked_for_beside_config_and_store_and_nowhere_else(tmp_pat
     config, store = tmp_path / "experiment/c.yaml", tmp_path / "stores/s.zarr"
     config.write_text("extract: {}")
     (tmp_path / "here" / LOCK).write_text("{}")  # of another experiment, where one happens to stand
-    assert weights.lock_file(str(config), store) == config.parent / LOCK
-    assert weights.lock_file("default", store) == store.parent / LOCK
-    assert weights.lock_file(None, None) == LOCK
+    assert lock.lock_file(str(config), store) == config.parent / LOCK
+    assert lock.lock_file("default", store) == store.parent / LOCK
+    assert lock.lock_file(None, None) == LOCK
     (store.parent / LOCK).write_text("{}")
-    assert weights.lock_file(str(config), store) == store.parent / LOCK
+    assert lock.lock_file(str(config), store) == store.parent / LOCK
     (config.parent / LOCK).write_text("{}")
-    assert weights.lock_file(str(config), store) == config.parent / LOCK
+    assert lock.lock_file(str(config), store) == config.parent / LOCK
 
 
 def test_a_run_takes_the_lock_of_its_store_and_names_what_nobody_pinned(site, tmp_path, monkeypatch):
     tensors = dict(swin.random_weights("small"))
     site.files = {"model.safetensors": safetensors.numpy.save(tensors)}
     row = WeightsRow("tiny", ("swin",), "small", f"{HUB}/some/tiny", (), "MIT", "noise", None)
-    monkeypatch.setattr(weights, "TABLE", weights.by_key([row, WHOLE_TABLE["dlib-68-landmarks"]]))
+    monkeypatch.setattr(table, "TABLE", table.by_key([row, WHOLE_TABLE["dlib-68-landmarks"]]))
     (tmp_path / "experiment").mkdir()
     config = ExtractConfig(instances={"swin": {"weights": "tiny", "architecture": "small", "resize": 64, "crop": 64}})
     store = tmp_path / "experiment/s.zarr"

@@ -19,7 +19,8 @@ from extract.cli import app
 from extract.errors import UsageError, WeightsError
 from extract.models.ghfeat import convert, network, official
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
-from extract.weights.files import path_sha256, resolve
+from extract.weights.files import path_sha256
+from extract.weights.resolving import resolve
 from tests.golden_nets import drawn, ghfeat_rule
 
 SOURCE = "def Encoder(*args):\n    raise SystemExit('this text must never run')\n"

@@ -16,7 +16,7 @@ from extract.errors import WeightsError
 from extract.models import realesrgan
 from extract.models.realesrgan import Inference, enhance, enlarge, from_tensors, rrdb_shapes, srvgg_shapes, upscale
 from extract.stages.superres import Superres, SuperresConfig
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.golden_nets import drawn, rrdb_rule, srvgg_rule
 
 RULES = {"rrdb": rrdb_rule, "srvgg": srvgg_rule}

@@ -259,7 +259,7 @@ def test_the_aligned_face_is_upright_in_the_middle(monkeypatch):
     import dlib
 
     from extract.stages.detections import Detections, DetectionsConfig
-    from extract.weights.files import resolve
+    from extract.weights.resolving import resolve
 
     looks = []
     monkeypatch.setattr(inspection, "draw", lambda found, *_: looks.extend(found) or Image.new("RGB", (1, 1)))

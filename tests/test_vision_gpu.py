@@ -9,7 +9,7 @@ from extract.stage import Context
 from extract.stages.align import Align, AlignConfig
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.superres import Superres, SuperresConfig
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.stages.test_align import batch as align_batch
 from tests.stages.test_align import face
 from tests.stages.test_superres import batch as superres_batch

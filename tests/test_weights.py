@@ -15,19 +15,10 @@ from extract.stages.detections import Detections, DetectionsConfig
 from extract.stages.hubert import Hubert, HubertConfig
 from extract.stages.labels import Labels, LabelsConfig
 from extract.stages.swin import Swin, SwinConfig
-from extract.weights import files as weights
-from extract.weights.files import (
-    TABLE,
-    Located,
-    WeightsRow,
-    by_key,
-    cache_folder,
-    file_sha256,
-    list_rows,
-    path_sha256,
-    resolve,
-    verify,
-)
+from extract.weights import table
+from extract.weights.files import cache_folder, file_sha256, path_sha256
+from extract.weights.resolving import Located, list_rows, resolve, verify
+from extract.weights.table import TABLE, WeightsRow, by_key
 
 SMALL = Swin(SwinConfig(weights="random", architecture="small", resize=64, crop=64))
 TINY = Swin(SwinConfig())
@@ -261,7 +252,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 
 def test_states(tmp_path, monkeypatch):
     row = WeightsRow("k", ("swin",), "tiny", "https://x", (), "MIT", "y", sha256=None)
-    monkeypatch.setattr(weights, "TABLE", {"k": row, "dlib-68-landmarks": TABLE["dlib-68-landmarks"]})
+    monkeypatch.setattr(table, "TABLE", {"k": row, "dlib-68-landmarks": TABLE["dlib-68-landmarks"]})
     assert [entry.state for entry in list_rows(tmp_path)] == ["missing", "present"]
     fill(tmp_path / "weights" / "k", model__safetensors="abc")
     assert [entry.state for entry in list_rows(tmp_path)] == ["unpinned", "present"]

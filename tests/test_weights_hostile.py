@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from extract.archives import too_large
 from extract.errors import CorruptError, UsageError, WeightsError
 from extract.models.ghfeat import official
-from extract.weights import files as weights
+from extract.weights import files
 from extract.weights.files import Weights
 from fusion.runs import Run
 from tests.conftest import ROOT
@@ -146,9 +146,9 @@ def test_without_a_home_the_variable_to_set_is_named(monkeypatch):
     monkeypatch.delenv("AU_FUSION_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(UsageError, match=r"no home folder and HOME is not set; set AU_FUSION_CACHE to a folder"):
-        weights.cache_folder()
+        files.cache_folder()
     monkeypatch.setenv("AU_FUSION_CACHE", "/somewhere")
-    assert weights.cache_folder() == Path("/somewhere")
+    assert files.cache_folder() == Path("/somewhere")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a passwd entry")
@@ -156,8 +156,8 @@ def test_a_user_without_home_and_passwd_entry():
     """As containers run: `docker run --user 12345`."""
     env = {name: value for name, value in os.environ.items() if name not in {"HOME", "AU_FUSION_CACHE"}}
     program = (
-        "import os; from extract.errors import UsageError; from extract.models import weights; os.setuid(54321)\n"
-        "try: weights.cache_folder()\n"
+        "import os; from extract.errors import UsageError; from extract.weights import files; os.setuid(54321)\n"
+        "try: files.cache_folder()\n"
         "except UsageError as error: print(error)"
     )
     ended = subprocess.run(

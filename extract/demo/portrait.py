@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from extract.demo.units import LOWER_INNER, UPPER_INNER
 from extract.stages.detections import Detections, DetectionsConfig
-from extract.weights import files as weights
+from extract.weights import resolving
 
 Floats = NDArray[np.float64]
 Points = dict[str, Floats]
@@ -95,7 +95,7 @@ def on_texture(places: NDArray[np.generic] | Floats) -> Floats:
 def _landmarks(picture: NDArray[np.uint8]) -> Floats:
     """68 points [68, 2]: the median over enlargements and boxes a little off, steadier than one look."""
     stage = Detections(DetectionsConfig())
-    predictor = dlib.shape_predictor(str(weights.resolve(stage.config.weights, stage).path))
+    predictor = dlib.shape_predictor(str(resolving.resolve(stage.config.weights, stage).path))
     detector = dlib.get_frontal_face_detector()
     (box,) = detector(picture, 0)
     found = []

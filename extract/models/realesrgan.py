@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from extract.errors import WeightsError
 from extract.models import random
-from extract.weights.files import Weights, listed
+from extract.weights.files import Weights
+from extract.weights.loading import listed
 
 GROWTH = 32
 """Channels that each convolution of a dense block adds, in every published file."""

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from extract.errors import WeightsError
 from extract.models import random
-from extract.weights.files import Weights, check_config, load_strictly
+from extract.weights.files import Weights
+from extract.weights.loading import check_config, load_strictly
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from extract.graph import Instance, downstream, spared, upstream, with_provided
 from extract.inputs.manifest import Clip
 from extract.running.fingerprints import Sources, parts_of, sha256_of
 from extract.store import Record, Store
-from extract.weights import files as weights_table
+from extract.weights import lock, resolving
 from extract.weights.files import Weights
 
 MAX_ATTEMPTS = 2
@@ -39,7 +39,7 @@ def prepare(
     device_kind: str,
     *,
     offline: bool = False,
-    lock: Path = Path(weights_table.LOCK),
+    lock: Path = Path(lock.LOCK),
 ) -> dict[str, Prepared]:
     """Resolve weights and precision of ``names`` (feeding ones first) and make their recipes.
 
@@ -54,10 +54,10 @@ def prepare(
         instance = graph[name]
         precision = _precision(instance, store, device_kind)
         weights, weights_sha256 = None, None
-        if getattr(instance.stage.config, "weights", None) not in {None, *instance.stage.unlearned}:
+        if instance.stage.weights is not None:
             try:
-                weights = weights_table.resolve(
-                    instance.stage.config.weights, instance.stage, offline=offline, instance=name, lock=lock
+                weights = resolving.resolve(
+                    instance.stage.weights, instance.stage, offline=offline, instance=name, lock=lock
                 )
                 weights_sha256 = weights.sha256
             except WeightsError as error:
@@ -76,7 +76,7 @@ def _recipe(
 ) -> dict[str, Any]:
     stage = instance.stage
     config = stage.config.model_dump(mode="json")
-    if config.get("weights") not in stage.unlearned:
+    if config.get("weights") not in stage.weightless:
         config.pop("weights", None)  # the file's content counts, not the name or path it goes by
     recipe: dict[str, Any] = {"stage": stage.name, "version": stage.version, "config": config}
     if weights_sha256:

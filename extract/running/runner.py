@@ -24,7 +24,7 @@ from extract.running.fingerprints import Sources
 from extract.running.isolation import IsolatedWorker, Job
 from extract.running.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
 from extract.store import Store, is_store
-from extract.weights.files import lock_file
+from extract.weights.lock import lock_file
 
 if TYPE_CHECKING:
     import torch

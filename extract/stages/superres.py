@@ -53,7 +53,7 @@ class Superres(RowsStage[SuperresConfig]):
     inputs = ("crop.patch", "crop.patch_box")
     device = "gpu"
     batch = 8
-    unlearned = frozenset({LANCZOS})
+    weightless = frozenset({LANCZOS})
 
     @property
     def outputs(self) -> tuple[Output, ...]:

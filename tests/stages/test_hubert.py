@@ -15,7 +15,7 @@ from extract.inputs.media import Sound, read_audio
 from extract.models import hubert, random
 from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig, normalised
 from extract.stages.wave import SamplesOnDisk
-from extract.weights import files as weights
+from extract.weights import files, resolving
 from tests.contract import ClipContract, ClipInputs, context
 
 SMALL: dict[str, Any] = {"weights": "random", "architecture": "small", "dtype": "float32"}
@@ -395,9 +395,9 @@ def test_training_mode_would_change_nothing():
 )
 def test_published_weights_give_fairseqs_features(media_dir, key, architecture, layer, normalise, golden):
     """Oracle: features of one LibriSpeech recording by the original program."""
-    missing = {entry.row.key: entry.missing for entry in weights.list_rows(weights.cache_folder())}[key]
+    missing = {entry.row.key: entry.missing for entry in resolving.list_rows(files.cache_folder())}[key]
     if missing:
-        pytest.skip(f"weights {key} are not in {weights.cache_folder()}")
+        pytest.skip(f"weights {key} are not in {files.cache_folder()}")
     config = HubertConfig(weights=key, architecture=architecture, layer=layer, normalise=normalise, dtype="float32")
     stage = Hubert(config)
     stage.setup(context(stage))

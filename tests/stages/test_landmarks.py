@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from extract.models.dlib_faces import DlibFaces
 from extract.stages.landmarks import Landmarks, LandmarksConfig
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.contract import RowsContract, context
 
 

@@ -13,7 +13,7 @@ from extract.errors import WeightsError
 from extract.models.realesrgan import Inference, random_weights, srvgg_shapes, upscale
 from extract.stage import Context
 from extract.stages.superres import Superres, SuperresConfig
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.contract import RowsContract
 
 

@@ -12,7 +12,7 @@ from extract.errors import WeightsError
 from extract.models import swin
 from extract.stage import Context
 from extract.stages.swin import Swin, SwinConfig, prepare
-from extract.weights.files import resolve
+from extract.weights.resolving import resolve
 from tests.contract import RowsContract, context
 
 SMALL: dict[str, Any] = {"weights": "random", "architecture": "small", "resize": 64, "crop": 64, "dtype": "float32"}

@@ -16,7 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from extract.models import random
 from extract.models.ghfeat.levels import num_values
-from extract.weights.files import Weights, load_strictly
+from extract.weights.files import Weights
+from extract.weights.loading import load_strictly
 
 if TYPE_CHECKING:
     import numpy as np

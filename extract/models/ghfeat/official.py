@@ -20,7 +20,7 @@ from torch import Tensor
 
 from extract.errors import WeightsError
 from extract.models.ghfeat.network import ARCHITECTURES, shapes
-from extract.weights.files import listed
+from extract.weights.loading import listed
 
 KNOWN_SOURCE_SHA256 = "7e29324edb3a036188b23e578ef53be6e624c3ce7dba0824a490ef3a33bf1b64"
 """Of ``training/networks_ghfeat.py`` (genforce/ghfeat c7fb5f0), the definition that ``network.py`` follows."""

@@ -1,0 +1,78 @@
+"""From tensors to networks: every tensor that a network has, and no other."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from extract.errors import WeightsError
+from extract.weights.files import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def check_config(weights: Weights, architecture: str, expected: object, fields: Sequence[str]) -> None:
+    """What no tensor's shape shows (heads, norms, strides) must be as ``config.json`` says, where there is one.
+
+    Args:
+        expected: the config that the network was built from; its attributes ``fields`` are compared.
+
+    Raises:
+        WeightsError: lists the fields that differ.
+    """
+    found = weights.read_json("config.json")
+    if found is None:
+        return
+    wanted = {name: _plain(getattr(expected, name)) for name in fields}
+    wrong = [
+        f"{name} {found[name]!r}, expected {wanted[name]!r}"
+        for name in fields
+        if name in found and _plain(found[name]) != wanted[name]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"weights {weights.spec!r}: config.json is not of architecture {architecture}: {'; '.join(wrong)}"
+        )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str, *, assign: bool = False) -> None:
+    """Fill ``model``: every tensor that it has, and no other, each of the same shape.
+
+    Args:
+        assign: take the tensors themselves instead of copying them (for a model on the meta device).
+
+    Raises:
+        WeightsError: lists what is missing, unexpected, and of another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    told = listed(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if told:
+        raise WeightsError(f"weights {spec!r} do not fit: {told}. Is the architecture in the config the right one?")
+    model.load_state_dict(dict(tensors), assign=assign)
+
+
+def listed(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    more: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """What is missing, unexpected and of another shape, in words; empty where nothing is. ``more``: further faults."""
+    faults: dict[str, Sequence[str]] = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {found[name]}, expected {wanted[name]}"
+            for name in sorted(wanted.keys() & found.keys())
+            if found[name] != wanted[name]
+        ],
+        **(more or {}),
+    }
+    return "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in faults.items() if names)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
