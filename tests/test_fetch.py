@@ -25,13 +25,15 @@ from extract.running import runner
 from extract.running.runner import Options
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.swin import Swin, SwinConfig
-from extract.weights import fetch, files, lock, resolving, table
+from extract.weights import fetch, files, resolving, table
+from extract.weights.lock import LOCK as WEIGHTS_LOCK
+from extract.weights.lock import lock_file
 from extract.weights.table import HUB, WeightsRow
 from tests.contract import context
 from tests.test_crops import draw_crops
 
 COMMIT, LATER = "c" * 40, "d" * 40
-LOCK = Path(lock.LOCK)
+LOCK = Path(WEIGHTS_LOCK)
 WHOLE_TABLE = table.TABLE
 
 
@@ -593,13 +595,13 @@ def test_the_lock_is_looked_for_beside_config_and_store_and_nowhere_else(tmp_pat
     config, store = tmp_path / "experiment/c.yaml", tmp_path / "stores/s.zarr"
     config.write_text("extract: {}")
     (tmp_path / "here" / LOCK).write_text("{}")  # of another experiment, where one happens to stand
-    assert lock.lock_file(str(config), store) == config.parent / LOCK
-    assert lock.lock_file("default", store) == store.parent / LOCK
-    assert lock.lock_file(None, None) == LOCK
+    assert lock_file(str(config), store) == config.parent / LOCK
+    assert lock_file("default", store) == store.parent / LOCK
+    assert lock_file(None, None) == LOCK
     (store.parent / LOCK).write_text("{}")
-    assert lock.lock_file(str(config), store) == store.parent / LOCK
+    assert lock_file(str(config), store) == store.parent / LOCK
     (config.parent / LOCK).write_text("{}")
-    assert lock.lock_file(str(config), store) == config.parent / LOCK
+    assert lock_file(str(config), store) == config.parent / LOCK
 
 
 def test_a_run_takes_the_lock_of_its_store_and_names_what_nobody_pinned(site, tmp_path, monkeypatch):
