@@ -25,7 +25,7 @@ from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, 
 from extract.models import realesrgan
 from extract.models.ffhq import align as ffhq
 from extract.models.ghfeat import network
-from extract.running.planning import DEFAULT_PRECISION
+from extract.running.recipes import DEFAULT_PRECISION
 from extract.stage import Context, RowsStage
 from extract.stages import ghfeat, swin
 from extract.stages.align import Align, AlignConfig

@@ -5,12 +5,15 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from extract import endings
 from extract.errors import CorruptError, MachineError, StaleError, UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from extract.running.selection import Options
 
 P = ParamSpec("P")
 
@@ -104,11 +107,10 @@ def run(
     """Compute what the store lacks: resumes, skips what is done, tries failed clips again."""
     from extract import console
     from extract.running import runner
+    from extract.running.selection import Options
 
     _log(quiet, verbose)
-    options = runner.Options(
-        stage or (), clip or (), limit, shard, device, overwrite, retry, offline, allow_shared_subjects
-    )
+    options = Options(stage or (), clip or (), limit, shard, device, overwrite, retry, offline, allow_shared_subjects)
     if dry_run:
         return _plan(manifest, store, config, set_, options, as_json=as_json)
     with console.progress(quiet or as_json) as progress:
@@ -138,11 +140,9 @@ def plan(
     as_json: AsJson = False,
 ) -> int:
     """Say what a run would do (run --dry-run); exit 2 where it would refuse."""
-    from extract.running import runner
+    from extract.running.selection import Options
 
-    options = runner.Options(
-        stage or (), clip or (), limit, shard, device, False, retry, offline, allow_shared_subjects
-    )
+    options = Options(stage or (), clip or (), limit, shard, device, False, retry, offline, allow_shared_subjects)
     return _plan(manifest, store, config, set_, options, as_json=as_json)
 
 
@@ -151,7 +151,7 @@ def _plan(
     store: str,
     config: str | None,
     overrides: list[str] | None,
-    options: Any,  # noqa: ANN401 - runner.Options, whose module is imported late
+    options: "Options",
     *,
     as_json: bool,
 ) -> int:
@@ -180,7 +180,7 @@ def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
 
     damaged = console.show_status(Store.open(store), as_json=as_json)
     if damaged:
-        raise _damaged(damaged)
+        raise _damaged([notice.message for notice in damaged])
     return 0
 
 

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from extract import texts
 from extract.errors import ConfigError
 
+LARGEST_BATCH = 32
+"""Rows of frames that flow through a run together; no micro-batch is larger."""
+
 SECTIONS = ("extract", "fusion")
 NAMED = {"instances", "modalities"}
 """What holds entries under names of the user's: ``null`` for one that is not there is a slip, not a wish."""
@@ -40,8 +43,8 @@ class InstanceConfig(Frozen):
     """Transient outputs to store all the same. Not in the recipe."""
     block_rows: int | None = Field(default=None, ge=1)
     """Rows per block for new arrays; a power of two. Overrides ``run.block_rows``. Not in the recipe."""
-    batch: int | None = Field(default=None, ge=1)
-    """Rows per micro-batch. Changes speed, and values only by rounding. Not in the recipe."""
+    batch: int | None = Field(default=None, ge=1, le=LARGEST_BATCH)
+    """Rows per micro-batch, a power of two. Changes speed, and values only by rounding. Not in the recipe."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of a GPU stage's model: ``auto`` is what the store already holds, else float32 on a CPU and float16
     on CUDA. In the recipe."""
@@ -51,7 +54,7 @@ class InstanceConfig(Frozen):
         """What is left for the stage's own config."""
         return dict(self.model_extra or {})
 
-    @field_validator("block_rows")
+    @field_validator("block_rows", "batch")
     @classmethod
     def _power_of_two(cls, rows: int | None) -> int | None:
         return _power_of_two(rows)

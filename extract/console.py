@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from rich.table import Table
 from extract.config import Remembered
 from extract.errors import CorruptError
 from extract.running.planning import Plan
-from extract.running.runner import Failure, Progress, Report
+from extract.running.runner import Failure, Notice, Progress, Report
 from extract.store import Store
 from extract.verification import Checked, SourcesChecked
 from extract.weights.resolving import Located
@@ -128,9 +127,9 @@ def report_json(report: Report) -> dict[str, Any]:
         "computed": report.computed,
         "instances": {name: dict(counts) for name, counts in report.counts.items()},
         "failures": [vars(failure) for failure in report.failures],
-        "busy": report.busy,
-        "damaged": report.damaged,
-        "warnings": report.warnings,
+        "busy": [vars(notice) for notice in report.busy],
+        "damaged": [vars(notice) for notice in report.damaged],
+        "warnings": [vars(notice) for notice in report.warnings],
         "untrained": report.untrained,
     }
 
@@ -139,12 +138,12 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
     """Counts per instance, then what a user must know: warnings, failures, busy clips, the next command."""
     if not quiet:
         _print_counts(report.counts)
-        _print_list("warning", report.warnings, sys.stderr, verbose=verbose)
+        _print_list("warning", [str(notice) for notice in report.warnings], sys.stderr, verbose=verbose)
         if report.untrained:
             print(f"untrained (random weights): {', '.join(report.untrained)}")
     _print_list("failed", _failure_lines(report.failures, verbose=verbose), sys.stderr, verbose=verbose)
-    _print_list("busy, left to its own run", report.busy, sys.stderr, verbose=verbose)
-    _print_list("damaged", report.damaged, sys.stderr, verbose=verbose)
+    _print_list("skipped, another run holds it", [str(notice) for notice in report.busy], sys.stderr, verbose=verbose)
+    _print_list("damaged", [notice.message for notice in report.damaged], sys.stderr, verbose=verbose)
     if report.failures:
         print(f"run the same command to try again; `extract failed --store {store} -v` tells more", file=sys.stderr)
     if report.busy:
@@ -184,17 +183,17 @@ def say_config(store: Store, asked: str | None) -> None:
         print(Remembered.taken(store.config()), file=sys.stderr)
 
 
-def show_status(store: Store, *, as_json: bool) -> list[str]:
-    """States, rows and recipes per instance. Returns what is said of each damaged record."""
+def show_status(store: Store, *, as_json: bool) -> list[Notice]:
+    """States, rows and recipes per instance. Returns a notice of each damaged record."""
     counts: dict[str, Counter[str]] = {}
     rows: Counter[str] = Counter()
     recipes: dict[str, set[str]] = {}
     untrained: set[str] = set()
     clips = store.clips()
-    damaged: list[str] = []
-    for _, name, record in store.survey(clips):
+    damaged: list[Notice] = []
+    for clip, name, record in store.survey(clips):
         if isinstance(record, CorruptError):
-            damaged.append(str(record))
+            damaged.append(Notice(str(record), clip, name))
             continue
         counts.setdefault(name, Counter())[record.state] += 1
         rows[name] += record.rows
@@ -206,7 +205,12 @@ def show_status(store: Store, *, as_json: bool) -> list[str]:
             name: {**states, "rows": rows[name], "recipes": len(recipes[name]), "untrained": name in untrained}
             for name, states in sorted(counts.items())
         }
-        whole = {"store": str(store.path), "clips": len(clips), "instances": told, "damaged": damaged}
+        whole = {
+            "store": str(store.path),
+            "clips": len(clips),
+            "instances": told,
+            "damaged": [vars(notice) for notice in damaged],
+        }
         print(json.dumps(whole, indent=1))
         return damaged
     print(f"{store.path}: {len(clips)} clips")
@@ -225,7 +229,7 @@ def show_status(store: Store, *, as_json: bool) -> list[str]:
 def show_failed(store: Store, *, as_json: bool, verbose: bool) -> None:
     """Every failed record with its reason; a damaged one is ``verify``'s affair."""
     found = [
-        Failure(clip, name, record.reason or "", record.message or "")
+        Failure(clip, name, record.reason or "", record.message or "", record.cause)
         for clip, name, record in store.survey()
         if not isinstance(record, CorruptError) and record.state == "failed"
     ]
@@ -303,10 +307,10 @@ def _print_list(what: str, lines: Sequence[str], file: Any, *, verbose: bool) ->
 
 def _failure_lines(failures: Sequence[Failure], *, verbose: bool) -> list[str]:
     """One line for each cause; what failed only because of it is named behind."""
-    causes = {(f.clip, f.instance): f for f in failures if _origin(f) is None}
+    causes = {(f.clip, f.instance): f for f in failures if f.cause is None}
     so_also: dict[tuple[str, str], list[str]] = {cause: [] for cause in causes}
     for failure in failures:
-        origin = (failure.clip, _origin(failure) or "")
+        origin = (failure.clip, failure.cause or "")
         if origin in so_also:
             so_also[origin].append(failure.instance)
         else:  # its cause keeps no record: a transient instance
@@ -318,14 +322,9 @@ def _failure_lines(failures: Sequence[Failure], *, verbose: bool) -> list[str]:
     return lines
 
 
-def _origin(failure: Failure) -> str | None:
-    """The instance that a failure came from, where its message says so."""
-    found = re.match(r"from (\S+): ", failure.message)
-    return found.group(1) if found else None
-
-
 def _failure_line(failure: Failure, *, verbose: bool) -> str:
     lines = failure.message.splitlines() or [""]
     # Of a traceback the last line is the error itself.
     message = failure.message if verbose else lines[-1] if failure.reason == "unexpected" else lines[0]
-    return f"clip {failure.clip}, stage {failure.instance}: {failure.reason}: {message}"
+    cause = f"from {failure.cause}: " if failure.cause else ""
+    return f"clip {failure.clip}, stage {failure.instance}: {failure.reason}: {cause}{message}"

@@ -7,10 +7,10 @@ from typing import Any
 from extract.config import ExtractConfig, InstanceConfig, suggestion, validated
 from extract.errors import ConfigError, UsageError
 from extract.inputs.manifest import Clip
+from extract.inputs.parts import part_files
 from extract.names import LEGAL, is_legal
 from extract.registry import STAGES
 from extract.stage import ClipStage, Output, RowsStage, Stage
-from extract.stages.crop import GivenCrop
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,16 @@ def build_graph(config: ExtractConfig) -> dict[str, Instance]:
 
 
 def with_provided(graph: Mapping[str, Instance], clip: Clip) -> dict[str, Instance]:
-    """The graph as it is for one clip: what the clip brings along is read, and rests on ``frames``, the clock, alone.
+    """The graph as it is for one clip: what the clip brings along is read, and rests on the clock alone.
 
-    A clip with ``crops`` brings every instance of stage ``crop``.
+    A clip with ``crops`` brings every instance of a stage that they provide.
     """
     own = dict(graph)
-    for name, instance in graph.items() if clip.crops is not None else ():
-        if instance.stage.name == "crop":
-            clock = {slot: source for slot, source in instance.feeds.items() if graph[source].stage.name == "frames"}
-            own[name] = Instance(name, GivenCrop(instance.stage.config), clock, instance.config)
+    for name, instance in graph.items():
+        stand_in, part = instance.stage.stand_in, instance.stage.provided_by
+        if stand_in is not None and part is not None and part_files(clip, part):
+            clock = {slot: source for slot, source in instance.feeds.items() if graph[source].stage.clock}
+            own[name] = Instance(name, stand_in(instance.stage.config), clock, instance.config)
     return own
 
 
@@ -111,12 +112,26 @@ def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instan
     for slot in entry.inputs:
         if slot not in slots:
             raise ConfigError(f"instance {name}: no input slot {slot!r}; slots are {', '.join(slots) or 'none'}")
+    _refuse_unheeded(name, stage, entry)
     keepable = [o.name for o in stage.outputs if isinstance(stage, RowsStage) and None not in o.sizes]
     for kept in entry.keep:
         if kept not in keepable:
             fitting = ", ".join(o.name for o in stage.outputs if not o.kept and o.name in keepable)
             raise ConfigError(f"instance {name}: cannot keep {kept!r}; can keep: {fitting or 'nothing more'}")
     return Instance(name, stage, {slot: entry.inputs.get(slot, slot) for slot in slots}, entry)
+
+
+def _refuse_unheeded(name: str, stage: Stage[Any], entry: InstanceConfig) -> None:
+    """Raise ConfigError for a setting that a stage of this kind cannot heed."""
+    kind = "works on whole clips" if isinstance(stage, ClipStage) else "is read, not computed"
+    if entry.batch is not None and not isinstance(stage, RowsStage):
+        raise ConfigError(f"instance {name}: batch is for stages that work on rows, stage {stage.name} {kind}")
+    if entry.block_rows is not None and isinstance(stage, ClipStage):
+        raise ConfigError(f"instance {name}: block_rows is for arrays made row by row, stage {stage.name} {kind}")
+    if entry.precision != "auto" and stage.device == "cpu":
+        raise ConfigError(
+            f"instance {name}: precision is for models that run on a GPU, stage {stage.name} always computes on the CPU"
+        )
 
 
 def select(graph: Mapping[str, Instance], stages: Sequence[str]) -> tuple[str, ...]:

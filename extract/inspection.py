@@ -17,8 +17,9 @@ from extract.inputs import media
 from extract.inputs.crops import GivenCrops, Pictures, list_crops
 from extract.inputs.manifest import Clip, load_manifest
 from extract.running.device import LocalEngine, pick_device
-from extract.running.planning import ClipPlan
-from extract.running.runner import Options, as_made, choose, make_plan
+from extract.running.planning import ClipPlan, make_plan
+from extract.running.runner import as_made
+from extract.running.selection import Options, choose
 from extract.stage import RowsStage
 from extract.stages.crop import GivenCrop
 from extract.store import Store

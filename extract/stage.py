@@ -80,6 +80,14 @@ class Stage(ABC, Generic[ConfigT]):
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     batch: ClassVar[int] = 32
     """Default rows per micro-batch; the config's ``batch`` changes speed only."""
+    clock: ClassVar[bool] = False
+    """Gives ``pts_s``, the times of the clip's frames, which all arrays on the frame clock share."""
+    provided_by: ClassVar[str | None] = None
+    """Source part that a clip may bring along instead of having this computed: ``crops``, ``transcript``."""
+    stand_in: ClassVar["type[SourceStage[Any]] | None"] = None
+    """Reads ``provided_by`` in this stage's place, with the same config; None: the stage reads the part itself."""
+    reread: ClassVar[frozenset[str]] = frozenset()
+    """Source parts whose change is no reason to ask: the instance is computed anew. For imports that feed nothing."""
     weightless: ClassVar[frozenset[str]] = frozenset()
     """Values of the config's ``weights`` that name a rule: nothing was learned and no file is needed."""
 
@@ -113,15 +121,20 @@ class Stage(ABC, Generic[ConfigT]):
 
 
 class SourceStage(Stage[ConfigT]):
-    """Where a clip enters: the runner fills its outputs from ``media.py``."""
+    """Where a clip enters: the runner reads its outputs out of the clip's files."""
+
+    reads: ClassVar[Literal["video", "crops", "sound"]]
+    """What it is filled from. ``video``: its config has ``repair_pts``. ``sound``: its one output is on a regular clock
+    of one step per sample, and whoever is fed gets ``slot.start_s`` as well."""
 
     def arrays(self, images: "list[Tensor]") -> "dict[str, Tensor | list[Tensor]]":
         """Output name -> rows, of decoded pictures (uint8 RGB [H, W, 3] each); times are the runner's."""
         return {"image": images}
 
 
-RowsBatch = Mapping[str, "Tensor | list[Tensor]"]
-"""``slot.array`` -> B rows on the stage's device; a list where rows differ in size."""
+RowsBatch = Mapping[str, Any]
+"""``slot.array`` -> B rows on the stage's device: one Tensor where the declared sizes are fixed, whoever gives them;
+a list of Tensors where a size is None."""
 
 
 class RowsStage(Stage[ConfigT]):

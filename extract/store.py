@@ -69,6 +69,8 @@ class Record:
     reason: str | None = None
     """A key of errors.REASONS, for ``empty`` and ``failed``."""
     message: str | None = None
+    cause: str | None = None
+    """Of ``failed``: the instance whose failure this one follows from. Written only where there is one."""
     attempts: int = 0
     """Times that work began since a block was last committed, counted on only where the process died of a crash."""
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +91,7 @@ _KINDS: dict[str, Any] = {
     "rows": int,
     "reason": str | None,
     "message": str | None,
+    "cause": str | None,
     "attempts": int,
     "notes": Mapping,
     "provenance": Mapping,
@@ -253,7 +256,7 @@ class Store:
 
     def write_record(self, clip: str, instance: str, record: Record) -> None:
         """Replace the record, whole and durably. ``done`` and ``empty`` come last, after every block."""
-        self.files.write(f"{clip}/{instance}/zarr.json", _group_json(asdict(record)))
+        self.files.write(f"{clip}/{instance}/zarr.json", _group_json(_attributes_of(record)))
 
     def keep_only(self, clip: str, instance: str, fingerprint: str) -> None:
         """Remove an instance's arrays that were made under another fingerprint. Its record must no longer be done."""
@@ -618,6 +621,13 @@ class _DurableStore(LocalStore):
 
     def set_sync(self, key: str, value: Buffer) -> None:
         self._files.write(key, value.to_bytes())
+
+
+def _attributes_of(record: Record) -> dict[str, Any]:
+    attributes = asdict(record)
+    if record.cause is None:  # records without a cause have the bytes that they always had
+        del attributes["cause"]
+    return attributes
 
 
 def _chunk_name(block: int, ndim: int) -> str:

@@ -26,7 +26,9 @@ from extract.inputs.datasets.folder import PREDICTION_HEADER, clip_of_file
 from extract.running import runner
 from extract.running.device import pick_device
 from extract.running.fingerprints import sha256_of
-from extract.running.runner import Options, Progress
+from extract.running.planning import make_plan
+from extract.running.runner import Progress
+from extract.running.selection import Options
 from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
 from fusion.config import ContextModality, FrameModality
@@ -162,7 +164,7 @@ def predict(
     # What the cache holds of an edited transcript is of no use to anybody: made anew without asking.
     options = Options(stages=tuple(fitted.recipes), device=device, offline=offline, overwrite=True)
     listed = [clip for _, clip in clips.values()]
-    made, opened, sources = runner.make_plan(extraction, listed, features, options, torch_device.type)
+    made, opened, sources = make_plan(extraction, listed, features, options, torch_device.type)
     told = f"config {config}" if config else f"the extraction of run {where.path}"
     predictions.warnings = _check_recipes(
         fitted, {name: made.prepared[name].recipe for name in fitted.recipes}, where, told
@@ -171,8 +173,8 @@ def predict(
     report = runner.execute(made, opened, sources, features, extraction, torch_device, options, progress)
 
     store = Store.open(features)
-    troubles = {failure.clip: f"{failure.instance}: {failure.message}" for failure in reversed(report.failures)}
-    troubles |= {text.partition(":")[0]: text.partition(": ")[2] for text in (*report.busy, *report.damaged)}
+    troubles = {f.clip: f"{f.cause or f.instance}: {f.message}" for f in reversed(report.failures)}
+    troubles |= {notice.clip: notice.message for notice in (*report.busy, *report.damaged) if notice.clip}
     identity = {"path": str(where.path), "epoch": fitted.epoch, "sha256": file_sha256(where.path / MODEL)}
     for clip_id, (video, _) in clips.items():
         frames = store.record(clip_id, FRAMES)
@@ -187,7 +189,7 @@ def predict(
         with arithmetic(torch_device):
             model = fitted.model.to(torch_device)
             logits = predict_logits(model, samples, torch_device, fitted.config.training.batch)
-        own = [text for text in report.warnings if text.startswith(f"clip {clip_id},")]
+        own = [str(notice) for notice in report.warnings if notice.clip == clip_id]
         pts_s = store.read(clip_id, FRAMES, "pts_s").values
         predictions.written.append(
             _write(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from extract.registry import STAGES
 from tests.conftest import ROOT
 
 FUSION_MAY_IMPORT = {
@@ -121,6 +122,72 @@ def fusion_imports_more_than_it_may(tree: Tree) -> list[str]:
     return found
 
 
+def circles(tree: Tree) -> list[str]:
+    """Modules that import each other, directly or not; imports inside functions and under TYPE_CHECKING count too."""
+    modules = {path.removesuffix("/__init__.py").removesuffix(".py").replace("/", "."): path for path in tree}
+    graph = {
+        module: {target for _, name in imports(path, tree[path]) if (target := _module_of(name, modules)) != module}
+        for module, path in modules.items()
+    }
+    found = []
+    for start in sorted(graph):
+        reached, stack = set(), [*graph[start]]
+        while stack:
+            at = stack.pop()
+            if at is not None and at not in reached:
+                reached.add(at)
+                stack += graph[at]
+        if start in reached:
+            found.append(modules[start])
+    return found
+
+
+def _module_of(name: str, modules: dict[str, str]) -> str | None:
+    """The module of ours that an import reaches: ``a.b.c`` is module ``a.b.c``, or something inside ``a.b``."""
+    return next((at for at in (name, name.rpartition(".")[0]) if at in modules), None)
+
+
+LOWER_ROOMS = ("inputs", "weights", "models", "stages")
+
+
+def lower_rooms_know_the_upper(tree: Tree) -> list[str]:
+    """``inputs``, ``weights``, ``models``, ``stages`` know nothing of how a run works; ``weights`` knows no stage."""
+    found = []
+    for path, text in tree.items():
+        room = path.split("/")[1] if path.startswith("extract/") else ""
+        if room not in LOWER_ROOMS:
+            continue
+        forbidden = ["running", "graph", "registry", "cli"]
+        forbidden += [] if room == "stages" else ["stages"]
+        forbidden += ["stage", "models"] if room == "weights" else []
+        found += [
+            f"{path}:{line} imports {name}"
+            for line, name in imports(path, text)
+            if any(inside(name, f"extract.{other}") for other in forbidden)
+        ]
+    return found
+
+
+CORE = ("extract/running/", "extract/graph.py", "extract/store.py", "extract/cli.py", "extract/stage.py")
+
+
+def core_names_a_stage(tree: Tree) -> list[str]:
+    """A stage's name as a string, or an import of its module: stages declare their roles instead."""
+    found = []
+    for path, text in tree.items():
+        if not path.startswith(CORE):
+            continue
+        found += [
+            f"{path}:{line} imports {name}" for line, name in imports(path, text) if inside(name, "extract.stages")
+        ]
+        found += [
+            f"{path}:{node.lineno} names {node.value}"
+            for node in ast.walk(ast.parse(text, path))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in STAGES
+        ]
+    return found
+
+
 def imports_past_the_door(tree: Tree) -> list[str]:
     return [
         f"{path}:{line} imports {name}"
@@ -185,7 +252,7 @@ OK: Tree = {
     "extract/au/losses.py": "import torch\nfrom extract.au import AUS\nfrom . import metrics",
     "extract/store.py": "import zarr\nfrom zarr.storage import LocalStore",
     "extract/inputs/media.py": "import av.container",
-    "extract/cli.py": "def main():\n    print('x')",
+    "extract/cli.py": "from extract import store\ndef main():\n    print('x')",
     "extract/avatar.py": "import fusions, available, zarrish\nprinted = print_ = 1\nprint_(2)",
     "fusion/__init__.py": "from fusion.training import fit",
     "fusion/data.py": "from extract.store import Store\nfrom extract.au.metrics import f1\nimport extract.errors",
@@ -215,6 +282,17 @@ BAD: list[tuple[Callable[[Tree], list[str]], str, str, str]] = [
         "import extract.media",
         ":1 imports extract.media",
     ),
+    (
+        lower_rooms_know_the_upper,
+        "extract/inputs/x.py",
+        "import extract.running.lease",
+        ":1 imports extract.running.lease",
+    ),
+    (lower_rooms_know_the_upper, "extract/models/x.py", "from extract import graph", ":1 imports extract.graph"),
+    (lower_rooms_know_the_upper, "extract/weights/x.py", "from extract.stage import S", ":1 imports extract.stage.S"),
+    (lower_rooms_know_the_upper, "extract/inputs/x.py", "import extract.stages.crop", ":1 imports extract.stages.crop"),
+    (core_names_a_stage, "extract/running/x.py", "x = 'swin'", ":1 names swin"),
+    (core_names_a_stage, "extract/cli.py", "import extract.stages.swin", ":1 imports extract.stages.swin"),
     (imports_past_the_door, "extract/x.py", "import zarr.codecs as c", ":1 imports zarr.codecs"),
     (imports_past_the_door, "fusion/x.py", "def f():\n    import av", ":2 imports av"),
     (imports_past_the_door, "extract/store.py", "from yaml import dump", ":1 imports yaml.dump"),
@@ -225,7 +303,7 @@ BAD: list[tuple[Callable[[Tree], list[str]], str, str, str]] = [
 ]
 """Check, path and text of a bad module, and what the finding says behind the path."""
 
-CHECKS = [*dict.fromkeys(row[0] for row in BAD), modules_that_shadow]
+CHECKS = [*dict.fromkeys(row[0] for row in BAD), modules_that_shadow, circles]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -239,6 +317,16 @@ def test_the_packages(check):
 def test_the_check_itself(check, path, text, finding):
     assert check(OK) == []
     assert check(OK | {path: text}) == [path + finding]
+
+
+@pytest.mark.parametrize(
+    "back",
+    ["import extract.a", "def f():\n    from extract import a", "if TYPE_CHECKING:\n    from extract.a import x"],
+)
+def test_circles_are_found_through_other_modules_and_wherever_the_import_stands(back):
+    tree = {"extract/a.py": "from extract.b import y", "extract/b.py": "import extract.c", "extract/c.py": "x = 1"}
+    assert circles(tree) == []
+    assert circles(tree | {"extract/c.py": back}) == ["extract/a.py", "extract/b.py", "extract/c.py"]
 
 
 def test_a_module_of_its_own_shadows_nothing():

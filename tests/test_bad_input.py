@@ -73,7 +73,7 @@ def test_not_a_video(desk, tmp_path):
     desk.add("bad", video="bad.mp4")
     line = failed_alone(desk, desk.run(), "bad", "unreadable", *VISUAL)
     assert "bad.mp4" in line
-    assert desk.record("bad", "rank").message.startswith("from frames: ")
+    assert desk.record("bad", "rank").cause == "frames"
 
 
 def test_a_file_of_no_bytes(desk, tmp_path):

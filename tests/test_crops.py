@@ -19,7 +19,7 @@ from extract.inputs.crops import list_crops, listing_stamp, read_crop
 from extract.inputs.manifest import Clip, Labels, load_manifest
 from extract.registry import STAGES
 from extract.running.fingerprints import Sources
-from extract.running.runner import Options
+from extract.running.selection import Options
 from extract.stage import VALID, Output, RowsStage, StageConfig
 from extract.stages.detections import Detections
 from extract.timeline import FRAMES
@@ -144,7 +144,7 @@ def test_crops_beyond_the_movie_continue_its_times(tmp_path):
     report, store = run(tmp_path, Clip(id="a", video=movie, crops=draw_crops(tmp_path / "c", [1, 6])))
     assert store.read("a", "frames", "pts_s").values == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert store.record("a", "frames").notes["frames_beyond_movie"] == 2
-    assert any("beyond the movie's last frame: 2 times are continued" in warning for warning in report.warnings)
+    assert any("beyond the movie's last frame: 2 times are continued" in warning.message for warning in report.warnings)
     assert store.read("a", "swin", "feature").valid.tolist() == [True, False, False, False, False, True]
 
 
@@ -161,7 +161,9 @@ def test_a_torn_picture_is_a_frame_without_a_face(tmp_path):
         "left_out_files": 1,
         "unreadable_crops": {"count": 2, "first": "00002.jpg"},
     }
-    assert any("damaged, taken for absent: {'count': 2, 'first': '00002.jpg'}" in text for text in report.warnings)
+    assert any(
+        "damaged, taken for absent: {'count': 2, 'first': '00002.jpg'}" in notice.message for notice in report.warnings
+    )
 
 
 def test_a_picture_of_another_size_fails_its_clip_alone(tmp_path):
@@ -283,7 +285,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     assert sorted(read) == [f"{number:05d}.png" for number in (5, 6, 7, 8)]
     # One torn picture was read now, the other by the run before: both are told of.
     assert cut.record("a", "crop").notes["unreadable_crops"] == {"count": 2, "first": "00002.png"}
-    assert any("{'count': 2, 'first': '00002.png'}" in warning for warning in report.warnings)
+    assert any("{'count': 2, 'first': '00002.png'}" in warning.message for warning in report.warnings)
     files = {path.relative_to(whole.path): path.read_bytes() for path in whole.path.rglob("c.*")}
     assert files == {path.relative_to(cut.path): path.read_bytes() for path in cut.path.rglob("c.*")}
 

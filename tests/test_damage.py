@@ -12,7 +12,7 @@ from extract.config import ExtractConfig
 from extract.errors import CorruptError
 from extract.inputs.manifest import Clip, write_manifest
 from extract.running import runner
-from extract.running.runner import Options
+from extract.running.selection import Options
 from extract.store import Store
 from tests.media_files import pictures, tone, write_clip
 
@@ -206,4 +206,4 @@ def test_the_api_lists_what_is_damaged(bench):
     clips = [Clip(id="a", video=bench / "a.mov")]
     report = runner.run(clips, bench / "store.zarr", ExtractConfig(instances={"frames": {}}), options=Options())
     assert report.exit_code == 4
-    assert "clip a, instance frames" in report.damaged[0]
+    assert "clip a, instance frames" in report.damaged[0].message

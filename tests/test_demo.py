@@ -26,7 +26,7 @@ from extract.demo.units import DISPLACEMENTS, MIDLINE, MIRROR
 from extract.inputs.datasets.folder import scan_folder
 from extract.inputs.manifest import Clip, load_manifest, write_manifest
 from extract.inputs.media import DRAWN
-from extract.running.runner import Options
+from extract.running.selection import Options
 from fusion.config import load_fusion_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -57,7 +57,7 @@ PROGRAM = """
 import re, sys
 from contextlib import suppress
 from pathlib import Path
-from extract import media
+from extract.inputs import media
 with suppress(media.ClipError):
     media.open_video(Path(sys.argv[1]))
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -22,7 +22,7 @@ from extract.errors import MachineError, UsageError, WeightsError
 from extract.inputs.manifest import Clip
 from extract.models import swin
 from extract.running import runner
-from extract.running.runner import Options
+from extract.running.selection import Options
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.swin import Swin, SwinConfig
 from extract.weights import fetch, files, resolving, table
@@ -616,7 +616,7 @@ def test_a_run_takes_the_lock_of_its_store_and_names_what_nobody_pinned(site, tm
     (tmp_path / "cache/weights/tiny").mkdir(parents=True)
     (tmp_path / "cache/weights/tiny/model.safetensors").write_bytes(site.files["model.safetensors"])
     report = runner.run([clip], store, config, options=Options(stages=("swin",)))
-    told = [text for text in report.warnings if "pinned" in text]
+    told = [notice.message for notice in report.warnings if "pinned" in notice.message]
     where = store.parent / LOCK
     assert told == [f"weights that nobody has pinned: tiny; `extract weights fetch tiny` pins them in {where}"]
     pin = {"tiny": {"sha256": "0" * 64, "files": {}}}

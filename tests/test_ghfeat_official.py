@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from extract.cli import app
 from extract.errors import UsageError, WeightsError
-from extract.models.ghfeat import convert, network, official
+from extract.models.ghfeat import convert, loading, network, official
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.weights.files import path_sha256
 from extract.weights.resolving import resolve
@@ -123,7 +123,7 @@ def test_the_whole_released_size(tmp_path, golden_dir, dnnlib):
     del variables
     try:
         stage = Ghfeat(GhfeatConfig(weights=str(path)))
-        model = network.load("resnet50-256", resolve(str(path), stage))
+        model = loading.load("resnet50-256", resolve(str(path), stage))
     finally:
         path.unlink()  # 0.6 GB that pytest would keep
     picture = torch.from_numpy(golden["image"][:1]).permute(0, 3, 1, 2).float() / 255 * 2 - 1
@@ -317,17 +317,17 @@ def test_converted_weights_are_the_same(tmp_path, dnnlib):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     config = GhfeatConfig(weights=str(out), architecture="small")
-    network.load("small", resolve(str(out), Ghfeat(config)))
+    loading.load("small", resolve(str(out), Ghfeat(config)))
 
 
 def test_another_definition_is_told_when_loading(tmp_path, dnnlib, caplog, monkeypatch):
     path = write(tmp_path / "e.pkl", dnnlib, state(small_variables()))
     weights = resolve(str(path), Ghfeat(GhfeatConfig(weights=str(path), architecture="small")))
-    network.load("small", weights)
+    loading.load("small", weights)
     assert "another definition of the network than the published one" in caplog.text
     caplog.clear()
     monkeypatch.setattr(official, "KNOWN_SOURCE_SHA256", hashlib.sha256(SOURCE.encode()).hexdigest())
-    network.load("small", weights)
+    loading.load("small", weights)
     assert not caplog.text
 
 

@@ -14,7 +14,7 @@ import extract
 from extract.config import ExtractConfig
 from extract.inputs import media
 from extract.inputs.manifest import Clip, write_manifest
-from extract.running.runner import Options
+from extract.running.selection import Options
 from tests.media_files import pictures, write_clip
 from tests.test_runner import Bench
 from tests.test_vision_chain import INSTANCES, faces
@@ -102,7 +102,8 @@ def test_a_movie_of_8k_stays_within_the_memory(tmp_path):
         container.mux(stream.encode(None))
     write_manifest(tmp_path / "m.yaml", [Clip(id="large", video=path)])
     program = (
-        "import re; from pathlib import Path; from extract import runner; from extract.running.runner import Options;"
+        "import re; from pathlib import Path; from extract.running import runner;"
+        "from extract.running.selection import Options;"
         f"report = runner.run({str(tmp_path / 'm.yaml')!r}, {str(tmp_path / 's.zarr')!r}, set=['run.cpu_threads=2'],"
         " options=Options(stages=('faces',)));"
         # Not getrusage: its peak includes that of the process that started this one.

@@ -74,7 +74,7 @@ def test_a_live_process_holds_it_and_another_of_its_number_does_not(files):
 HOLD = """
 import sys, time
 from pathlib import Path
-from extract import lease
+from extract.running import lease
 from extract.errors import MachineError
 from extract.files import LocalFiles
 
@@ -334,7 +334,7 @@ def test_of_many_that_find_a_void_lease_at_once_one_takes_it(tmp_path, locks):
 def test_a_lease_left_held_is_given_back_at_the_end(tmp_path):
     """A signal may strike between the taking and the block that gives back."""
     program = (
-        "import sys; from pathlib import Path; from extract import lease; from extract.files import LocalFiles;"
+        "import sys; from pathlib import Path; from extract.running import lease; from extract.files import LocalFiles;"
         "held = lease.take(LocalFiles(Path(sys.argv[1])), 'clip', 'mine'); sys.exit(3)"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=60)

@@ -23,8 +23,8 @@ PICTURES_PER_S = 2
 PROGRAM = """
 import re, sys
 {before}
-from extract import runner
-from extract.running.runner import Options
+from extract.running import runner
+from extract.running.selection import Options
 report = runner.run({manifest!r}, {store!r}, {config!r}, options=Options(stages=({stage!r},)))
 print(report.exit_code, report.failures, file=sys.stderr)
 print(report.exit_code, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

@@ -13,7 +13,7 @@ from extract.files import LocalFiles
 from extract.graph import build_graph
 from extract.inputs.manifest import Clip
 from extract.running import crashes, runner
-from extract.running.runner import Options
+from extract.running.selection import Options
 from extract.stage import Output
 from extract.store import Damage, Store
 from extract.timeline import FRAMES
@@ -126,7 +126,7 @@ def test_a_linked_clip_is_not_written_through(tmp_path, victim, store):
     clip = Clip(id="b", video=write_clip(tmp_path / "b.mov", pictures(3)))
     report = runner.run([clip], store.path, ExtractConfig(instances={"frames": {}}), options=Options())
     assert report.exit_code == 4
-    assert "symbolic link" in report.damaged[0]
+    assert "symbolic link" in report.damaged[0].message
     assert listing(victim) == before
 
 

@@ -10,8 +10,9 @@ from extract.graph import build_graph, upstream
 from extract.inputs.manifest import Clip, Labels
 from extract.running import runner
 from extract.running.fingerprints import Sources, fingerprint, parts_of
-from extract.running.planning import differences, prepare
-from extract.running.runner import Options
+from extract.running.planning import differences
+from extract.running.recipes import prepare
+from extract.running.selection import Options
 from extract.stages.detections import Detections
 from extract.stages.swin import Swin, SwinConfig
 from tests.media_files import pictures, write_clip

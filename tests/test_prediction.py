@@ -19,7 +19,7 @@ from extract.errors import ConfigError, StaleError, UsageError, WeightsError
 from extract.graph import build_graph, upstream
 from extract.inputs.manifest import Clip, Labels
 from extract.inputs.media import DRAWN
-from extract.running.planning import prepare
+from extract.running.recipes import prepare
 from extract.running.runner import Progress
 from extract.stages.swin import Swin
 from extract.store import Store

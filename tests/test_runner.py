@@ -14,9 +14,9 @@ import torch
 from extract.config import load_extract_config
 from extract.errors import MachineError, ManifestError, StaleError, StoreError, UsageError
 from extract.inputs.manifest import Clip, Labels, refuse_shared, write_manifest
-from extract.running import lease, passes, runner
+from extract.running import lease, nodes, runner
 from extract.running.lease import Lease
-from extract.running.runner import Options
+from extract.running.selection import Options
 from extract.store import Record, Store
 from tests.media_files import pictures, write_clip
 from tests.toy_stages import Colour, Rank, computed, expected_mean
@@ -280,7 +280,7 @@ def die(bench, monkeypatch, times, left=SEGFAULT):
     for _ in range(times):
         with monkeypatch.context() as patch:
             stop_after(patch, 0)
-            patch.setattr("extract.running.clipwork.ClipWork._clear_attempts", lambda _: None)
+            patch.setattr("extract.running.ledger.Ledger.clear_attempts", lambda _: None)
             patch.setattr("extract.running.lease.Lease.release", leave_behind)
             with pytest.raises(Stop):
                 bench.run("colour", config=HERE)
@@ -370,7 +370,9 @@ def test_overwrite_computes_what_was_asked_and_what_feeds_it(bench):
     computed.clear()
     report = bench.run("contrast", config=("colour.gain=2.0",), overwrite=True)
     assert report.exit_code == 0
-    assert report.warnings == ["stale from now on, computed only when asked for: rank, after_rank"]
+    assert [str(notice) for notice in report.warnings] == [
+        "stale from now on, computed only when asked for: rank, after_rank"
+    ]
     assert computed == {"colour": FRAMES, "contrast": FRAMES}
     assert np.abs(bench.store.read("a", "colour", "mean").values - 2 * expected_mean(images)).max() < 1e-3
     assert bench.record("a", "rank").fingerprint == rank
@@ -457,7 +459,9 @@ def test_an_exception_of_one_clip_is_recorded_with_its_traceback_and_the_others_
         ("a", name, "unexpected") for name in ("colour", "contrast", "rank", "after_rank")
     }
     assert "Traceback" in bench.record("a", "colour").message
-    assert bench.record("a", "contrast").message.startswith("from colour: Traceback")
+    behind = bench.record("a", "contrast")
+    assert behind.message.startswith("Traceback")
+    assert behind.cause == "colour"
     assert bench.record("a", "frames").state == "done"
     assert bench.record("b", "after_rank").state == "done"
     assert bench.run().exit_code == 0  # the next run tries again
@@ -583,7 +587,7 @@ def test_two_runs_at_once_each_clip_written_by_one(bench, monkeypatch):
     first = bench.run("colour")
     assert second[0].exit_code == 1
     assert len(second[0].busy) == 1
-    assert second[0].busy[0].startswith("a: run ")
+    assert str(second[0].busy[0]).startswith("clip a: run ")
     assert first.exit_code == 0
     assert computed["colour"] == FRAMES + 10
     assert bench.record("a", "colour").provenance["run"] == first.run
@@ -637,7 +641,9 @@ def test_what_another_run_made_meanwhile_with_other_settings_is_left_alone(bench
     monkeypatch.setattr(Colour, "compute", compute)
     first = bench.run("colour")
     assert first.exit_code == 1
-    assert first.busy == ["b: another run made colour with other settings meanwhile"]
+    assert [vars(notice) for notice in first.busy] == [
+        {"clip": "b", "instance": None, "message": "another run made colour with other settings meanwhile"}
+    ]
     assert bench.record("b", "colour").recipe["config"]["gain"] == 2.0
 
 
@@ -662,7 +668,7 @@ def test_a_clip_taken_over_by_another_run_gets_not_a_record_more(bench, monkeypa
     monkeypatch.setattr(Colour, "compute", compute)
     report = bench.run("colour")
     assert report.exit_code == 1
-    assert "the lease may be another run's" in report.busy[0]
+    assert "the lease may be another run's" in report.busy[0].message
     assert bench.record("a", "colour") == heir
 
 
@@ -670,14 +676,14 @@ def test_a_gpu_that_gives_up_is_no_clips_failure(bench, monkeypatch):
     """CUDA's errors come late: when the results are fetched."""
     bench.add("a", 10)
 
-    real = passes.stored_form
+    real = nodes.stored_form
 
     def lost(values, output, instance):
         if instance == "colour":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return real(values, output, instance)
 
-    monkeypatch.setattr(passes, "stored_form", lost)
+    monkeypatch.setattr(nodes, "stored_form", lost)
     with pytest.raises(MachineError, match="the GPU gave up: CUDA error"):
         bench.run("colour")
     assert bench.record("a", "colour").state == "partial"
@@ -722,7 +728,7 @@ def test_aus_that_are_left_out_are_noted_and_told(bench, tmp_path):
     report = bench.run("labels")
     assert (bench.store.read("a", "labels", "au").values[:, :2] == [1, -1]).all()
     assert bench.record("a", "labels").notes == {"left_out_aus": "AU45, AU9"}
-    (warning,) = report.warnings
+    (warning,) = map(str, report.warnings)
     assert (
         warning == "clip a, labels: columns of the label file that are none of the twelve AUs are left out: AU45, AU9"
     )
@@ -796,5 +802,5 @@ def test_damage_in_one_clip_leaves_the_others_to_finish_and_exits_4(bench):
     path.write_bytes(bytes(len(path.read_bytes())))
     report = bench.run("rank")
     assert report.exit_code == 4
-    assert "clip a, colour/mean" in report.damaged[0]
+    assert "clip a, colour/mean" in report.damaged[0].message
     assert bench.record("b", "rank").state == "done"

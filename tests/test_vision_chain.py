@@ -19,7 +19,7 @@ from extract.errors import UsageError
 from extract.inputs import media
 from extract.inputs.manifest import Clip, write_manifest
 from extract.inspection import GAP_PX, TILE_PX, Look, caption, draw
-from extract.running.runner import Options
+from extract.running.selection import Options
 from extract.stages.superres import Superres
 from tests.media_files import greys, write_clip
 from tests.test_crops import draw_crops
@@ -176,7 +176,7 @@ def test_a_clip_without_a_face_and_one_that_is_broken(clip, tmp_path):
     assert (store.record("grey", "ghfeat").state, store.record("grey", "ghfeat").reason) == ("empty", "no_face")
     torn = store.record("torn", "ghfeat")
     assert (torn.state, torn.reason) == ("failed", "unreadable")
-    assert torn.message.startswith("from frames: ")
+    assert torn.cause == "frames"
     assert store.record("face", "ghfeat").state == "done"
 
 
@@ -187,9 +187,10 @@ def test_a_stage_in_memory_that_breaks_is_named(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(Superres, "compute", broken)
     report = extract.run([clip], tmp_path / "s.zarr", CONFIG, options=Options(stages=("ghfeat",)))
     assert report.exit_code == 1
-    told = {failure.instance: failure.message for failure in report.failures}
-    assert set(told) == {"landmarks", "ghfeat"}
-    assert all("from superres" in message and "the network is on fire" in message for message in told.values())
+    failed = {failure.instance: failure for failure in report.failures}
+    assert set(failed) == {"landmarks", "ghfeat"}
+    assert all(failure.cause == "superres" for failure in failed.values())
+    assert all("the network is on fire" in failure.message for failure in failed.values())
 
 
 MEASURED = """
@@ -197,7 +198,7 @@ import resource, sys
 import extract
 from extract.config import ExtractConfig
 from extract.inputs.manifest import Clip
-from extract.running.runner import Options
+from extract.running.selection import Options
 
 clip = Clip(id="face", video=sys.argv[1])
 config = ExtractConfig(instances=eval(sys.argv[3]), run={"cpu_threads": 1, "block_rows": 8})

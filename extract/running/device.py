@@ -13,7 +13,7 @@ import torch
 from extract.endings import uninterrupted
 from extract.errors import ClipError, MachineError, UsageError, WeightsError
 from extract.inputs.media import Watcher
-from extract.running.planning import DEFAULT_PRECISION, Prepared
+from extract.running.recipes import DEFAULT_PRECISION, Prepared
 from extract.stage import Context, Stage
 
 Item = TypeVar("Item")

@@ -12,6 +12,7 @@ from extract.errors import ClipError
 from extract.graph import Instance, upstream
 from extract.inputs.crops import folder_sha256, list_crops, listing_stamp
 from extract.inputs.manifest import Clip
+from extract.inputs.parts import choice, part_files
 from extract.store import Record
 
 LAST_CROP = "choice.last_crop"
@@ -27,32 +28,9 @@ def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str,
                 parts.add("audio" if clip.audio else "media")
             elif not part.startswith("choice.") or choice(clip, part) is not None:
                 parts.add(part)
-        if clip.crops is not None and graph[source].stage.name == "frames":
+        if clip.crops is not None and graph[source].stage.clock:
             parts.add(LAST_CROP)
     return tuple(sorted(parts))
-
-
-def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
-    """A choice that the manifest makes for a clip; None where it makes none."""
-    if part == "choice.face":
-        return clip.face
-    if part == "choice.fps":
-        return clip.fps if clip.crops and not clip.video else None  # a movie's own times are the truth
-    if part == "choice.span":
-        return [clip.start_s, clip.end_s] if (clip.start_s, clip.end_s) != (None, None) else None
-    raise KeyError(part)
-
-
-def part_files(clip: Clip, part: str) -> tuple[Path, ...]:
-    """The files of a source part."""
-    named = {
-        "media": (clip.video,),
-        "audio": (clip.audio,),
-        "crops": (clip.crops,),
-        "transcript": (clip.transcript,),
-        "labels": (clip.labels.au, clip.labels.expr),
-    }[part]
-    return tuple(path for path in named if path is not None)
 
 
 class Sources:

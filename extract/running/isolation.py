@@ -24,7 +24,12 @@ from extract.config import ExtractConfig
 from extract.errors import AuFusionError
 from extract.inputs.manifest import Clip
 from extract.running import crashes, lease
-from extract.running.clipwork import Before, ClipReport, Working, work_on
+from extract.running.clipwork import work_on
+from extract.running.device import LocalEngine, pick_device
+from extract.running.fingerprints import Sources
+from extract.running.handover import Before, ClipReport, Working
+from extract.running.planning import prepared_plan
+from extract.running.selection import Options
 from extract.store import Store
 
 SIGNS_OF_LIFE_S = 2.0
@@ -245,14 +250,10 @@ def main(pipe: Connection) -> None:
 
 
 def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
-    from extract.running import runner  # here, because the runner's module knows this one
-    from extract.running.device import LocalEngine, pick_device
-    from extract.running.fingerprints import Sources
-
     device = pick_device(job.device)
     store = Store.open(job.store, "a")
-    options = runner.Options(stages=job.stages, offline=job.offline, lock=job.lock)
-    plan = runner.prepared_plan(job.config, job.clips, store, options, device.type)
+    options = Options(stages=job.stages, offline=job.offline, lock=job.lock)
+    plan = prepared_plan(job.config, job.clips, store, options, device.type)
     engine = LocalEngine(device, job.config.run.cpu_threads)
     for name in job.set_up:
         engine.ready(plan.prepared[name])

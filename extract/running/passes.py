@@ -9,7 +9,7 @@ compute row by row work on each slice, and its frames are let go; the others wai
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,110 +20,13 @@ from torch import Tensor
 from extract.errors import ClipError, MachineError
 from extract.inputs.crops import Pictures
 from extract.running.device import LocalEngine, Reading, ahead
-from extract.running.planning import Prepared
-from extract.stage import Output, RowsStage, SourceStage, Stage
-from extract.store import BlockWriter, Rows
-
-GROUP_ROWS = 32
-"""Rows whose micro-batches are cut together: no micro-batch crosses a group."""
+from extract.running.nodes import GROUP_ROWS, Node
+from extract.running.rows import Values, as_declared, as_stored, choose, fixed, join, no_rows, own, take
+from extract.stage import RowsStage, SourceStage
 
 SLICES_HELD = 4
 """Slices of decoded frames in memory at once: one computed on, one waiting, one being decoded, and one to spare for
 what the stages cut out of the frames."""
-
-Values = Tensor | list[Tensor]
-
-
-@dataclass
-class Node:
-    """An instance that takes part in a pass."""
-
-    prepared: Prepared
-    stage: Stage[Any]
-    from_pass: Mapping[str, str]
-    """Declared inputs that another node of the pass gives: ``slot.array`` -> ``instance.array``."""
-    from_store: Mapping[str, Rows]
-    """Declared inputs that the store holds, whole."""
-    writer: BlockWriter | None
-    """None: no block of it is wanted; it computes for others only."""
-    batch: int
-    error: Exception | None = None
-    """Why it was taken out of the pass; the others go on."""
-    _present: frozenset[int] = frozenset()
-    _blocks: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
-    _next_block: int = 0
-
-    def __post_init__(self) -> None:
-        # A snapshot: the decoding thread asks what is needed while this thread commits.
-        self._present = frozenset(self.writer.blocks) if self.writer else frozenset()
-
-    @property
-    def name(self) -> str:
-        return self.prepared.instance.name
-
-    @property
-    def unit(self) -> int:
-        """Micro-batches are cut at multiples of this many rows: none crosses a block, a group, or the batch size."""
-        most = min(self.batch, GROUP_ROWS, self.writer.block_rows if self.writer else GROUP_ROWS)
-        return 1 << (most.bit_length() - 1)
-
-    @property
-    def has_valid(self) -> bool:
-        """Whether it can lack rows."""
-        return any(output.name == "valid" for output in self.stage.outputs)
-
-    def missing(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows lie in blocks that the store lacked when the pass began."""
-        if self.writer is None:
-            return np.zeros(len(rows), np.bool_)
-        return ~np.isin(rows // self.writer.block_rows, list(self._present))
-
-    def stored_valid(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows are valid in every input that comes from the store."""
-        valid = np.ones(len(rows), np.bool_)
-        for stored in self.from_store.values():
-            if stored.valid is not None:
-                valid &= stored.valid[rows]
-        return valid
-
-    def put(self, rows: NDArray[np.int64], values: Mapping[str, Values]) -> None:
-        """Keep computed rows until their block is whole."""
-        if self.writer is None:
-            return
-        for output in self.prepared.instance.kept:
-            computed = np.ones(len(rows), np.bool_)
-            if output.name != "valid":
-                computed = stored_form(values[output.name], output, self.name)
-            for block in np.unique(rows // self.writer.block_rows).tolist():
-                inside = rows // self.writer.block_rows == block
-                into = self._block(block)[output.name]
-                into[rows[inside] % self.writer.block_rows] = computed[inside]
-
-    def commit_until(self, stop: int, *, last: bool, check: Callable[[], None]) -> bool:
-        """Commit the missing blocks that end at or before row ``stop``; at the clip's end also the cut one."""
-        written = False
-        while self.writer is not None and self.error is None:
-            start = self._next_block * self.writer.block_rows
-            rows = min(self.writer.block_rows, stop - start)
-            if rows <= 0 or (rows < self.writer.block_rows and not last):
-                break
-            values = self._block(self._next_block)
-            if self._next_block not in self._present:
-                check()
-                self.writer.commit(self._next_block, {name: array[:rows] for name, array in values.items()})
-                written = True
-            del self._blocks[self._next_block]
-            self._next_block += 1
-        return written
-
-    def _block(self, block: int) -> dict[str, NDArray[Any]]:
-        if block not in self._blocks:
-            rows = cast(BlockWriter, self.writer).block_rows
-            self._blocks[block] = {
-                output.name: np.zeros((rows, *cast(tuple[int, ...], output.sizes)), np.dtype(output.dtype))
-                for output in self.prepared.instance.kept
-            }
-        return self._blocks[block]
 
 
 @dataclass(frozen=True)
@@ -134,8 +37,18 @@ class Slice:
     pts_s: NDArray[np.float64]
     images: list[Tensor | None]
     """uint8 [H,W,3]; None where no instance needs the pixels."""
-    needs: Mapping[str, NDArray[np.bool_]]
-    """Instance -> which rows of the group, from its first on, it computes."""
+    needs: "Needs"
+    """Of its group."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be computed of one group of rows, from its first on."""
+
+    rows: Mapping[str, NDArray[np.bool_]]
+    """Instance -> which rows it computes."""
+    pixels: NDArray[np.bool_]
+    """Of which rows the pictures are needed."""
 
 
 class FramePass:
@@ -226,13 +139,13 @@ class FramePass:
                 rows = np.arange(start, min(start + self._group_rows, self._num_frames or 0))
                 yield Slice(rows, np.empty(0), [], self._needs(rows))
             return
-        needs: dict[str, NDArray[np.bool_]] = {}
+        needs = Needs({}, np.zeros(0, np.bool_))
 
         def wanted(index: int) -> bool:
             nonlocal needs
             if index % self._group_rows == 0:
                 needs = self._needs(np.arange(index, self._end_of_group(index)))
-            return bool(needs["pixels"][index % self._group_rows])
+            return bool(needs.pixels[index % self._group_rows])
 
         pts_s: list[float] = []
         images: list[Tensor | None] = []
@@ -260,10 +173,10 @@ class FramePass:
         """Whether any frame's pixels are needed; decided at once where the number of frames is known."""
         if self._num_frames is None:
             return True
-        return bool(self._needs(np.arange(self._num_frames))["pixels"].any())
+        return bool(self._needs(np.arange(self._num_frames)).pixels.any())
 
-    def _needs(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-        """Instance -> the rows it must compute: for blocks of its own, and for those that it feeds."""
+    def _needs(self, rows: NDArray[np.int64]) -> Needs:
+        """What each instance must compute: for blocks of its own, and for those that it feeds."""
         needs = {node.name: node.missing(rows) for node in self.nodes}
         pixels = np.zeros(len(rows), np.bool_)
         for node in reversed(self.nodes):
@@ -278,7 +191,7 @@ class FramePass:
                 needs[source] |= needs[node.name]
                 if isinstance(self._node(source).stage, SourceStage):
                     pixels |= needs[node.name]
-        return {**needs, "pixels": pixels}
+        return Needs(needs, pixels)
 
     # ---- computing ---------------------------------------------------------------------------------------------
 
@@ -291,7 +204,7 @@ class FramePass:
                 self._enter(node, node.stage, part)
             elif node.name in self._early:
                 start = int(part.rows[0]) % self._group_rows
-                self._compute_node(node, part.rows[part.needs[node.name][start : start + len(part.rows)]])
+                self._compute_node(node, part.rows[part.needs.rows[node.name][start : start + len(part.rows)]])
         if not self._frames_stay:
             for node in self.nodes:
                 if isinstance(node.stage, SourceStage):
@@ -304,13 +217,14 @@ class FramePass:
         rows = np.arange(start, int(part.rows[-1]) + 1)
         for node in self.nodes:
             if node.name not in self._early:
-                self._compute_node(node, rows[part.needs[node.name][: len(rows)]])
+                self._compute_node(node, rows[part.needs.rows[node.name][: len(rows)]])
         self._given.clear()
 
     def _enter(self, node: Node, stage: SourceStage[Any], part: Slice) -> None:
         """Hand decoded pictures and times on."""
         seen = [i for i, image in enumerate(part.images) if image is not None]
-        arrays = stage.arrays([cast(Tensor, part.images[i]) for i in seen])
+        given = stage.arrays([cast(Tensor, part.images[i]) for i in seen])
+        arrays = {o.name: fixed(given[o.name], o) for o in stage.outputs if o.name in given}
         for name, values in arrays.items():
             self._give(f"{node.name}.{name}", part.rows[seen], values)
         if node.has_valid:  # given crops: a row without a picture is not valid
@@ -336,13 +250,13 @@ class FramePass:
             return
         for name, array in values.items():
             # What the next stage gets is what the store will give it when the run is continued.
-            self._give(f"{node.name}.{name}", computed, _own(_as_stored(array, node.stage, name)))
+            self._give(f"{node.name}.{name}", computed, own(as_stored(array, node.stage, name)))
 
     def _give(self, name: str, rows: NDArray[np.int64], values: Values) -> None:
         """Keep rows for the nodes that follow, behind those of the group's slices before."""
         if name in self._given:
             before, known = self._given[name]
-            rows, values = np.concatenate([before, rows]), _join([known, values])
+            rows, values = np.concatenate([before, rows]), join([known, values])
         self._given[name] = (rows, values)
 
     def _compute_rows(
@@ -356,7 +270,7 @@ class FramePass:
         for unit in np.unique(rows // node.unit):
             part = rows[rows // node.unit == unit]
             batch: dict[str, Values] = {
-                name: _take(*given[source], part, device) for name, source in node.from_pass.items()
+                name: take(*given[source], part, device) for name, source in node.from_pass.items()
             }
             for name, stored in node.from_store.items():
                 batch[name] = torch.from_numpy(stored.values[part]).to(device)
@@ -365,13 +279,13 @@ class FramePass:
             if valid is not None:
                 chosen = cast(Tensor, valid).cpu().numpy()
                 part = part[chosen]
-                values = {name: _choose(array, chosen) for name, array in values.items()}
+                values = {name: choose(array, chosen) for name, array in values.items()}
             held.append(part)
             pieces.append(values)
         names = [output.name for output in stage.outputs if output.name != "valid"]
         if not pieces:
-            return rows, {output.name: _no_rows(output) for output in stage.outputs if output.name in names}
-        return np.concatenate(held), {name: _join([piece[name] for piece in pieces]) for name in names}
+            return rows, {output.name: no_rows(output) for output in stage.outputs if output.name in names}
+        return np.concatenate(held), {name: join([piece[name] for piece in pieces]) for name in names}
 
     def _commit(self, stop: int, *, last: bool) -> None:
         written = [node.commit_until(stop, last=last, check=self._check) for node in self.nodes]
@@ -380,104 +294,3 @@ class FramePass:
 
     def _node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
-
-
-def as_declared(stage: Stage[Any], computed: Mapping[str, Any], num_rows: int | None) -> dict[str, Values]:
-    """What a stage gave, if it is what it declared (``valid`` may be absent).
-
-    Raises:
-        ClipError: ``broken_promise``: a name, a number of rows, a size or a type is another.
-    """
-    declared = {output.name: output for output in stage.outputs}
-    if set(computed) | {"valid"} != set(declared) | {"valid"} or (set(computed) - set(declared)):
-        raise ClipError("broken_promise", f"gave {sorted(computed)}, declares {sorted(declared)}")
-    values = {}
-    for name, array in computed.items():
-        output = declared[name]
-        if num_rows is not None and len(array) != num_rows:
-            raise ClipError("broken_promise", f"{name}: {len(array)} rows for {num_rows} given")
-        is_text = output.dtype == "str"
-        if is_text and not (isinstance(array, list) and all(isinstance(row, str) for row in array)):
-            raise ClipError("broken_promise", f"{name}: declares text, gave something else")
-        for row in array if isinstance(array, list) and not is_text else ():
-            _check_form(output, tuple(row.shape), row.dtype)
-        if isinstance(array, Tensor):
-            _check_form(output, tuple(array.shape[1:]), array.dtype)
-        values[name] = array
-    return values
-
-
-def stored_form(values: Values, output: Output, instance: str) -> NDArray[Any]:
-    """Values as the store holds them.
-
-    Raises:
-        ClipError: ``not_finite`` or ``overflow``.
-    """
-    tensor = torch.stack(values) if isinstance(values, list) else values
-    if not tensor.is_floating_point():
-        return tensor.cpu().numpy().astype(output.dtype, copy=False)
-    array = tensor.float().cpu().numpy() if tensor.dtype == torch.bfloat16 else tensor.cpu().numpy()
-    narrow = array.dtype == np.float16
-    if np.isnan(array).any() or (not narrow and not np.isfinite(array).all()):
-        raise ClipError("not_finite", f"{output.name}: NaN or infinity among the computed values")
-    with np.errstate(over="ignore"):
-        stored = array.astype(output.dtype, copy=False)
-    if not np.isfinite(stored).all():
-        most = float(np.abs(array.astype(np.float64)).max())
-        raise ClipError(
-            "overflow", f"{output.name}: {most:.4g} does not fit {output.dtype}; --set {instance}.dtype=float32"
-        )
-    return stored
-
-
-def _check_form(output: Output, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
-    fits = len(sizes) == len(output.sizes) and all(
-        want in {None, have} for want, have in zip(output.sizes, sizes, strict=True)
-    )
-    if not fits:
-        raise ClipError("broken_promise", f"{output.name}: rows of {sizes}, declares {output.sizes}")
-    name = str(dtype).removeprefix("torch.")
-    # Models compute wider than the store keeps; the runner narrows and looks for overflow.
-    wider = output.dtype == "float16" and name in {"float32", "bfloat16"}
-    if name != output.dtype and not wider:
-        raise ClipError("broken_promise", f"{output.name}: {name}, declares {output.dtype}")
-
-
-def _as_stored(values: Values, stage: Stage[Any], name: str) -> Values:
-    declared = next(output.dtype for output in stage.outputs if output.name == name)
-    if isinstance(values, list) or not values.is_floating_point():
-        return values
-    return values.to(getattr(torch, declared))
-
-
-def _own(values: Values) -> Values:
-    """Rows that keep no larger picture alive: a patch cut out of a frame is a view of all of it."""
-    if not isinstance(values, list):
-        return values
-    return [row if row.untyped_storage().nbytes() == row.nbytes else row.clone() for row in values]
-
-
-def _take(have: NDArray[np.int64], values: Values, rows: NDArray[np.int64], device: torch.device) -> Values:
-    at = np.searchsorted(have, rows)
-    if isinstance(values, list):
-        return [values[i].to(device) for i in at]
-    return values[torch.from_numpy(at).to(values.device)].to(device)
-
-
-def _choose(values: Values, chosen: NDArray[np.bool_]) -> Values:
-    if isinstance(values, list):
-        return [value for value, keep in zip(values, chosen, strict=True) if keep]
-    return values[torch.from_numpy(chosen).to(values.device)]
-
-
-def _join(pieces: list[Values]) -> Values:
-    if isinstance(pieces[0], list):
-        return [row for piece in pieces for row in piece]
-    return torch.cat(cast(list[Tensor], pieces))
-
-
-def _no_rows(output: Output) -> Values:
-    if None in output.sizes:
-        return []
-    sizes = cast(tuple[int, ...], output.sizes)
-    return torch.zeros((0, *sizes), dtype=getattr(torch, output.dtype))

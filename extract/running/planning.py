@@ -1,131 +1,22 @@
-"""What there is to do: recipes, and what the store lacks or holds stale."""
+"""What there is to do: what the store lacks, and what in it is stale."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from extract.errors import ClipError, CorruptError, StaleError, WeightsError
-from extract.graph import Instance, downstream, spared, upstream, with_provided
+from extract.config import ExtractConfig
+from extract.errors import ClipError, CorruptError, StaleError
+from extract.graph import Instance, build_graph, downstream, select, spared, upstream, with_provided
 from extract.inputs.manifest import Clip
-from extract.running.fingerprints import Sources, parts_of, sha256_of
-from extract.store import Record, Store
-from extract.weights import lock, resolving
-from extract.weights.files import Weights
+from extract.running.fingerprints import Sources, parts_of
+from extract.running.recipes import Prepared, prepare, sound_record
+from extract.running.selection import Options
+from extract.store import Record, Store, is_store
+from extract.weights.lock import lock_file
 
 MAX_ATTEMPTS = 2
 """Times that work on a clip may begin without a committed block before it counts as ``crashed``."""
-
-DEFAULT_PRECISION = {"cpu": "float32", "cuda": "float16"}
-"""What ``precision: auto`` means where the store holds nothing yet."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An instance with everything that decides its values resolved."""
-
-    instance: Instance
-    recipe: dict[str, Any]
-    recipe_sha256: str
-    weights: Weights | None
-    precision: str
-
-
-def prepare(
-    graph: Mapping[str, Instance],
-    names: Sequence[str],
-    store: Store | None,
-    clips: Sequence[Clip],
-    device_kind: str,
-    *,
-    offline: bool = False,
-    lock: Path = Path(lock.LOCK),
-) -> dict[str, Prepared]:
-    """Resolve weights and precision of ``names`` (feeding ones first) and make their recipes.
-
-    An instance that is finished for every clip needs no weights file: its recipe is taken from the store.
-
-    Raises:
-        WeightsError: weights are needed and missing; every missing one is named.
-    """
-    prepared: dict[str, Prepared] = {}
-    missing: list[str] = []
-    for name in names:
-        instance = graph[name]
-        precision = _precision(instance, store, device_kind)
-        weights, weights_sha256 = None, None
-        if instance.stage.weights is not None:
-            try:
-                weights = resolving.resolve(
-                    instance.stage.weights, instance.stage, offline=offline, instance=name, lock=lock
-                )
-                weights_sha256 = weights.sha256
-            except WeightsError as error:
-                weights_sha256 = _finished_with(store, instance, clips, precision, prepared)
-                if weights_sha256 is None:
-                    missing.append(f"{name}: {error}")
-        recipe = _recipe(instance, weights_sha256, precision, prepared)
-        prepared[name] = Prepared(instance, recipe, sha256_of(recipe), weights, precision)
-    if missing:
-        raise WeightsError("\n".join(missing))
-    return prepared
-
-
-def _recipe(
-    instance: Instance, weights_sha256: str | None, precision: str, prepared: Mapping[str, Prepared]
-) -> dict[str, Any]:
-    stage = instance.stage
-    config = stage.config.model_dump(mode="json")
-    if config.get("weights") not in stage.weightless:
-        config.pop("weights", None)  # the file's content counts, not the name or path it goes by
-    recipe: dict[str, Any] = {"stage": stage.name, "version": stage.version, "config": config}
-    if weights_sha256:
-        recipe["weights"] = weights_sha256
-    if stage.device == "gpu":
-        recipe["precision"] = precision
-    recipe["inputs"] = {slot: prepared[source].recipe for slot, source in instance.feeds.items()}
-    return recipe
-
-
-def _precision(instance: Instance, store: Store | None, device_kind: str) -> str:
-    """``auto`` is what the store holds, of whatever clip: shards on different machines must not part ways."""
-    asked = instance.config.precision
-    if asked != "auto" or instance.stage.device == "cpu":
-        return asked if asked != "auto" else "float32"
-    for clip in store.clips() if store else ():
-        record = _sound_record(store, clip, instance.name)
-        if record and record.state != "failed" and "precision" in record.recipe:
-            return str(record.recipe["precision"])
-    return DEFAULT_PRECISION[device_kind]
-
-
-def _finished_with(
-    store: Store | None,
-    instance: Instance,
-    clips: Sequence[Clip],
-    precision: str,
-    prepared: Mapping[str, Prepared],
-) -> str | None:
-    """sha256 of the weights that every clip was finished with, where the recipe is else the wanted one."""
-    found: set[str] = set()
-    for clip in clips:
-        record = _sound_record(store, clip.id, instance.name)
-        if record is None or not record.finished:
-            return None
-        sha256 = record.recipe.get("weights", "")
-        if record.recipe != _recipe(instance, sha256, precision, prepared):
-            return None
-        found.add(sha256)
-    return found.pop() if len(found) == 1 else None
-
-
-def _sound_record(store: Store | None, clip: str, instance: str) -> Record | None:
-    """The record; None where there is none, or a damaged one, which is told when its clip is planned."""
-    try:
-        return store.record(clip, instance) if store else None
-    except CorruptError:
-        return None
-
 
 Need = Literal["finished", "missing", "partial", "failed", "crashed", "stale", "replaced", "transient"]
 """``stale`` is refused or, with ``--overwrite``, computed anew; ``replaced`` is computed anew without asking."""
@@ -226,12 +117,12 @@ def _task(
     changes = _changes(record, prepared.recipe, source)
     if record.state == "failed" or not record.fingerprint:  # or settled when its source was not there to be hashed
         # Nothing finished is lost by trying again; what blocks it has are kept if they are of this fingerprint.
-        own = record.reason == "crashed" and not (record.message or "").startswith("from ")
+        own = record.reason == "crashed" and record.cause is None
         crashed = own and not changes and not retry
         return Task(name, "crashed" if crashed else "failed", record, changes)
     if changes:
-        labels_alone = all(change.startswith("source labels") for change in changes)
-        if labels_alone:  # an import that feeds nothing: re-read without asking
+        rereadable = {f"source {part}" for part in prepared.instance.stage.reread}
+        if all(change.partition(":")[0] in rereadable for change in changes):
             return Task(name, "replaced", record, changes)
         return Task(name, "stale", record, changes)
     if record.state == "partial":
@@ -296,4 +187,36 @@ def stale_downstream(plan: Plan, store: Store) -> list[str]:
     """What is fed by something stale, has a record in the store, and is not asked for."""
     names = {task.name for _, task in plan.stale()}
     below = [name for name in downstream(plan.graph, names) if name not in plan.prepared]
-    return [name for name in below if any(_sound_record(store, clip.id, name) for clip in plan.clips)]
+    return [name for name in below if any(sound_record(store, clip.id, name) for clip in plan.clips)]
+
+
+def make_plan(
+    config: ExtractConfig, clips: Sequence[Clip], store: str | Path, options: Options, device_kind: str
+) -> tuple[Plan, Store | None, Sources]:
+    """What a run would do; nothing is written."""
+    opened = Store.open(store) if "://" in str(store) or is_store(Path(store)) else None
+    plan = prepared_plan(config, clips, opened, options, device_kind)
+    sources = Sources()
+    for clip in clips:
+        try:
+            plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
+        except CorruptError as error:  # of one record: the other clips are as good as before
+            plan.tasks[clip.id] = {}
+            plan.damaged[clip.id] = str(error)
+    return plan, opened, sources
+
+
+def prepared_plan(
+    config: ExtractConfig, clips: Sequence[Clip], store: Store | None, options: Options, device_kind: str
+) -> Plan:
+    """Instances with their recipes, and no task yet.
+
+    Raises:
+        UsageError: an instance asked for is not there.
+        WeightsError: weights are missing.
+    """
+    graph = build_graph(config)
+    chosen = select(graph, options.stages)
+    lock = options.lock or lock_file(None, store.path if store else None)
+    prepared = prepare(graph, upstream(graph, chosen), store, clips, device_kind, offline=options.offline, lock=lock)
+    return Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())

@@ -1,29 +1,30 @@
 """A run: what is missing is planned, checked, computed clip by clip, and reported."""
 
-import difflib
 import logging
 import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from extract.config import ExtractConfig, Remembered, load_extract_config
-from extract.errors import CorruptError, UsageError
-from extract.graph import build_graph, select, upstream
-from extract.inputs.manifest import Clip, load_manifest, refuse_shared
+from extract.errors import CorruptError
+from extract.graph import upstream
+from extract.inputs.manifest import Clip
 from extract.running import crashes, lease
-from extract.running.clipwork import Before, ClipReport, Outcome, Working, work_on
+from extract.running.clipwork import work_on
 from extract.running.device import LocalEngine, pick_device
 from extract.running.fingerprints import Sources
+from extract.running.handover import Before, ClipReport, Outcome, Working
 from extract.running.isolation import IsolatedWorker, Job
-from extract.running.planning import Plan, plan_clip, prepare, refuse_stale, stale_downstream
-from extract.store import Store, is_store
+from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
+from extract.running.selection import Options, choose, listed, with_lock
+from extract.store import Record, Store
 from extract.weights.lock import lock_file
 
 if TYPE_CHECKING:
@@ -60,6 +61,22 @@ class Failure:
     instance: str
     reason: str
     message: str
+    cause: str | None = None
+    """The instance whose failure this one follows from; None where it failed by itself."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something to be told of a run, and whom it concerns."""
+
+    message: str
+    clip: str | None = None
+    """None: it concerns the run."""
+    instance: str | None = None
+
+    def __str__(self) -> str:
+        where = ", ".join([*([f"clip {self.clip}"] if self.clip else []), *([self.instance] if self.instance else [])])
+        return f"{where}: {self.message}" if where else self.message
 
 
 @dataclass
@@ -72,11 +89,11 @@ class Report:
     computed: int = 0
     """Instances of clips that this run finished: ``done`` or ``empty``."""
     failures: list[Failure] = field(default_factory=list)
-    busy: list[str] = field(default_factory=list)
-    """Clips that another run was working on, with who."""
-    damaged: list[str] = field(default_factory=list)
-    """Clips whose stored bytes fail their checksum."""
-    warnings: list[str] = field(default_factory=list)
+    busy: list[Notice] = field(default_factory=list)
+    """Clips that another run was working on, with which."""
+    damaged: list[Notice] = field(default_factory=list)
+    """Clips whose stored bytes fail their checksum; the messages name array and block."""
+    warnings: list[Notice] = field(default_factory=list)
     untrained: list[str] = field(default_factory=list)
     """Instances with random weights."""
     seconds: float = 0.0
@@ -95,7 +112,7 @@ class Report:
             return
         counts[outcome.state] += 1
         if outcome.state == "failed":
-            self.failures.append(Failure(clip, instance, outcome.reason or "", outcome.message or ""))
+            self.failures.append(Failure(clip, instance, outcome.reason or "", outcome.message or "", outcome.cause))
 
 
 class Progress:
@@ -109,27 +126,6 @@ class Progress:
 
     def clip(self, clip: str, failed: int) -> None:
         """A clip is through; ``failed`` clips of the run so far."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which clips and instances, and what to do with what is there."""
-
-    stages: Sequence[str] = ()
-    clips: Sequence[str] = ()
-    limit: int | None = None
-    shard: str | None = None
-    """``k/n``: the k-th of n parts of the manifest (1/n ... n/n), by the clips' order."""
-    device: str = "auto"
-    overwrite: bool = False
-    retry: bool = False
-    offline: bool = False
-    allow_shared_subjects: bool = False
-    """Take a manifest in which one subject or source video lies in several splits."""
-    remember: bool = True
-    """Leave the config in the store, for the commands that come after."""
-    lock: Path | None = None
-    """``weights.lock``; None: as ``weights.lock_file`` finds it, by config and store."""
 
 
 def run(
@@ -151,9 +147,9 @@ def run(
         WeightsError: weights are missing (before any work).
         MachineError: disk, store or GPU gave up; what was finished stays.
     """
-    options = _with_lock(options or Options(), config, store)
+    options = with_lock(options or Options(), config, store)
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    clips = choose(_listed(manifest, options), options)
+    clips = choose(listed(manifest, options), options)
     device = pick_device(options.device)
     made, opened, sources = make_plan(loaded, clips, store, options, device.type)
     remembered = None
@@ -163,8 +159,8 @@ def run(
     # Here and not in ``execute``: who predicts compares the weights with those of the fitted run.
     unpinned = sorted({p.weights.spec for p in made.prepared.values() if p.weights and not p.weights.pinned})
     if unpinned:
-        told = f"`extract weights fetch {' '.join(unpinned)}` pins them in {options.lock}"
-        report.warnings.insert(0, f"weights that nobody has pinned: {', '.join(unpinned)}; {told}")
+        remedy = f"`extract weights fetch {' '.join(unpinned)}` pins them in {options.lock}"
+        report.warnings.insert(0, Notice(f"weights that nobody has pinned: {', '.join(unpinned)}; {remedy}"))
     return report
 
 
@@ -186,7 +182,7 @@ def execute(
             refuse_stale(made, opened)
         also = stale_downstream(made, opened)
         if also:
-            report.warnings.append(f"stale from now on, computed only when asked for: {', '.join(also)}")
+            report.warnings.append(Notice(f"stale from now on, computed only when asked for: {', '.join(also)}"))
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     engine = LocalEngine(device, config.run.cpu_threads)
     writable = Store.open(store, "a")
@@ -217,74 +213,11 @@ def plan(
     options: Options | None = None,
 ) -> tuple[Plan, Store | None]:
     """What ``run`` would do, and the store if there is one; nothing is written."""
-    options = _with_lock(options or Options(), config, store)
+    options = with_lock(options or Options(), config, store)
     loaded = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
-    clips = choose(_listed(manifest, options), options)
+    clips = choose(listed(manifest, options), options)
     made, opened, _ = make_plan(loaded, clips, store, options, pick_device(options.device).type)
     return made, opened
-
-
-def make_plan(
-    config: ExtractConfig, clips: Sequence[Clip], store: str | Path, options: Options, device_kind: str
-) -> tuple[Plan, Store | None, Sources]:
-    """What a run would do; nothing is written."""
-    opened = Store.open(store) if "://" in str(store) or is_store(Path(store)) else None
-    plan = prepared_plan(config, clips, opened, options, device_kind)
-    sources = Sources()
-    for clip in clips:
-        try:
-            plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)
-        except CorruptError as error:  # of one record: the other clips are as good as before
-            plan.tasks[clip.id] = {}
-            plan.damaged[clip.id] = str(error)
-    return plan, opened, sources
-
-
-def prepared_plan(
-    config: ExtractConfig, clips: Sequence[Clip], store: Store | None, options: Options, device_kind: str
-) -> Plan:
-    """Instances with their recipes, and no task yet.
-
-    Raises:
-        UsageError: an instance asked for is not there.
-        WeightsError: weights are missing.
-    """
-    graph = build_graph(config)
-    chosen = select(graph, options.stages)
-    lock = options.lock or lock_file(None, store.path if store else None)
-    prepared = prepare(graph, upstream(graph, chosen), store, clips, device_kind, offline=options.offline, lock=lock)
-    return Plan(graph, prepared, list(clips), asked=chosen if options.stages else ())
-
-
-def _listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence[Clip]:
-    """The clips of a manifest that keeps its splits apart."""
-    path = Path(manifest) if isinstance(manifest, str | Path) else None
-    clips = load_manifest(path) if path is not None else cast(Sequence[Clip], manifest)
-    if not options.allow_shared_subjects:
-        refuse_shared(clips, path)
-    return clips
-
-
-def _with_lock(options: Options, config: str | ExtractConfig | None, store: str | Path) -> Options:
-    found = lock_file(config if isinstance(config, str) else None, store)
-    return options if options.lock else replace(options, lock=found)
-
-
-def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
-    """The clips that ``--clip``, ``--shard`` and ``--limit`` leave, in this order."""
-    known = {clip.id: clip for clip in clips}
-    for asked in options.clips:
-        if asked not in known:
-            near = difflib.get_close_matches(asked, known, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"--clip {asked}: the manifest has no such clip{hint}")
-    chosen = [clip for clip in clips if not options.clips or clip.id in options.clips]
-    if options.shard is not None:
-        part, _, parts = options.shard.partition("/")
-        if not (options.shard.isascii() and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-            raise UsageError(f"--shard {options.shard}: expected k/n with k from 1 to n, as in 1/4 ... 4/4")
-        chosen = chosen[int(part) - 1 :: int(parts)]
-    return chosen[: options.limit]
 
 
 class _Run:
@@ -360,7 +293,7 @@ class _Run:
     def _clip(self, clip: Clip) -> ClipReport:
         with lease.held(self.store.files, clip.id, self.report.run) as held:
             if isinstance(held, lease.Holder):
-                return ClipReport(_standing(self.plan, clip.id), busy=f"{clip.id}: {held}")
+                return ClipReport(_standing(self.plan, clip.id), busy=str(held))
             for instance in self.store.files.folders(clip.id):  # beside them, others may be asking for the lease
                 self.store.files.sweep(f"{clip.id}/{instance}")
             before = Before(crashes.left_by_the_dead(self.store.files, clip.id))
@@ -376,8 +309,8 @@ class _Run:
         return before.died is not None or any(record and record.reason == "crashed" for record in records)
 
     def _count(self, clip: Clip, done: ClipReport) -> None:
-        self.report.busy += [done.busy] if done.busy else []
-        self.report.damaged += [done.damaged] if done.damaged else []
+        self.report.busy += [Notice(done.busy, clip.id)] if done.busy else []
+        self.report.damaged += [Notice(done.damaged, clip.id)] if done.damaged else []
         self.report.computed += sum(outcome.state != "failed" for outcome in done.worked.values())
         self.report.warnings += _warnings(clip.id, done.worked)
         for name, prepared in self.plan.prepared.items():
@@ -400,15 +333,19 @@ def _computing(plan: Plan) -> list[str]:
 
 def _standing(plan: Plan, clip: str) -> dict[str, Outcome]:
     return {
-        name: Outcome(task.record.state, task.record.reason, task.record.message, task.record.rows)
+        name: _as_recorded(task.record)
         for name, task in plan.tasks[clip].items()
         if task.record and task.need in {"finished", "crashed"}
     }
 
 
-def _warnings(clip: str, outcomes: Mapping[str, Outcome]) -> list[str]:
+def _as_recorded(record: Record) -> Outcome:
+    return Outcome(record.state, record.reason, record.message, record.cause, record.rows)
+
+
+def _warnings(clip: str, outcomes: Mapping[str, Outcome]) -> list[Notice]:
     return [
-        f"clip {clip}, {name}: {WARNINGS[note].format(value, rows=outcome.rows)}"
+        Notice(WARNINGS[note].format(value, rows=outcome.rows), clip, name)
         for name, outcome in outcomes.items()
         for note, value in (outcome.notes or {}).items()
         if note in WARNINGS

@@ -54,8 +54,7 @@ class Align(RowsStage[AlignConfig]):
         from extract.models.ffhq import align
 
         size = self.config.output_size
-        points = batch["landmarks.point"]
-        points = (torch.stack(points) if isinstance(points, list) else points).cpu()
+        points = batch["landmarks.point"].cpu()
         images: list[Tensor] = []
         valid = []
         for image, landmarks in zip(batch["superres.image"], points, strict=True):

@@ -44,8 +44,36 @@ PICTURES = (
 )
 
 
+VERSION = 1
+"""Of cut and given crops alike: they are one recipe."""
+
+
 class CropConfig(StageConfig):
     """Nothing to choose: the template fixes size and place."""
+
+
+class GivenCrop(SourceStage[CropConfig]):
+    """What stands for ``Crop`` in a clip that brings its crops: read from files, without landmarks.
+
+    Its recipe is that of ``Crop``; its source names the part ``crops``. The patch is the crop itself.
+    """
+
+    name = "crop"
+    version = VERSION
+    config_type = CropConfig
+    reads = "crops"
+    parts = ("crops",)
+    empty_reason = "no_face"
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (*PICTURES, VALID)
+
+    def arrays(self, images: "list[Tensor]") -> "dict[str, Tensor | list[Tensor]]":
+        """The pictures, and where the face usually is in them."""
+        import torch
+
+        return {"image": images, "patch": images, "patch_box": torch.tensor([GIVEN_BOX_PX] * len(images))}
 
 
 class Crop(RowsStage[CropConfig]):
@@ -58,10 +86,12 @@ class Crop(RowsStage[CropConfig]):
     """
 
     name = "crop"
-    version = 1
+    version = VERSION
     config_type = CropConfig
     inputs = ("frames.image", "faces.landmarks", "faces.box")
     row_by_row = True
+    provided_by = "crops"
+    stand_in = GivenCrop
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -80,8 +110,7 @@ class Crop(RowsStage[CropConfig]):
         """
         import torch
 
-        given, boxes = batch["faces.landmarks"], batch["faces.box"]
-        marks = (torch.stack(given) if isinstance(given, list) else given).double()  # [B, 68, 2]
+        marks = batch["faces.landmarks"].double()  # [B, 68, 2]
         turn, shift, valid = fit_similarity(five_points(marks), marks.new_tensor(TEMPLATE))
         # Pixel centres of the crop, x then y: [112 * 112, 2]
         y, x = torch.meshgrid(*(torch.arange(SIZE_PX, dtype=torch.float64, device=marks.device),) * 2, indexing="ij")
@@ -94,33 +123,10 @@ class Crop(RowsStage[CropConfig]):
         return {
             "image": crops.reshape(-1, SIZE_PX, SIZE_PX, 3) * valid[:, None, None, None],
             "patch": [pixels for pixels, _, _ in cut],
-            "patch_box": (torch.stack(boxes) if isinstance(boxes, list) else boxes) - corner,
+            "patch_box": batch["faces.box"] - corner,
             "point": point.float() * valid[:, None, None],
             "valid": valid,
         }
-
-
-class GivenCrop(SourceStage[CropConfig]):
-    """What stands for ``Crop`` in a clip that brings its crops: read from files, without landmarks.
-
-    Its recipe is that of ``Crop``; its source names the part ``crops``. The patch is the crop itself.
-    """
-
-    name = "crop"
-    version = Crop.version
-    config_type = CropConfig
-    parts = ("crops",)
-    empty_reason = "no_face"
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        return (*PICTURES, VALID)
-
-    def arrays(self, images: "list[Tensor]") -> "dict[str, Tensor | list[Tensor]]":
-        """The pictures, and where the face usually is in them."""
-        import torch
-
-        return {"image": images, "patch": images, "patch_box": torch.tensor([GIVEN_BOX_PX] * len(images))}
 
 
 def patch(image: "Tensor", landmarks: "NDArray[np.float64]") -> "tuple[Tensor, int, int]":

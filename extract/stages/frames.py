@@ -10,11 +10,13 @@ class FramesConfig(StageConfig):
 
 
 class Frames(SourceStage[FramesConfig]):
-    """Every frame that decodes, in order of presentation; the runner fills it from ``media.py``."""
+    """Every frame that decodes, in order of presentation; the runner fills it from the movie."""
 
     name = "frames"
     version = 1
     config_type = FramesConfig
+    clock = True
+    reads = "video"
     parts = ("media", "choice.fps", "choice.span")
 
     @property

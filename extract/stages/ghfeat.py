@@ -48,23 +48,20 @@ class Ghfeat(RowsStage[GhfeatConfig]):
     def setup(self, context: Context) -> None:
         import torch
 
-        from extract.models.ghfeat import network
+        from extract.models.ghfeat import loading
 
         if context.weights is None:
             raise ValueError("stage ghfeat needs weights")
         self._precision = context.precision
-        model = network.load(self.config.architecture, context.weights)
+        model = loading.load(self.config.architecture, context.weights)
         self._model = model.to(context.device, context.precision).to(memory_format=torch.channels_last)
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``align.image``: uint8 RGB [B, H, W, 3], square."""
         import torch
 
-        images = batch["align.image"]
-        if isinstance(images, list):
-            images = torch.stack(images)
         with torch.inference_mode():
-            ready = prepare(images, SIZES[self.config.architecture][0], self.config.resize)
+            ready = prepare(batch["align.image"], SIZES[self.config.architecture][0], self.config.resize)
             ready = ready.to(self._precision).contiguous(memory_format=torch.channels_last)
             return {"code": self._model(ready).float()}  # the runner narrows it to ``dtype``, looking for overflow
 

@@ -29,6 +29,7 @@ class Labels(ClipStage[LabelsConfig]):
     config_type = LabelsConfig
     inputs = ("frames.pts_s",)
     parts = ("labels",)
+    reread = frozenset({"labels"})
 
     @property
     def outputs(self) -> tuple[Output, ...]:

@@ -100,9 +100,8 @@ class Superres(RowsStage[SuperresConfig]):
             for i, image in zip(rows, large, strict=True):
                 images[i] = image
                 ratio[i] = torch.tensor([image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2)
-        box = torch.stack(boxes) if isinstance(boxes, list) else boxes
         valid = torch.tensor([min(patch.shape[:2]) >= least for patch in patches])
-        return {"image": images, "box": (box + 0.5) * ratio.to(box.device) - 0.5, "valid": valid}
+        return {"image": images, "box": (boxes + 0.5) * ratio.to(boxes.device) - 0.5, "valid": valid}
 
     def _enlarged(self, images: "Tensor") -> "Tensor":
         """uint8 [B, H, W, 3] of one size -> the same, larger."""

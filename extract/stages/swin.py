@@ -75,11 +75,8 @@ class Swin(RowsStage[SwinConfig]):
         """``crop.image``: uint8 RGB [B, H, W, 3], square."""
         import torch
 
-        images = batch["crop.image"]
-        if isinstance(images, list):
-            images = torch.stack(images)
         with torch.inference_mode():
-            ready = prepare(images, self.config).to(self._precision)
+            ready = prepare(batch["crop.image"], self.config).to(self._precision)
             grid = self._model.forward_features(ready).float()  # [B, 7, 7, 768]
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
         return {"token": grid.flatten(1, 2)} if self.config.output == "tokens" else {"feature": grid.mean(dim=(1, 2))}

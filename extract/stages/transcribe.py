@@ -26,6 +26,7 @@ class Transcribe(ClipStage[TranscribeConfig]):
     version = 1
     config_type = TranscribeConfig
     parts = ("transcript",)
+    provided_by = "transcript"
 
     @property
     def outputs(self) -> tuple[Output, ...]:

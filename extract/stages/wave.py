@@ -13,8 +13,6 @@ SAMPLES = Regular(hop_s=Fraction(1, WAVE_HZ), window_s=Fraction(1, WAVE_HZ))
 if TYPE_CHECKING:
     import torch
 
-    from extract.inputs.media import Sound
-
 
 class Samples(Protocol):
     """``wave.samples`` as a stage gets it: a Tensor [n], or what stands for one whose samples lie on the disk."""
@@ -23,21 +21,6 @@ class Samples(Protocol):
 
     def __getitem__(self, part: slice) -> "torch.Tensor":
         """Consecutive samples, float32."""
-
-
-class SamplesOnDisk:
-    """Samples of a recording that is too long to be held; every slice is read anew, onto the stage's device."""
-
-    def __init__(self, sound: "Sound", device: "torch.device") -> None:
-        self._sound, self._device = sound, device
-
-    def __len__(self) -> int:
-        return len(self._sound)
-
-    def __getitem__(self, part: slice) -> "torch.Tensor":
-        import torch
-
-        return torch.from_numpy(self._sound[part]).to(self._device)
 
 
 class WaveConfig(StageConfig):
@@ -54,6 +37,7 @@ class Wave(SourceStage[WaveConfig]):
     name = "wave"
     version = 1
     config_type = WaveConfig
+    reads = "sound"
     parts = ("sound", "choice.span")
 
     @property

@@ -16,7 +16,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from extract.models import random
 from extract.models.ghfeat.levels import num_values
-from extract.weights.files import Weights
 from extract.weights.loading import load_strictly
 
 if TYPE_CHECKING:
@@ -276,23 +275,6 @@ def from_tensors(architecture: str, tensors: "dict[str, Tensor]", spec: str) -> 
     counters = {name: torch.zeros((), dtype=torch.long) for name in model.state_dict() if _is_counter(name)}
     load_strictly(model, {**counters, **{n: t for n, t in tensors.items() if not _is_counter(n)}}, spec, assign=True)
     return model.requires_grad_(False).fold()
-
-
-def load(architecture: str, weights: Weights) -> Encoder:
-    """``from_tensors`` of what the config names: the authors' pickle, or safetensors made of it.
-
-    Raises:
-        WeightsError: as above, or the file is damaged or not what it should be.
-    """
-    if weights.path is not None and weights.path.suffix == ".pkl":
-        from extract.models.ghfeat import official
-
-        found = official.read(weights.path, architecture)
-        if not found.source_is_known:
-            told = "the file carries another definition of the network than the published one (sha256 %s)"
-            log.warning(f"weights %r: {told}; the names and shapes fit", weights.spec, found.source_sha256)
-        return from_tensors(architecture, found.tensors, weights.spec)
-    return from_tensors(architecture, weights.tensors(), weights.spec)
 
 
 def _wanted(model: Encoder) -> dict[str, Tensor]:

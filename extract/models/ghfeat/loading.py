@@ -1,0 +1,28 @@
+"""GH-Feat's encoder from a file: the authors' pickle, or safetensors made of it."""
+
+import logging
+
+from extract.models.ghfeat import official
+from extract.models.ghfeat.network import Encoder, from_tensors
+from extract.weights.files import Weights
+
+log = logging.getLogger(__name__)
+
+
+def load(architecture: str, weights: Weights) -> Encoder:
+    """``from_tensors`` of what the config names: the authors' pickle, or safetensors made of it.
+
+    Raises:
+        WeightsError: as above, or the file is damaged or not what it should be.
+    """
+    if weights.path is not None and weights.path.suffix == ".pkl":
+        found = official.read(weights.path, architecture)
+        if not found.source_is_known:
+            log.warning(
+                "weights %r: the file carries another definition of the network than the published one (sha256 %s); "
+                "the names and shapes fit",
+                weights.spec,
+                found.source_sha256,
+            )
+        return from_tensors(architecture, found.tensors, weights.spec)
+    return from_tensors(architecture, weights.tensors(), weights.spec)

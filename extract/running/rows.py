@@ -1,0 +1,129 @@
+"""Rows of arrays on their way: checked against what a stage declares, picked, joined, narrowed to the store's types."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from extract.errors import ClipError
+from extract.stage import Output, Stage
+
+Values = Tensor | list[Tensor]
+"""B rows: one Tensor where they are of one size, else a list."""
+
+
+def as_declared(stage: Stage[Any], computed: Mapping[str, Any], num_rows: int | None) -> dict[str, Values]:
+    """What a stage gave, if it is what it declared (``valid`` may be absent).
+
+    Raises:
+        ClipError: ``broken_promise``: a name, a number of rows, a size or a type is another.
+    """
+    declared = {output.name: output for output in stage.outputs}
+    if set(computed) | {"valid"} != set(declared) | {"valid"} or (set(computed) - set(declared)):
+        raise ClipError("broken_promise", f"gave {sorted(computed)}, declares {sorted(declared)}")
+    values = {}
+    for name, array in computed.items():
+        output = declared[name]
+        if num_rows is not None and len(array) != num_rows:
+            raise ClipError("broken_promise", f"{name}: {len(array)} rows for {num_rows} given")
+        is_text = output.dtype == "str"
+        if is_text and not (isinstance(array, list) and all(isinstance(row, str) for row in array)):
+            raise ClipError("broken_promise", f"{name}: declares text, gave something else")
+        for row in array if isinstance(array, list) and not is_text else ():
+            _check_form(output, tuple(row.shape), row.dtype)
+        if isinstance(array, Tensor):
+            _check_form(output, tuple(array.shape[1:]), array.dtype)
+        values[name] = array
+    return values
+
+
+def fixed(values: Values, output: Output) -> Values:
+    """Rows as whoever is fed gets them: one Tensor where ``output`` declares fixed sizes, else a list.
+
+    Raises:
+        ClipError: ``broken_promise``: the rows of a fixed-size output differ in size.
+    """
+    if None in output.sizes or isinstance(values, Tensor):
+        return values
+    for row in values:
+        _check_form(output, tuple(row.shape), row.dtype)
+    return torch.stack(values) if values else no_rows(output)
+
+
+def stored_form(values: Values, output: Output, instance: str) -> NDArray[Any]:
+    """Values as the store holds them.
+
+    Raises:
+        ClipError: ``not_finite`` or ``overflow``.
+    """
+    tensor = torch.stack(values) if isinstance(values, list) else values
+    if not tensor.is_floating_point():
+        return tensor.cpu().numpy().astype(output.dtype, copy=False)
+    array = tensor.float().cpu().numpy() if tensor.dtype == torch.bfloat16 else tensor.cpu().numpy()
+    narrow = array.dtype == np.float16
+    if np.isnan(array).any() or (not narrow and not np.isfinite(array).all()):
+        raise ClipError("not_finite", f"{output.name}: NaN or infinity among the computed values")
+    with np.errstate(over="ignore"):
+        stored = array.astype(output.dtype, copy=False)
+    if not np.isfinite(stored).all():
+        most = float(np.abs(array.astype(np.float64)).max())
+        raise ClipError(
+            "overflow", f"{output.name}: {most:.4g} does not fit {output.dtype}; --set {instance}.dtype=float32"
+        )
+    return stored
+
+
+def _check_form(output: Output, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    fits = len(sizes) == len(output.sizes) and all(
+        want in {None, have} for want, have in zip(output.sizes, sizes, strict=True)
+    )
+    if not fits:
+        raise ClipError("broken_promise", f"{output.name}: rows of {sizes}, declares {output.sizes}")
+    name = str(dtype).removeprefix("torch.")
+    # Models compute wider than the store keeps; the runner narrows and looks for overflow.
+    wider = output.dtype == "float16" and name in {"float32", "bfloat16"}
+    if name != output.dtype and not wider:
+        raise ClipError("broken_promise", f"{output.name}: {name}, declares {output.dtype}")
+
+
+def as_stored(values: Values, stage: Stage[Any], name: str) -> Values:
+    declared = next(output.dtype for output in stage.outputs if output.name == name)
+    if isinstance(values, list) or not values.is_floating_point():
+        return values
+    return values.to(getattr(torch, declared))
+
+
+def own(values: Values) -> Values:
+    """Rows that keep no larger picture alive: a patch cut out of a frame is a view of all of it."""
+    if not isinstance(values, list):
+        return values
+    return [row if row.untyped_storage().nbytes() == row.nbytes else row.clone() for row in values]
+
+
+def take(have: NDArray[np.int64], values: Values, rows: NDArray[np.int64], device: torch.device) -> Values:
+    at = np.searchsorted(have, rows)
+    if isinstance(values, list):
+        return [values[i].to(device) for i in at]
+    return values[torch.from_numpy(at).to(values.device)].to(device)
+
+
+def choose(values: Values, chosen: NDArray[np.bool_]) -> Values:
+    if isinstance(values, list):
+        return [value for value, keep in zip(values, chosen, strict=True) if keep]
+    return values[torch.from_numpy(chosen).to(values.device)]
+
+
+def join(pieces: list[Values]) -> Values:
+    if isinstance(pieces[0], list):
+        return [row for piece in pieces for row in piece]
+    return torch.cat(cast(list[Tensor], pieces))
+
+
+def no_rows(output: Output) -> Values:
+    if None in output.sizes:
+        return []
+    sizes = cast(tuple[int, ...], output.sizes)
+    return torch.zeros((0, *sizes), dtype=getattr(torch, output.dtype))
