@@ -19,7 +19,10 @@ from PIL import Image, UnidentifiedImageError
 
 from extract.errors import ClipError
 from extract.inputs.media import VideoFrame
-from extract.stages.crop import SIZE_PX
+
+SIZE_PX = 112
+"""Side of a crop, given or cut: the template of `cropped_aligned`."""
+
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MOST_FRAMES = 10_000_000

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extract.inputs.crops import SIZE_PX
 from extract.models.dlib_faces import NUM_LANDMARKS
 from extract.models.ffhq.geometry import border_px, bounds, oriented_square, side_px
 from extract.stage import VALID, Output, RowsBatch, RowsStage, SourceStage, StageConfig
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-SIZE_PX = 112
 TEMPLATE = (
     (38.2946, 51.6963),  # eye at the image's left
     (73.5318, 51.5014),
