@@ -154,10 +154,20 @@ def test_failed_lists_reasons_and_the_next_command(folder):
     assert "clip b, stage frames: unreadable: " in result.stdout
     assert "2 failed; `extract run` tries them again" in result.stdout
     told = json.loads(extract("failed", "--json").stdout)
-    assert [(row["clip"], row["instance"], row["reason"]) for row in told] == [
-        ("b", "colour", "unreadable"),
-        ("b", "frames", "unreadable"),
+    assert [(row["clip"], row["instance"], row["reason"], row["cause"]) for row in told] == [
+        ("b", "colour", "unreadable", "frames"),
+        ("b", "frames", "unreadable", None),
     ]
+
+
+def test_status_names_clip_and_instance_of_a_damaged_record(folder):
+    extract("run", "-c", "c.yaml")
+    (folder / "store.zarr/b/colour/zarr.json").write_text("{")
+    result = extract("status", "--json")
+    assert result.exit_code == 4
+    (damaged,) = json.loads(result.stdout)["damaged"]
+    assert (damaged["clip"], damaged["instance"]) == ("b", "colour")
+    assert "zarr.json is damaged" in damaged["message"]
 
 
 def flip(path: Path, at: int = 3) -> None:

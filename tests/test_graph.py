@@ -95,6 +95,44 @@ def test_a_bad_config_is_told_by_key(tmp_path, text, overrides, message):
         load_extract_config(str(path), overrides)
 
 
+@pytest.mark.parametrize(
+    ("instance", "message"),
+    [
+        ("hubert: {batch: 8}", "instance hubert: batch is for stages that work on rows, stage hubert works on whole"),
+        ("roberta: {batch: 8}", "instance roberta: batch is for stages that work on rows"),
+        ("frames: {batch: 8}", "instance frames: batch is for stages that work on rows, stage frames is read"),
+        ("roberta: {block_rows: 256}", "instance roberta: block_rows is for arrays made row by row"),
+        ("roberta: {keep: [token]}", "instance roberta: cannot keep 'token'"),
+        ("crop: {precision: float16}", "instance crop: precision is for models that run on a GPU, stage crop always"),
+        ("crop: {batch: 24}", "24 is not a power of two"),
+        ("crop: {batch: 64}", "less than or equal to 32, found 64"),
+    ],
+)
+def test_a_setting_that_a_stage_cannot_heed_is_refused_by_name(tmp_path, instance, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"extract: {{instances: {{{instance}}}}}")
+    with pytest.raises(ConfigError, match=message):
+        build_graph(load_extract_config(str(path)))
+
+
+@pytest.mark.parametrize(
+    "instance",
+    ["crop: {batch: 8}", "frames: {block_rows: 256}", "hubert: {precision: float32}", "crop: {keep: [image]}"],
+)
+def test_a_setting_that_a_stage_can_heed_is_taken(tmp_path, instance):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"extract: {{instances: {{{instance}}}}}")
+    assert build_graph(load_extract_config(str(path)))
+
+
+@pytest.mark.parametrize("name", [".lease", "zarr.json", "a/b", ""])
+def test_an_instance_cannot_be_called_what_the_store_needs_itself(tmp_path, name):
+    path = tmp_path / "c.yaml"
+    path.write_text(f'extract: {{instances: {{"{name}": {{stage: crop}}}}}}')
+    with pytest.raises(ConfigError, match="cannot name a folder of the store"):
+        build_graph(load_extract_config(str(path)))
+
+
 def test_a_config_that_is_not_there_is_told_with_the_built_in_ones():
     with pytest.raises(ConfigError, match=r"config nowhere\.yaml: No such file.*built-in configs are default"):
         load_extract_config("nowhere.yaml")

@@ -60,6 +60,9 @@ def test_drawn_tensors_keep_the_signals_size():
 
 
 def test_drawn_tensors_depend_on_seed_and_name_alone():
+    scalar = random.draw({"logit_scale": ()}, seed="s")["logit_scale"]
+    assert isinstance(scalar, np.ndarray)
+    assert scalar.shape == ()
     one = random.draw({"a": (3, 3), "b": (3, 3)}, seed="s")
     assert np.array_equal(one["b"], random.draw({"b": (3, 3)}, seed="s")["b"])
     assert not np.array_equal(one["a"], one["b"])

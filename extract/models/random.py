@@ -32,7 +32,8 @@ def draw(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, NDArray[
     every other one-axis tensor (biases, shifts)    0.1 z
     ==============================================  =========================
     """
-    return {name: _scaled(name, normal(seed, name, shape)).astype(np.float32) for name, shape in shapes.items()}
+    # np.asarray: of a tensor without axes, arithmetic makes a scalar.
+    return {name: np.asarray(_scaled(name, normal(seed, name, shape)), np.float32) for name, shape in shapes.items()}
 
 
 def _scaled(name: str, z: NDArray[np.float64]) -> NDArray[Any]:
