@@ -1,0 +1,153 @@
+"""``extract manifest``: from a folder or data set to a manifest."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from extract.errors import UsageError
+from extract.flags import ManifestOut, Update, reported
+
+SHOWN = 10
+"""Lines of a list before it is cut."""
+
+HELD_OUT_SHARE = 0.1
+"""Share of the clips that ``--split-by`` gives to val and to test by default."""
+
+app = typer.Typer(help="Make a manifest of a folder or data set.", no_args_is_help=True)
+
+
+@app.command("folder")
+@reported
+def manifest_folder(
+    root: Annotated[Path, typer.Argument(help="Folder of videos and sound files, with what lies below it.")],
+    out: ManifestOut,
+    update: Update = False,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            "--split-by",
+            help="Put clips without a split into train, val and test; those of one subject or source video together.",
+            metavar="subject|source_video",
+        ),
+    ] = None,
+    val: Annotated[float | None, typer.Option("--val", help="Share of the clips for val. (default: 0.1)")] = None,
+    test: Annotated[float | None, typer.Option("--test", help="Share of the clips for test. (default: 0.1)")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Another seed, other splits. (default: 0)", min=0)] = None,
+    allow_shared_subjects: Annotated[
+        bool, typer.Option("--allow-shared-subjects", help="Keep only clips of one source video together.")
+    ] = False,
+) -> int:
+    """Take videos and sound files by suffix; NAME.srt|vtt|csv beside a video are its words and labels."""
+    from extract.inputs.datasets.folder import own_file, scan_folder
+    from extract.inputs.manifest import refuse_existing
+    from extract.inputs.manifest_update import make
+
+    parting = _parting(split_by, val, test, seed, allow_shared_subjects=allow_shared_subjects)
+    if not update:
+        refuse_existing(out)  # before a scan that may take long
+    scan = scan_folder(root)
+    comment = (
+        "Made by `extract manifest folder`. Edit it: with `--update` that command adds what is new and keeps the rest."
+    )
+    made = make(out, scan.clips, comment, root=root, own=own_file, update=update, parting=parting)
+    videos = sum(clip.video is not None for clip in scan.clips)
+    kinds = f"{videos} videos, {len(scan.clips) - videos} sound files"
+    print(
+        f"{out}: {len(scan.clips)} clips ({kinds})" if not made.known else f"{root}: {len(scan.clips)} clips ({kinds})"
+    )
+    words = sum(clip.transcript is not None for clip in scan.clips)
+    labels = sum(clip.labels.au is not None for clip in scan.clips)
+    if words or labels:
+        print(f"with a transcript: {words}; with labels: {labels}")
+    if scan.left_out:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in scan.left_out.items())
+        print(f"left out: {told}")
+    for note in scan.notes:
+        print(f"note: {note}")
+    _show_made(out, made)
+    return 0
+
+
+@app.command("affwild2")
+@reported
+def manifest_affwild2(
+    root: Annotated[Path, typer.Argument(help="Folder of Aff-Wild2: annotations, cropped_aligned, movies.")],
+    out: ManifestOut,
+    update: Update = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the 90/10 parting of the training set.", min=0)] = 0,
+    fps: Annotated[float | None, typer.Option("--fps", help="Take crops without a movie to have this rate.")] = None,
+) -> int:
+    """Official splits (validation is test), annotations, given crops, two faces of one movie."""
+    from extract.inputs.datasets.affwild2 import KNOWN, own_file, scan_affwild2
+    from extract.inputs.manifest import load_manifest, refuse_existing
+    from extract.inputs.manifest_update import make
+
+    if not update:
+        refuse_existing(out)  # before a scan that may take long
+    there = load_manifest(out) if update and out.exists() else ()
+    known = {clip.source_video: clip.split for clip in there if clip.split is not None}
+    found = scan_affwild2(root, seed=seed, fps=fps, known=known)
+    comment = f"Aff-Wild2, by `extract manifest affwild2`, seed {seed}. With `--update` it adds what is new."
+    made = make(out, found.clips, comment, root=root, own=own_file, update=update)
+    splits = ", ".join(f"{name} {sum(c.split == name for c in found.clips)}" for name in ("train", "val", "test"))
+    print(f"{root if made.known else out}: {len(found.clips)} clips ({splits})")
+    for what, sets in found.counts.items():
+        for official, number in sets.items():
+            print(f"  {what}, {official}: {number:,} (others counted {KNOWN[what][official]})")
+    for note in found.notes:
+        print(f"note: {note}")
+    for name, why in list(found.left_out.items())[:SHOWN]:
+        print(f"left out: {name}: {why}")
+    if len(found.left_out) > SHOWN:
+        print(f"left out: {len(found.left_out) - SHOWN} more")
+    _show_made(out, made)
+    return 0
+
+
+def _parting(
+    split_by: str | None, val: float | None, test: float | None, seed: int | None, *, allow_shared_subjects: bool
+) -> Any:  # noqa: ANN401 - manifest_update.Parting, whose module is imported late
+    from extract.inputs.manifest_update import Parting
+
+    if split_by is None:
+        if any(given is not None for given in (val, test, seed)) or allow_shared_subjects:
+            raise UsageError(
+                "--val, --test, --seed and --allow-shared-subjects say how to split: give --split-by as well"
+            )
+        return None
+    if split_by not in {"subject", "source_video"}:
+        raise UsageError(f"--split-by {split_by}: expected subject or source_video")
+    if split_by == "subject" and allow_shared_subjects:
+        raise UsageError("--split-by subject and --allow-shared-subjects exclude each other")
+    return Parting(
+        "subject" if split_by == "subject" else "source_video",
+        val=HELD_OUT_SHARE if val is None else val,
+        test=HELD_OUT_SHARE if test is None else test,
+        seed=seed or 0,
+        allow_shared_subjects=allow_shared_subjects,
+    )
+
+
+def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest_update.Made, whose module is imported late
+    if made.known:
+        print(f"{out}: {made.known} clips were there, {len(made.added)} added{_named(clip.id for clip in made.added)}")
+    if made.gone:
+        print(f"{len(made.gone)} no longer found, left as they are{_named(made.gone)}")
+    if made.elsewhere:
+        print(f"{made.elsewhere} of another folder, left as they are")
+    if made.splits is not None:
+        told = "; ".join(f"{name}: {clips} ({groups})" for name, (clips, groups) in made.splits.items())
+        print(f"clips of each split (groups that stay together): {told}; {made.assigned} assigned now")
+    if made.kept_out:
+        print(f"{made.kept_out} say `split: null` and stay without one")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
+def _named(names: Iterable[str]) -> str:
+    """``: a, b``, cut after SHOWN names."""
+    listed = list(names)
+    more = ", ..." if len(listed) > SHOWN else ""
+    return f": {', '.join(listed[:SHOWN])}{more}" if listed else ""
