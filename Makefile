@@ -22,7 +22,7 @@ test: setup
 
 # Drawn clips, features, a fitted run, its table: demo/, with demo/metrics.json. No weights, no network, no GPU.
 demo: setup
-	$(VENV)/bin/python tools/demo.py
+	$(VENV)/bin/python tools/demo.py $(if $(V),-v)
 
 # The same for other seeds of the generator, and the table over them.
 SEEDS ?= 1 2 3

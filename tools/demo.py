@@ -1,13 +1,18 @@
-"""The demo from end to end, by the commands a person would type: draw, extract, fit, evaluate, table.
+"""The demo from end to end, by the commands a person would type: draw, extract, fit, evaluate, predict, two pictures.
 
-python tools/demo.py            seed 0: demo/
-python tools/demo.py 1 2 3      these seeds, each in demo/seed_N/, and the table over them
+    python tools/demo.py            seed 0: demo/
+    python tools/demo.py 1 2 3      these seeds, each in demo/seed_N/, and the table over them
+    python tools/demo.py -v         with everything that the commands print
+
+Halfway through the extraction it ends the program with `kill -9` and starts it again, to show that nothing is lost.
 """
 
+import argparse
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,47 +21,135 @@ from pathlib import Path
 
 import numpy as np
 
+import extract
 import fusion
+from extract.errors import AuFusionError
 from fusion.evaluation import Evaluation, interval, mean
 
 DEMO = Path("demo")
 BASELINES = {"zeros": "all zero", "ones": "all one", "prior": "prior"}
+SHOWN_CLIP = "S10_1"
+"""Of somebody in the test split: the pictures are of people the model never saw."""
+LOOK_EVERY_S = 1.0
 
 
-def run(*command: object) -> float:
-    """Run one command of this environment, shown first; its seconds."""
-    words = [str(word) for word in command]
-    print(f"\n$ {' '.join(words)}", flush=True)
+class Commands:
+    """Runs commands of this environment; what they print goes to a file, and to the screen with ``-v``."""
+
+    def __init__(self, log: Path, *, verbose: bool) -> None:
+        self._log, self._verbose = log, verbose
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("", encoding="utf-8")
+
+    def run(self, *command: object) -> float:
+        """One command, to its end; its seconds."""
+        return self.wait(self.start(*command), time.monotonic())
+
+    def start(self, *command: object) -> "subprocess.Popen[bytes]":
+        words = [str(word) for word in command]
+        print(f"$ {' '.join(words)}", flush=True)
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"\n$ {' '.join(words)}\n")
+        program = str(Path(sys.executable).with_name(words[0]))
+        out = None if self._verbose else self._log.open("ab")
+        try:
+            return subprocess.Popen([program, *words[1:]], stdout=out, stderr=subprocess.STDOUT if out else None)
+        finally:
+            if out:
+                out.close()
+
+    def wait(self, process: "subprocess.Popen[bytes]", began: float) -> float:
+        code = process.wait()
+        if code:
+            tail = "" if self._verbose else self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise SystemExit(f"{tail}\nthat ended with exit code {code}; {self._log} has all of it")
+        return time.monotonic() - began
+
+
+def extract_with_a_kill(commands: Commands, manifest: Path, store: Path) -> tuple[float, str]:
+    """Extract, killed once when half of the clips are through; the seconds, and what happened."""
+    command = ("extract", "run", "-c", "demo", "--manifest", manifest, "--store", store)
+    clips = manifest.read_text(encoding="utf-8").count("\n- id:")
     began = time.monotonic()
-    done = subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return time.monotonic() - began
+    process = commands.start(*command)
+    killed = None
+    while killed is None and process.poll() is None:
+        time.sleep(LOOK_EVERY_S)
+        through = finished_clips(store)
+        if clips / 2 <= through < clips:
+            process.send_signal(signal.SIGKILL)
+            killed = through
+    if killed is None:
+        return commands.wait(process, began), "nothing was left to compute, so nothing was killed"
+    process.wait()
+    before = chunk_files(store)
+    commands.run(*command)
+    untouched = sum(chunk_files(store).get(path) == stamp for path, stamp in before.items())
+    return time.monotonic() - began, (
+        f"the extraction was killed (kill -9) with {killed} of {clips} clips finished and run again: "
+        f"{untouched} of {len(before)} files written before were kept as they were"
+    )
 
 
-def demo(seed: int) -> Evaluation:
-    """Everything for one seed; leaves ``metrics.json`` beside the store."""
+def finished_clips(store: Path) -> int:
+    """Clips whose instances all have a finished record."""
+    try:
+        opened = extract.open_store(store)
+        records = list(opened.survey())
+    except AuFusionError:
+        return 0  # not begun, or a record is being written
+    clips: dict[str, list[bool]] = {}
+    for clip, _, record in records:
+        clips.setdefault(clip, []).append(getattr(record, "finished", False))
+    most = max(map(len, clips.values()), default=0)
+    return sum(len(states) == most and all(states) for states in clips.values())
+
+
+def chunk_files(store: Path) -> dict[Path, tuple[int, int]]:
+    """Blocks -> size and time of writing."""
+    found = {path: path.stat() for path in store.glob("*/*/*/c.*")}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
+def demo(seed: int, *, verbose: bool) -> Evaluation:
+    """Everything for one seed; leaves ``metrics.json`` and two pictures beside the store."""
     home = DEMO if seed == 0 else DEMO / f"seed_{seed}"
     manifest = Path("data_manifest.yaml") if seed == 0 else home / "manifest.yaml"
-    store, fitted = home / "store.zarr", home / "run"
+    store, fitted, clip = home / "store.zarr", home / "run", home / "clips" / SHOWN_CLIP
+    commands = Commands(home / "log.txt", verbose=verbose)
     shutil.rmtree(fitted, ignore_errors=True)  # a finished run is not fitted again
-    seconds = {
-        "draw": run("extract", "demo", *(["--seed", seed] if seed else [])),
-        "extract": run("extract", "run", "-c", "demo", "--manifest", manifest, "--store", store),
-        "fit": run("fusion", "fit", "-q", "-c", "demo", "--features", store, "-o", fitted),
-        "evaluate": run("fusion", "evaluate", "--features", store, "--run", fitted),
-    }
+    seconds = {"draw": commands.run("extract", "demo", *(["--seed", seed] if seed else []))}
+    seconds["extract"], killed = extract_with_a_kill(commands, manifest, store)
+    seconds["fit"] = commands.run("fusion", "fit", "-q", "-c", "demo", "--features", store, "-o", fitted)
+    seconds["evaluate"] = commands.run("fusion", "evaluate", "--features", store, "--run", fitted)
+    seconds["predict"] = commands.run("fusion", "predict", f"{clip}.mp4", "-q", "--run", fitted, "-o", home)
+    sheet, curves = home / "contact_sheet.png", home / "curves.png"
+    common = ("--manifest", manifest, "--store", store, "--frames", 4)
+    seconds["pictures"] = commands.run("extract", "inspect", SHOWN_CLIP, *common, "-o", sheet)
+    drawn = ("tools/curves.py", home / f"{SHOWN_CLIP}.csv", f"{clip}.au.csv", "-o", curves)
+    seconds["pictures"] += commands.run("python", *drawn)
     found = fusion.evaluate(store, fitted)
-    told = {
+    facts = {
         "seed": seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()}
         | {"sum": round(sum(seconds.values()), 1)},
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "killed": killed,
         "test": found.as_json(),
     }
-    (home / "metrics.json").write_text(json.dumps(told, indent=1) + "\n")
-    print(f"\n{home / 'metrics.json'} written; {', '.join(f'{k} {v:.0f} s' for k, v in seconds.items())}")
+    (home / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"\n{killed}\npictures: {sheet}, {curves}; numbers: {home / 'metrics.json'}")
+    print(f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}")
     return found
+
+
+def in_one_line(found: Evaluation) -> str:
+    """The result, what guessing reaches, and what it was measured on."""
+    best = max(mean(found.scores.baselines[name]["f1"]) for name in BASELINES)
+    return (
+        f"mean F1 {100 * found.scores.mean_f1:.1f} on people it never saw; best trivial baseline {100 * best:.1f}; "
+        "drawn clips, untrained encoders"
+    )
 
 
 def table(seeds: Sequence[int], found: Sequence[Evaluation]) -> str:
@@ -76,9 +169,15 @@ def table(seeds: Sequence[int], found: Sequence[Evaluation]) -> str:
 
 
 def main() -> None:
-    seeds = [int(word) for word in sys.argv[1:]] or [0]
-    found = [demo(seed) for seed in seeds]
-    print(f"\n{table(seeds, found)}\n(percent; clips drawn by a program, encoders untrained: see docs/demo.md)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what the commands print")
+    asked = parser.parse_args()
+    found = [demo(seed, verbose=asked.verbose) for seed in asked.seeds]
+    if asked.verbose or len(found) > 1:
+        print(f"\n{table(asked.seeds, found)}\n(percent; clips drawn by a program, encoders untrained: docs/demo.md)")
+    if len(found) == 1:
+        print(f"\n{in_one_line(found[0])}")
 
 
 if __name__ == "__main__":
