@@ -61,7 +61,7 @@ def repeat(clip: Path, times: int, out: Path) -> Path:
 
 
 def peak_mb(clip: Path, folder: Path, stage: str, flags: list[str]) -> float:
-    """Of one run in a process of its own; what it computed and left on the disk is told."""
+    """Of one run in a process of its own; what it computed and left on the disk is returned."""
     folder.mkdir()
     write_manifest(folder / "m.yaml", [Clip(id="clip", video=clip.resolve())], "for a measurement")
     command = [sys.executable, "-m", "extract.cli", "run", "--manifest", "m.yaml", "--store", "s.zarr", "-q", *flags]

@@ -115,7 +115,7 @@ def main() -> int:
         print("the machine was too restless for these numbers")
         return 2
     if asked.out:
-        told = {
+        facts = {
             "device": name_of(device),
             "torch": torch.__version__,
             "precision": str(precision),
@@ -124,7 +124,7 @@ def main() -> int:
             "load_per_core": load,
             "pairs": asked.pairs,
         }
-        asked.out.write_text(json.dumps(told | {"stages": [asdict(row) for row in rows]}, indent=1) + "\n")
+        asked.out.write_text(json.dumps(facts | {"stages": [asdict(row) for row in rows]}, indent=1) + "\n")
     return 1 if failed else 0
 
 

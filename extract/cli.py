@@ -260,9 +260,9 @@ def demo(
     return 0
 
 
-def _damaged(told: Sequence[str]) -> CorruptError:
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return CorruptError(f"{told[0]}{more}")
+def _damaged(messages: Sequence[str]) -> CorruptError:
+    more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+    return CorruptError(f"{messages[0]}{more}")
 
 
 def main() -> None:

@@ -62,8 +62,8 @@ def manifest_folder(
     if words or labels:
         print(f"with a transcript: {words}; with labels: {labels}")
     if scan.left_out:
-        told = ", ".join(f"{count} {suffix}" for suffix, count in scan.left_out.items())
-        print(f"left out: {told}")
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in scan.left_out.items())
+        print(f"left out: {counts}")
     for note in scan.notes:
         print(f"note: {note}")
     _show_made(out, made)
@@ -76,7 +76,7 @@ def manifest_affwild2(
     root: Annotated[Path, typer.Argument(help="Folder of Aff-Wild2: annotations, cropped_aligned, movies.")],
     out: ManifestOut,
     update: Update = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the 90/10 parting of the training set.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the 90/10 split of the training set.", min=0)] = 0,
     fps: Annotated[float | None, typer.Option("--fps", help="Take crops without a movie to have this rate.")] = None,
 ) -> int:
     """Official splits (validation is test), annotations, given crops, two faces of one movie."""
@@ -138,8 +138,8 @@ def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest_update.
     if made.elsewhere:
         print(f"{made.elsewhere} of another folder, left as they are")
     if made.splits is not None:
-        told = "; ".join(f"{name}: {clips} ({groups})" for name, (clips, groups) in made.splits.items())
-        print(f"clips of each split (groups that stay together): {told}; {made.assigned} assigned now")
+        by_split = "; ".join(f"{name}: {clips} ({groups})" for name, (clips, groups) in made.splits.items())
+        print(f"clips of each split (groups that stay together): {by_split}; {made.assigned} assigned now")
     if made.kept_out:
         print(f"{made.kept_out} say `split: null` and stay without one")
     for note in made.notes:

@@ -43,7 +43,7 @@ def weights_fetch(
         if lacking:
             raise WeightsError(f"not here, and --offline forbids fetching: {', '.join(lacking)}")
     lock = lock_file(config, store)
-    fetched = fetch.fetch(keys, lock=lock, told=lambda text: print(text, flush=True))
+    fetched = fetch.fetch(keys, lock=lock, say=lambda text: print(text, flush=True))
     print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {lock}")
     print("next: extract run")
     return 0

@@ -109,7 +109,7 @@ class Remembered:
 
     @staticmethod
     def taken(kept: "Remembered | None") -> str:
-        """What a command says that was told no config."""
+        """What a command says that was given no config."""
         return f"config: {kept or 'the built-in default (this store does not say its own)'}; -c NAME|PATH takes another"
 
     @classmethod

@@ -168,17 +168,17 @@ def show_plan(plan: Plan) -> None:
             needs[name]["not checked" if task.unchecked else task.need] += 1
     print(f"{len(plan.clips)} clips")
     for name, counts in needs.items():
-        told = ", ".join(f"{count} {need}" for need, count in sorted(counts.items()))
-        told = told or "not needed: the clips bring their crops"
+        summary = ", ".join(f"{count} {need}" for need, count in sorted(counts.items()))
+        summary = summary or "not needed: the clips bring their crops"
         feeds = ", ".join(plan.graph[name].feeds.values())
-        print(f"  {name:<12} {told}" + (f"   <- {feeds}" if feeds else ""))
+        print(f"  {name:<12} {summary}" + (f"   <- {feeds}" if feeds else ""))
 
 
 # ---- the store ------------------------------------------------------------------------------------------------------
 
 
 def say_config(store: Store, asked: str | None) -> None:
-    """Which config a command takes that was told none."""
+    """Say which config a command uses when `-c` names none."""
     if asked is None:
         print(Remembered.taken(store.config()), file=sys.stderr)
 
@@ -201,14 +201,14 @@ def show_status(store: Store, *, as_json: bool) -> list[Notice]:
         if record.provenance.get("untrained"):
             untrained.add(name)
     if as_json:
-        told = {
+        by_instance = {
             name: {**states, "rows": rows[name], "recipes": len(recipes[name]), "untrained": name in untrained}
             for name, states in sorted(counts.items())
         }
         whole = {
             "store": str(store.path),
             "clips": len(clips),
-            "instances": told,
+            "instances": by_instance,
             "damaged": [vars(notice) for notice in damaged],
         }
         print(json.dumps(whole, indent=1))
@@ -268,13 +268,13 @@ def show_sources(found: SourcesChecked) -> None:
 def show_weights(rows: Sequence[Located], *, as_json: bool) -> None:
     """The weights table."""
     if as_json:
-        told = [
+        listed = [
             {"key": r.row.key, "stage": ", ".join(r.row.stages), "state": r.state, "sha256": r.sha256,
              "path": str(r.path),
              "expected": r.row.sha256, "licence": r.row.licence, "source": r.row.source}
             for r in rows
         ]  # fmt: skip
-        print(json.dumps(told, indent=1))
+        print(json.dumps(listed, indent=1))
         return
     table = Table(box=None, pad_edge=False, header_style="")
     for column in ("key", "stage", "state", "licence", "source"):

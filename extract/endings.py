@@ -148,7 +148,7 @@ def run_program(name: str, app: Callable[[], object]) -> NoReturn:
     sys.stdout, sys.stderr = _Unread.of(sys.stdout), _Unread.of(sys.stderr)
     try:
         code = _ended(name, app)
-    except KeyboardInterrupt:  # while the end was being told
+    except KeyboardInterrupt:  # while the message was being printed
         code = 128 + signal.SIGINT
     _over = True
     for signum in STOPS:  # while the interpreter ends it would set them back to what kills
@@ -192,7 +192,7 @@ def _say(text: str) -> None:
 
 
 class _Unread(io.TextIOWrapper):
-    """A standard stream whose reader may have gone (``| head``, a terminal that closed): then nobody is told."""
+    """A standard stream whose reader may have gone (``| head``, a terminal that closed): then nothing is printed."""
 
     @classmethod
     def of(cls, stream: "io.TextIOBase | object") -> "_Unread":

@@ -93,7 +93,7 @@ class MachineError(AuFusionError):
 
 
 class ClipError(AuFusionError):
-    """One clip cannot be worked on; the others go on. ``reason`` is a key of FAILED_REASONS."""
+    """One clip cannot be worked on; the others continue. ``reason`` is a key of FAILED_REASONS."""
 
     def __init__(self, reason: str, message: str) -> None:
         if reason not in FAILED_REASONS:

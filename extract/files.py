@@ -224,8 +224,8 @@ class LocalFiles:
             yield
         except OSError as error:
             if error.errno in IN_THE_WAY:
-                told = "something else stands where a file or folder of ours belongs: move it elsewhere"
-                raise ForeignError(f"{doing}: {error.strerror}; {told}") from error
+                remedy = "something else stands where a file or folder of ours belongs: move it elsewhere"
+                raise ForeignError(f"{doing}: {error.strerror}; {remedy}") from error
             remedy = "nothing finished is lost; mend the disk and run the same command again"
             raise MachineError(f"{doing}: {error.strerror or error}; {remedy}") from error
 

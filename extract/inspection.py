@@ -85,8 +85,8 @@ def inspect(
     for name, prepared in own.prepared.items():
         need = plan.tasks[clip][name].need
         if prepared.instance.stage.name in {"frames", "faces"} and need != "finished":
-            told = f"clip {clip}: {name} is {need} in {store}"
-            raise UsageError(f"{told}; `extract run --stage {name} --clip {clip}` first")
+            found = f"clip {clip}: {name} is {need} in {store}"
+            raise UsageError(f"{found}; `extract run --stage {name} --clip {clip}` first")
     looks = _look(own, chosen, cast(Store, opened), LocalEngine(picked, loaded.run.cpu_threads), frames)
     there = {prepared.instance.stage.name for prepared in own.prepared.values()}
     return draw(looks, [stage for stage in SHOWN if stage in there], chosen.id)
@@ -188,8 +188,8 @@ def draw(looks: Sequence[Look], stages: Sequence[str], title: str) -> Image.Imag
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
     for column, heading in enumerate(headings):
-        told = f"{title}: {heading}" if column == 0 else heading
-        pen.text((GAP_PX + column * step, GAP_PX // 2), told, TEXT, font)
+        label = f"{title}: {heading}" if column == 0 else heading
+        pen.text((GAP_PX + column * step, GAP_PX // 2), label, TEXT, font)
     for line, look in enumerate(looks):
         top = GAP_PX + CAPTION_PX + line * (step + CAPTION_PX)
         if with_frame:

@@ -73,9 +73,9 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
         unfinished += not record.finished
         # An array of another form goes whole: blocks made again under its metadata would be wrong again.
         unlike = _unlike_declared(store, clip, instance, record)
-        told = {damage.array for damage in unlike}
+        reported = {damage.array for damage in unlike}
         found += unlike
-        found += [damage for damage in store.damage(clip, instance) if damage.array not in told]
+        found += [damage for damage in store.damage(clip, instance) if damage.array not in reported]
     return Checked(len(chosen), finished, unfinished, tuple(found))
 
 
@@ -117,18 +117,18 @@ def check_sources(manifest: str | Path, store: Store, clips: Sequence[str]) -> S
     gone: dict[str, None] = {}
     hashed = 0
     for clip in choose(load_manifest(Path(manifest)), Options(clips=clips)):
-        told: set[str] = set()
+        reported: set[str] = set()
         for _, instance, record in store.survey([clip.id]):
             sound = not isinstance(record, CorruptError) and record.finished
             for part, recorded in (record.source if sound else {}).items():  # type: ignore[union-attr]
-                if part.startswith("choice.") or part in told:
+                if part.startswith("choice.") or part in reported:
                     continue
                 try:
                     if sources.source(clip, (part,))[part] != recorded:
                         changed.append(f"clip {clip.id}, {instance}: source {part} has other bytes")
                 except ClipError:
                     gone[clip.id] = None
-                told.add(part)
+                reported.add(part)
                 hashed += 1
     return SourcesChecked(hashed, tuple(changed), tuple(gone))
 

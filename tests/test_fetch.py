@@ -175,7 +175,7 @@ def site(tmp_path, monkeypatch):
 
 def get(*keys):
     told = []
-    return fetch.fetch(keys or ("net",), told=told.append), "\n".join(told)
+    return fetch.fetch(keys or ("net",), say=told.append), "\n".join(told)
 
 
 def lock():

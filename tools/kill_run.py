@@ -155,9 +155,9 @@ def run_and_stop(manifest: Path, store: Path, how: signal.Signals, delay_s: floa
     check(not [pid for pid in own if Path(f"/proc/{pid}").exists()], f"{how.name} left processes behind")
     for record in store.glob("*/*/zarr.json"):
         attributes = json.loads(record.read_text()).get("attributes", {})
-        told = {key: attributes.get(key) for key in ("state", "reason", "attempts")}
-        check(told["state"] in {"done", "empty", "partial"}, f"{how.name}: {record} says {told}")
-        check(not told["attempts"], f"{how.name}: {record} counts an attempt: {told}")
+        shown = {key: attributes.get(key) for key in ("state", "reason", "attempts")}
+        check(shown["state"] in {"done", "empty", "partial"}, f"{how.name}: {record} says {shown}")
+        check(not shown["attempts"], f"{how.name}: {record} counts an attempt: {shown}")
     return code != 0
 
 

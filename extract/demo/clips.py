@@ -138,12 +138,12 @@ def demo_clips(folder: Path) -> tuple[Clip, ...]:
     )
 
 
-def write_demo(folder: Path, seed: int, told: Callable[[str], None]) -> int:
+def write_demo(folder: Path, seed: int, say: Callable[[str], None]) -> int:
     """Draw the clips that ``folder`` lacks, in a process for each of two cores; how many were drawn."""
     lacking = [clip.id for clip in demo_clips(folder) if clip.video is not None and not clip.video.is_file()]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_leave_stops_to_the_parent) as pool:
         try:
-            _draw(pool, folder, seed, lacking, told)
+            _draw(pool, folder, seed, lacking, say)
         except BaseException:
             # Their shares take minutes; a clip's movie is written last, so what is there is whole.
             for process in active_children():
@@ -153,7 +153,7 @@ def write_demo(folder: Path, seed: int, told: Callable[[str], None]) -> int:
 
 
 def _draw(
-    pool: ProcessPoolExecutor, folder: Path, seed: int, lacking: Sequence[str], told: Callable[[str], None]
+    pool: ProcessPoolExecutor, folder: Path, seed: int, lacking: Sequence[str], say: Callable[[str], None]
 ) -> None:
     shares = [share for share in (lacking[::2], lacking[1::2]) if share]
     running = [pool.submit(write_clips, folder, seed, share) for share in shares]
@@ -162,7 +162,7 @@ def _draw(
         done = {clip for clip in left if (folder / f"{clip}.mp4").is_file()}
         left -= done
         for clip in sorted(done):
-            told(clip)
+            say(clip)
         if all(share.done() for share in running):
             break
         wait(running, timeout=1, return_when=FIRST_EXCEPTION)

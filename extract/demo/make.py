@@ -33,7 +33,7 @@ class Made:
     """Clips that were there already."""
 
 
-def make_demo(seed: int, out: Path | None, told: Callable[[str], None]) -> Made:
+def make_demo(seed: int, out: Path | None, say: Callable[[str], None]) -> Made:
     """Draw what is missing of one seed's clips and describe them in a manifest.
 
     Seed 0 belongs into ``demo/clips``, described by ``data_manifest.yaml`` beside it; another seed, or another folder,
@@ -42,7 +42,7 @@ def make_demo(seed: int, out: Path | None, told: Callable[[str], None]) -> Made:
     default = seed == 0 and out is None
     home = out or (Path("demo") if seed == 0 else Path("demo") / f"seed_{seed}")
     clips, manifest = home / "clips", MANIFEST if default else home / "manifest.yaml"
-    drawn = write_demo(clips, seed, told)
+    drawn = write_demo(clips, seed, say)
     listed = demo_clips(clips.absolute())
     if not manifest.is_file():
         write_manifest(manifest, listed, COMMENT)

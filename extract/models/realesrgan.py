@@ -69,21 +69,21 @@ def from_tensors(tensors: dict[str, Tensor], spec: str) -> Upscaler:
 
     published = _published_names(tensors)
     if published is not None:
-        told = listed(published, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-        if told:
-            raise WeightsError(f"weights {spec!r} are no whole Real-ESRGAN file: {told}; get it anew")
+        faults = listed(published, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        if faults:
+            raise WeightsError(f"weights {spec!r} are no whole Real-ESRGAN file: {faults}; get it anew")
     kinds = ArchRegistry()
     kinds.add(*(ArchSupport.from_architecture(kind) for kind in (ESRGANArch(), CompactArch())))
     try:
         found = kinds.load(dict(tensors))
     except Exception as error:  # spandrel meets whatever a file holds
-        told = next(iter(str(error).splitlines()), "its names are of another network")
-        raise WeightsError(f"weights {spec!r} are no ESRGAN or Compact file, or a damaged one: {told}") from error
+        reason = next(iter(str(error).splitlines()), "its names are of another network")
+        raise WeightsError(f"weights {spec!r} are no ESRGAN or Compact file, or a damaged one: {reason}") from error
     if not isinstance(found, ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
         raise WeightsError(f"weights {spec!r} are of no network for colour pictures")
     if len(found.model.state_dict()) != len(tensors):
-        told = f"{len(tensors)} tensors for a network of {len(found.model.state_dict())}"
-        raise WeightsError(f"weights {spec!r}: {told}; the rest is unknown")
+        found_only = f"{len(tensors)} tensors for a network of {len(found.model.state_dict())}"
+        raise WeightsError(f"weights {spec!r}: {found_only}; the rest is unknown")
     return Upscaler(found.model.eval().requires_grad_(False).float(), found.scale)
 
 
@@ -147,8 +147,8 @@ def enlarge(upscaler: Upscaler, planes: Tensor, settings: Inference) -> Tensor:
     """
     height, width = planes.shape[-2:]
     if settings.pre_pad >= min(height, width):
-        told = f"pre_pad is {settings.pre_pad}, but the picture has {width} x {height} pixels"
-        raise ValueError(f"{told}; it can be mirrored by less than its side")
+        message = f"pre_pad is {settings.pre_pad}, but the picture has {width} x {height} pixels"
+        raise ValueError(f"{message}; it can be mirrored by less than its side")
     scale = upscaler.scale
     planes = functional.pad(planes, (0, settings.pre_pad, 0, settings.pre_pad), "reflect")
     # Networks of scale 1 and 2 fold 4 x 4 or 2 x 2 pixels into channels; spandrel's mirror on what is missing for that.

@@ -1,6 +1,6 @@
 """The work on one clip: its instances in order, one pass over the frames where it can be one, records last.
 
-An instance's failure is written into its record and passed on to what it feeds; the clip's other instances go on.
+An instance's failure is written into its record and passed on to what it feeds; the clip's other instances continue.
 """
 
 from collections.abc import Mapping, Sequence

@@ -75,10 +75,10 @@ def left_by_the_dead(files: LocalFiles, clip: str) -> str | None:
 def summary(trace: str) -> str:
     """``Segmentation fault in dlib_faces.py, line 55, detect`` out of a fault handler's lines."""
     what = re.search(r"Fatal Python error: (.+)", trace)
-    told = what[1].strip() if what else trace.strip().splitlines()[0][:80]
+    death = what[1].strip() if what else trace.strip().splitlines()[0][:80]
     current = trace.partition("Current thread")[2] or trace
     where = re.search(r'File "([^"]+)", line (\d+) in (\S+)', current)
-    return f"{told} in {Path(where[1]).name}, line {where[2]}, {where[3]}" if where else told
+    return f"{death} in {Path(where[1]).name}, line {where[2]}, {where[3]}" if where else death
 
 
 def _oom_kills() -> dict[str, str | int]:

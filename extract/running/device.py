@@ -107,7 +107,7 @@ def pick_device(asked: str) -> torch.device:
 
 
 class Reading(Watcher):
-    """Whether the thread that reads a file moves on; and, told when it opens one, whether that is the right one.
+    """Watches the thread that reads a file: whether it makes progress, and whether it opened the right file.
 
     Args:
         stall_s: seconds without a sign of life after which the file counts as stalled.
@@ -143,7 +143,7 @@ class Reading(Watcher):
 
 @contextlib.contextmanager
 def ahead(items: Iterator[Item], reading: Reading, depth: int = 1) -> Iterator[Iterator[Item]]:
-    """Draw ``items`` in a thread, at most ``depth`` ahead: decoding goes on while the models compute.
+    """Draw ``items`` in a thread, at most ``depth`` ahead: decoding continues while the models compute.
 
     An exception of the producer is raised where its item would have come, and ClipError ``stalled`` when it hangs.
     Leaving the block ends the producer; one that hangs in a decoder is left behind, for no thread can be ended.

@@ -104,8 +104,8 @@ class Sources:
         if LAST_CROP in parts and clip.crops in self._last_crop:
             before, now = self._last_crop[clip.crops], list_crops(clip.crops).num_frames
             if before != now:
-                told = f"{clip.crops}: the last crop was {before}, now it is {now}; run again"
-                raise ClipError("source_changed", told)
+                message = f"{clip.crops}: the last crop was {before}, now it is {now}; run again"
+                raise ClipError("source_changed", message)
         for part in parts:
             for path in () if part.startswith("choice.") else part_files(clip, part):
                 identity = _identity(path)

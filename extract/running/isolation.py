@@ -145,8 +145,10 @@ class IsolatedWorker:
         """What the next process is to know of the last one's end."""
         if answer != STALLED:
             return replace(before, died=crashes.left_by_the_dead(self._store.files, clip.id) or answer)
-        told = f"the process that worked on it gave no sign of life for {self._stall_s:g} s (run.stall_s) and was ended"
-        return replace(before, given_up={**before.given_up, **dict.fromkeys(self._begun(clip), told)})
+        message = (
+            f"the process that worked on it gave no sign of life for {self._stall_s:g} s (run.stall_s) and was ended"
+        )
+        return replace(before, given_up={**before.given_up, **dict.fromkeys(self._begun(clip), message)})
 
     def close(self) -> None:
         """End the process: cleanly if it listens, else by force."""
@@ -221,7 +223,7 @@ class _Lent:
 def main(pipe: Connection) -> None:
     """Answer orders until the run goes away."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no work goes on without the run and its lease
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no work continues without the run and its lease
     signal.signal(signal.SIGTERM, _stop)
     saying = threading.Lock()
 

@@ -60,7 +60,7 @@ class Holder:
     """Unix seconds of the taking, by the holder's clock: for people."""
     token: str
     boot: str = ""
-    """Boot id of the kernel; "" where it is not told."""
+    """Boot id of the kernel; "" where it is not known."""
     pid_namespace: str = ""
     """Within it, ``pid`` names one process at a time."""
     started: int = 0
@@ -96,7 +96,7 @@ class Lease:
         self._files, self._clip, self._handle = files, clip, handle
         self._path = files.root / clip / NAME
         self._inode = _identity(os.fstat(handle))
-        self._renewed = _awake_or_not_s()
+        self._renewed = _seconds_since_boot()
         self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name=f"lease {clip}", daemon=True)
@@ -108,7 +108,7 @@ class Lease:
 
         A process that was stopped (a laptop's lid, a debugger, swap) wakes up with its renewal overdue.
         """
-        overdue = _awake_or_not_s() - self._renewed > VOID_AFTER_S - 2 * REFRESH_S
+        overdue = _seconds_since_boot() - self._renewed > VOID_AFTER_S - 2 * REFRESH_S
         if self._lost or overdue or not self._is_ours():
             self._lost = True
             raise LeaseLostError(f"clip {self._clip}: asleep for minutes, the lease may be another run's; run again")
@@ -144,7 +144,7 @@ class Lease:
                 if not self._is_ours():
                     self._lost = True
                     return
-                self._renewed = _awake_or_not_s()
+                self._renewed = _seconds_since_boot()
 
 
 _HELD: set[Lease] = set()
@@ -332,7 +332,7 @@ def _now_there(path: Path) -> float:
 
 
 def _is_local(path: Path) -> bool:
-    """Whether the file system is one that this machine alone writes; False where that is not told."""
+    """Whether the file system is one that this machine alone writes; False where that is not known."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in _text("/proc/self/mountinfo").splitlines():  # proc(5)
@@ -343,7 +343,7 @@ def _is_local(path: Path) -> bool:
 
 
 def _started(pid: int) -> int:
-    """Ticks after the boot at which a process began; 0 if there is none, or where that is not told."""
+    """Ticks after the boot at which a process began; 0 if there is none, or where that is not known."""
     after_name = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(after_name[19]) if len(after_name) > 19 else 0
 
@@ -379,7 +379,7 @@ def _decode(data: bytes) -> Holder | None:
     return holder if all(isinstance(value, known[name]) for name, value in vars(holder).items()) else None
 
 
-def _awake_or_not_s() -> float:
+def _seconds_since_boot() -> float:
     """Seconds that also pass while the machine is suspended, which time.monotonic() leaves out on Linux."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 

@@ -31,7 +31,7 @@ class Node:
     """None: no block of it is wanted; it computes for others only."""
     batch: int
     error: Exception | None = None
-    """Why it was taken out of the pass; the others go on."""
+    """Why it was taken out of the pass; the others continue."""
     _present: frozenset[int] = frozenset()
     _blocks: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
     _next_block: int = 0

@@ -118,7 +118,7 @@ def _finished_with(
 
 
 def sound_record(store: Store | None, clip: str, instance: str) -> Record | None:
-    """The record; None where there is none, or a damaged one, which is told when its clip is planned."""
+    """The record; None where there is none, or a damaged one, which is reported when its clip is planned."""
     try:
         return store.record(clip, instance) if store else None
     except CorruptError:

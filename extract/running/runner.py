@@ -67,7 +67,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something to be told of a run, and whom it concerns."""
+    """Something that a user should know of a run, and which clip and instance it concerns."""
 
     message: str
     clip: str | None = None
@@ -116,7 +116,7 @@ class Report:
 
 
 class Progress:
-    """Told of what goes on; the command line shows it. This one keeps still."""
+    """Receives how far the run is; the command line shows it. This one shows nothing."""
 
     def start(self, clips: int) -> None:
         """The work begins: so many clips have something to do."""
@@ -265,7 +265,7 @@ class _Run:
             for clip in self.plan.clips:
                 try:
                     refresh_attributes(self.store, clip)
-                except CorruptError as error:  # one clip's folder is not as it should be; the others go on
+                except CorruptError as error:  # one clip's folder is not as it should be; the others continue
                     self.plan.damaged.setdefault(clip.id, str(error))
             waiting -= self.plan.damaged.keys()
             self.progress.start(len(waiting))

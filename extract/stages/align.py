@@ -22,8 +22,8 @@ class AlignConfig(StageConfig):
     @model_validator(mode="after")
     def _is_reduced(self) -> "AlignConfig":
         if self.transform_size < self.output_size:
-            told = f"transform_size is {self.transform_size}, expected at least output_size = {self.output_size}"
-            raise ValueError(told)
+            message = f"transform_size is {self.transform_size}, expected at least output_size = {self.output_size}"
+            raise ValueError(message)
         return self
 
 

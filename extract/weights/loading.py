@@ -48,9 +48,9 @@ def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str
         WeightsError: lists what is missing, unexpected, and of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    told = listed(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    if told:
-        raise WeightsError(f"weights {spec!r} do not fit: {told}. Is the architecture in the config the right one?")
+    faults = listed(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if faults:
+        raise WeightsError(f"weights {spec!r} do not fit: {faults}. Is the architecture in the config the right one?")
     model.load_state_dict(dict(tensors), assign=assign)
 
 

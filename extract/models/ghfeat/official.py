@@ -83,9 +83,9 @@ def from_tensorflow(variables: Mapping[str, NDArray[Any]], architecture: str, sp
         "not finite": [n for n, v in variables.items() if v.dtype == np.float32 and not np.isfinite(v).all()],
         "negative": [n for n, v in variables.items() if n.endswith("moving_variance") and (v < 0).any()],
     }
-    told = listed(wanted, {name: tuple(values.shape) for name, values in variables.items()}, bad)
-    if told:
-        raise WeightsError(f"{spec}: not the variables of a GH-Feat encoder {architecture}: {told}")
+    faults = listed(wanted, {name: tuple(values.shape) for name, values in variables.items()}, bad)
+    if faults:
+        raise WeightsError(f"{spec}: not the variables of a GH-Feat encoder {architecture}: {faults}")
     tensors = {}
     for name, values in variables.items():
         turned = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T
