@@ -43,7 +43,7 @@ AllowShared = Annotated[
     bool,
     typer.Option("--allow-shared-subjects", help="Take one subject or source video in several splits."),
 ]
-ManifestOut = Annotated[Path, typer.Option("-o", "--out", help="Manifest to write; one that is there is refused.")]
+ManifestOut = Annotated[Path, typer.Option("-o", "--out", help="Manifest to write; an existing file is refused.")]
 Update = Annotated[
     bool, typer.Option("--update", help="Add new clips to the manifest that is there; all else in it stays.")
 ]

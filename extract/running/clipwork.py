@@ -1,4 +1,4 @@
-"""The work on one clip: its instances in order, one pass over the frames where it can be one, records last.
+"""The work on one clip: its instances in order, in as few passes over the frames as possible, records last.
 
 An instance's failure is written into its record and passed on to what it feeds; the clip's other instances continue.
 """
@@ -31,7 +31,7 @@ from extract.store import default_block_rows
 from extract.timeline import FrameClock, Regular
 
 STOPS_THE_RUN = (MachineError, LeaseLostError, CorruptError, WeightsError)
-"""No fault of the clip: not recorded as its failure."""
+"""The clip is not to blame: these are not recorded as its failure."""
 
 
 class ClipWork:
@@ -49,7 +49,7 @@ class ClipWork:
         self.ledger = Ledger(run, clip, self._order, tasks, lease, before, retry=retry)
 
     def go(self) -> None:
-        """Compute what is to do.
+        """Compute what is missing.
 
         Raises:
             MachineError, LeaseLostError: the run or the clip stops here; finished blocks stay.
@@ -130,7 +130,7 @@ class ClipWork:
         return Outcome("empty", self._why_no_rows(node.prepared.instance), rows=rows)
 
     def _why_no_rows(self, instance: Instance) -> str:
-        """The reason of an input that is empty, else the stage's own."""
+        """The reason of an empty input, else the stage's own."""
         feeds = [self.ledger.outcomes.get(source) for source in self._order.recorded_feeds(instance.name)]
         inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
         if not inherited and not instance.is_clip_stage and self._clip.video is None:

@@ -25,7 +25,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @contextmanager
 def recorded(files: LocalFiles, clip: str) -> Iterator[None]:
-    """Let a fatal signal inside the block leave its traceback in ``<clip>/.crash``; at the end the file goes.
+    """Write the traceback of a fatal signal inside the block to ``<clip>/.crash``; a clean end removes the file.
 
     Raises:
         MachineError: the file cannot be made.
@@ -51,7 +51,7 @@ def recorded(files: LocalFiles, clip: str) -> Iterator[None]:
 
 
 def left_by_the_dead(files: LocalFiles, clip: str) -> str | None:
-    """How the process died that worked on ``clip`` before, if the clip may be to blame; else None.
+    """How the previous process that worked on ``clip`` died, if the clip may be to blame; else None.
 
     To be asked under the clip's lease, before ``recorded``.
     """
@@ -82,7 +82,7 @@ def summary(trace: str) -> str:
 
 
 def _oom_kills() -> dict[str, str | int]:
-    """How often the out-of-memory killer struck so far, by which counter, since which boot."""
+    """How often the out-of-memory killer has struck, by which counter, since which boot."""
     for counter in _OOM_COUNTERS:
         with suppress(OSError, ValueError):
             found = re.search(r"^oom_kill (\d+)$", counter.read_text(), re.MULTILINE)

@@ -20,9 +20,9 @@ Item = TypeVar("Item")
 _END = object()
 
 POLL_S = 0.5
-"""How often a wait for the decoding thread looks whether that thread has moved on."""
+"""How often the wait for the decoding thread checks its progress."""
 LET_GO_S = 10.0
-"""How long a decoding thread that is no longer wanted may take over its present frame before it is left to itself."""
+"""How long a decoding thread that is no longer needed may take to finish its frame before it is abandoned."""
 
 
 class LocalEngine:
@@ -60,7 +60,7 @@ class LocalEngine:
     @staticmethod
     @contextlib.contextmanager
     def guarded(name: str, *, whole_clip: bool = False) -> Iterator[None]:
-        """Turn a lost or full GPU into MachineError: it is no fault of the clip at hand.
+        """Turn a lost or full GPU into MachineError: the clip is not to blame.
 
         A clip stage takes what the clip's length asks for (``whole_clip``): a full memory is then that clip's failure.
         Errors of a GPU show when its results are fetched, so that belongs inside the block.
@@ -205,6 +205,6 @@ def ahead(items: Iterator[Item], reading: Reading, depth: int = 1) -> Iterator[I
 
 
 def apart(read: Callable[[], Item], reading: Reading) -> Item:
-    """What ``read`` returns, from a thread that may hang. Raises what it raises, or ClipError ``stalled``."""
+    """Run ``read`` in a thread, because it may hang. Raises what it raises, or ClipError ``stalled``."""
     with ahead((read() for _ in range(1)), reading) as results:
         return next(results)

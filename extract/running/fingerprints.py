@@ -1,4 +1,4 @@
-"""What a clip's values come from: files by the hash of their bytes, choices of the manifest by their value."""
+"""What a clip's values are made from: files, by the hash of their bytes, and choices of the manifest, by value."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from extract.inputs.parts import choice, part_files
 from extract.store import Record
 
 LAST_CROP = "choice.last_crop"
-"""The largest number of the clip's crops: all that the clock depends on, so other pixels leave the labels alone."""
+"""The highest number among the clip's crops. The clock depends on nothing else: changed pixels leave labels alone."""
 
 
 def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str, ...]:
-    """Source parts that an instance or its inputs read of this clip, sorted."""
+    """Source parts of this clip that an instance or its inputs read, sorted."""
     parts: set[str] = set()
     for source in upstream(graph, [name]):
         for part in graph[source].stage.parts:
@@ -34,14 +34,14 @@ def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str,
 
 
 class Sources:
-    """Hashes of source files, each read once a run; a hash in the store counts while size and time are the same."""
+    """Hashes of source files, each read once per run; a recorded hash is trusted while size and time are unchanged."""
 
     def __init__(self, *, rehash: bool = False) -> None:
         self._rehash = rehash
         self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
         self._recorded: dict[Path, tuple[tuple[int, int], str]] = {}
         self._identity: dict[Path, Identity | None] = {}
-        """What each hashed file was when it was hashed, or last found to hold the same bytes."""
+        """Each file's identity when it was hashed, or when it was last found to hold the same bytes."""
         self._last_crop: dict[Path, int] = {}
         self._recorded_last_crop: dict[Path, int] = {}
 
@@ -67,7 +67,7 @@ class Sources:
         return source
 
     def trust(self, clip: Clip, record: Record) -> None:
-        """Believe the record's hashes for files whose size and modification time are as recorded."""
+        """Trust the record's hashes for files whose size and modification time are as recorded."""
         if clip.crops is not None and LAST_CROP in record.source:
             self._recorded_last_crop[clip.crops] = record.source[LAST_CROP]
         for part, files in record.provenance.get("files", {}).items():
@@ -81,7 +81,7 @@ class Sources:
                     self._identity[path] = identity
 
     def is_gone(self, clip: Clip, parts: Sequence[str]) -> bool:
-        """Whether a file of these parts is not there."""
+        """Whether a file of these parts is missing."""
         named = ["crops" if part == LAST_CROP else part for part in parts]
         paths = [path for part in named if not part.startswith("choice.") for path in part_files(clip, part)]
         return not all(os.path.exists(path) for path in paths)

@@ -1,4 +1,4 @@
-"""A process of its own for clips that crash theirs: what dies or hangs there takes only its clip along.
+"""A separate process for clips that crash theirs: if it dies or hangs, only its clip is lost.
 
 The run stays the owner of plan, leases and report. The process gets one clip after another over a pipe, does with it
 what the run would have done itself (so the stored bytes are the same), and answers with the outcomes. It lives until it
@@ -35,20 +35,19 @@ from extract.store import Store
 SIGNS_OF_LIFE_S = 2.0
 """How often the process says that it is not stuck."""
 END_S = 30.0
-"""How long it may take over a clean end: the block at hand is left, attempts are cleared."""
+"""How long a clean end may take: the current block is dropped, attempts are cleared."""
 MOST_DEATHS = 4
-"""Deaths at one clip without a row computed in between, after which something else than the clip is to blame: two are
-counted by the clip's records."""
+"""Deaths at one clip without a row computed in between, after which the clip is not to blame: its records count two."""
 
 READY, STALLED = "ready", "stalled"
 
 FATAL = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGKILL}
-"""Ends that count as the clip's. SIGKILL: the run itself lives on, so it was the memory that was full."""
+"""Deaths that count as the clip's fault. SIGKILL: the run itself survives, so memory was full."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the process needs to know once."""
+    """What the process is told once."""
 
     config: ExtractConfig
     stages: Sequence[str]
@@ -60,7 +59,7 @@ class Job:
     overwrite: bool
     provenance: dict[str, Any]
     set_up: Sequence[str]
-    """Instances whose weights are loaded before the first clip: wrong ones show before any work."""
+    """Instances whose weights are loaded before the first clip, so that wrong ones are found before any work."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Order:
 
 
 class IsolatedWorker:
-    """The run's side: starts the process when it is needed, and again when it died."""
+    """The run's side: starts the process when needed, and restarts it after a death."""
 
     def __init__(self, job: Job, store: Store) -> None:
         self._job, self._store = job, store
@@ -113,7 +112,7 @@ class IsolatedWorker:
     def work(
         self, clip: Clip, held: lease.Lease, before: Before, progressed: Callable[[int], None], *, retry: bool
     ) -> ClipReport:
-        """One clip, in as many processes as it takes.
+        """Work on one clip, in as many processes as it takes.
 
         Raises:
             AuFusionError: what ends the run (disk, GPU, weights).
@@ -142,7 +141,7 @@ class IsolatedWorker:
         raise RuntimeError(f"clip {clip.id}: the process for isolated clips died {deaths} times: {before.died}")
 
     def _after(self, answer: str, clip: Clip, before: Before) -> Before:
-        """What the next process is to know of the last one's end."""
+        """What the next process must know of how the last one ended."""
         if answer != STALLED:
             return replace(before, died=crashes.left_by_the_dead(self._store.files, clip.id) or answer)
         message = (
@@ -166,7 +165,7 @@ class IsolatedWorker:
         pipe.close()
 
     def _begun(self, clip: Clip) -> list[str]:
-        """Instances that the process was at when it was ended: begun, and no block committed since."""
+        """Instances in progress when the process ended: begun, with no block committed since."""
         records = {name: self._store.record(clip.id, name) for name in self._store.instances(clip.id)}
         return [name for name, record in records.items() if record and record.state == "partial" and record.attempts]
 
@@ -200,7 +199,7 @@ class IsolatedWorker:
 
 
 def _death(code: int) -> str:
-    """How the process ended, if that may be the clip's fault."""
+    """How the process died, if the clip may be to blame."""
     if code in FATAL:
         full = " (the memory was full, or somebody ended it)" if code == -signal.SIGKILL else ""
         return f"{signal.Signals(-code).name}{full}"
@@ -211,7 +210,7 @@ def _death(code: int) -> str:
 
 
 class _Lent:
-    """The run's lease, looked up before every commit: the run renews it."""
+    """The run's lease, checked before every commit; the run renews it."""
 
     def __init__(self, store: Store, order: Order) -> None:
         self._store, self._order = store, order
@@ -221,7 +220,7 @@ class _Lent:
 
 
 def main(pipe: Connection) -> None:
-    """Answer orders until the run goes away."""
+    """Carry out orders until the run ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no work continues without the run and its lease
     signal.signal(signal.SIGTERM, _stop)

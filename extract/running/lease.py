@@ -57,14 +57,14 @@ class Holder:
     pid: int
     run: str
     time: float
-    """Unix seconds of the taking, by the holder's clock: for people."""
+    """Unix seconds when the lease was taken, by the holder's clock; shown to people."""
     token: str
     boot: str = ""
     """Boot id of the kernel; "" where it is not known."""
     pid_namespace: str = ""
     """Within it, ``pid`` names one process at a time."""
     started: int = 0
-    """When the process began, in ticks since the boot: a later process of the same pid is another."""
+    """When the process began, in ticks since boot: it tells apart processes that reuse a pid."""
     locked: bool = False
     """Whether the holder keeps the file locked."""
 
@@ -89,7 +89,7 @@ class Holder:
 
 
 class Lease:
-    """Held by this process until ``release``; renewed by a thread of its own."""
+    """A lease held by this process until ``release``; its own thread renews it."""
 
     def __init__(self, files: LocalFiles, clip: str, holder: Holder, handle: int) -> None:
         self.holder = holder
@@ -114,7 +114,7 @@ class Lease:
             raise LeaseLostError(f"clip {self._clip}: asleep for minutes, the lease may be another run's; run again")
 
     def release(self) -> None:
-        """Give the clip back. A second call does nothing."""
+        """Release the clip. A second call does nothing."""
         if self not in _HELD:
             return
         _HELD.discard(self)
@@ -152,7 +152,7 @@ _HELD: set[Lease] = set()
 
 @atexit.register
 def _release_what_is_left() -> None:
-    """A signal may come between the taking of a lease and the block that gives it back."""
+    """A signal may arrive between taking a lease and the block that releases it."""
     for lease in list(_HELD):
         with suppress(AuFusionError):
             lease.release()
@@ -181,7 +181,7 @@ def take(files: LocalFiles, clip: str, run: str) -> Lease | Holder:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a process left that was killed while it took a lease."""
+    """Remove the files of a process that was killed while taking a lease."""
     for name in os.listdir(folder):
         if name.startswith(f"{NAME}.") and name.endswith(TEMPORARY):
             with suppress(OSError):
@@ -214,7 +214,7 @@ def held(files: LocalFiles, clip: str, run: str) -> Iterator[Lease | Holder]:
 
 
 def _create(path: Path, run: str) -> tuple[Holder | None, int]:
-    """Make a lease of ours where there is none, kept open and locked; (None, -1) where there is one."""
+    """Create our lease, kept open and locked, if there is none; (None, -1) if there is one."""
     temporary = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -238,7 +238,7 @@ def _create(path: Path, run: str) -> tuple[Holder | None, int]:
 
 
 def _create_without_links(path: Path, run: str) -> tuple[Holder | None, int]:
-    """As ``_create``. For a moment the file is empty: who looks just then goes by its age."""
+    """As ``_create``. The file is empty for a moment: a process that reads it then judges by its age."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -249,7 +249,7 @@ def _create_without_links(path: Path, run: str) -> tuple[Holder | None, int]:
 
 
 def _open(path: Path) -> int:
-    """A handle of the lease that lies there; -1 if there is none."""
+    """A handle of the existing lease; -1 if there is none."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK  # never waits for whoever might write into a pipe of that name
     try:
         try:
@@ -279,7 +279,7 @@ def _judge(path: Path, handle: int) -> Holder | None:
 
 
 def _take_away(path: Path, judged: int) -> None:
-    """Rename a void lease, open as ``judged``, out of the way, if it still is the one that lies there."""
+    """Rename a void lease, open as ``judged``, out of the way, unless another has replaced it."""
     aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}{TEMPORARY}")
     inode = _identity(os.fstat(judged))
     try:
@@ -309,7 +309,7 @@ def _is_dead(holder: Holder, handle: int, path: Path) -> bool:
 
 
 def _lock(handle: int) -> bool:
-    """Lock the file for as long as it is open here; False if another holds it, or where nothing can be locked."""
+    """Lock the file while it is open here; False if another process holds it, or if the file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -332,7 +332,7 @@ def _now_there(path: Path) -> float:
 
 
 def _is_local(path: Path) -> bool:
-    """Whether the file system is one that this machine alone writes; False where that is not known."""
+    """Whether only this machine writes the file system; False where that is not known."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in _text("/proc/self/mountinfo").splitlines():  # proc(5)
@@ -343,7 +343,7 @@ def _is_local(path: Path) -> bool:
 
 
 def _started(pid: int) -> int:
-    """Ticks after the boot at which a process began; 0 if there is none, or where that is not known."""
+    """When a process began, in ticks after boot; 0 if there is no such process or that is not known."""
     after_name = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(after_name[19]) if len(after_name) > 19 else 0
 
@@ -367,7 +367,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _decode(data: bytes) -> Holder | None:
-    """None for what is no lease of ours: written by hand, torn, of another program."""
+    """None if it is not a lease of ours: written by hand, torn, or by another program."""
     try:
         found = json.loads(data)
         known = get_type_hints(Holder)
@@ -380,7 +380,7 @@ def _decode(data: bytes) -> Holder | None:
 
 
 def _seconds_since_boot() -> float:
-    """Seconds that also pass while the machine is suspended, which time.monotonic() leaves out on Linux."""
+    """Seconds since boot, suspended time included, which time.monotonic() leaves out on Linux."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -36,7 +36,7 @@ class Ledger:
         self._attempts_count = before.died is not None and not retry
         self.todo = {n for n, t in tasks.items() if t.need in {"missing", "partial", "failed", "stale", "replaced"}}
         self.outcomes: dict[str, Outcome] = {}
-        """How every instance stands that is finished, or was worked on."""
+        """The outcome of every instance that is finished or was worked on."""
         self.worked: dict[str, Outcome] = {}
         """Outcomes of this run, to be reported."""
         self._begun: dict[str, Record] = {}
@@ -48,11 +48,11 @@ class Ledger:
                 )
 
     def fingerprint(self, name: str) -> str:
-        """Of an instance that was begun: what its arrays are made under."""
+        """The fingerprint under which a begun instance's arrays are made."""
         return self._begun[name].fingerprint
 
     def may_commit(self, names: Collection[str]) -> None:
-        """Raise if the clip is another run's by now, or if a source is not what was hashed: then no row is stored."""
+        """Raise if another run has taken the clip, or if a source is not what was hashed: then no row is stored."""
         self._lease.check()
         parts = {part for name in names for part in parts_of(self._own.graph, name, self._clip)}
         self._sources.check_unchanged(self._clip, sorted(parts))
@@ -70,7 +70,7 @@ class Ledger:
         return False
 
     def _settle(self, name: str, outcome: Outcome) -> None:
-        """Record an outcome that comes from the inputs. Blocks of an earlier run stay when an input failed."""
+        """Record an outcome that follows from the inputs. If an input failed, blocks of an earlier run are kept."""
         if self._order.instance(name).kept:
             try:
                 self._begun[name] = self._fresh_record(name)
@@ -87,7 +87,7 @@ class Ledger:
         self._write(name, outcome)
 
     def begin(self, name: str) -> bool:
-        """Write the attempt into the record before the work; False (and ``failed``) if it cannot begin."""
+        """Record the attempt before the work; False (and ``failed``) if the work cannot begin."""
         if not self._order.instance(name).kept:
             return True
         try:
@@ -127,8 +127,8 @@ class Ledger:
                 self.fail(name, error)
 
     def _keeps_what_it_has(self, name: str, outcome: Outcome) -> bool:
-        """Report a failure without recording it, where the store holds a finished instance: nothing of it is lost
-        because a drive is not mounted today."""
+        """Report a failure without recording it if the store holds a finished instance: an unmounted drive must not
+        cost finished work."""
         old = self._tasks[name].record
         if old is None or not old.finished:
             return False
@@ -173,7 +173,7 @@ class Ledger:
                 self._store.write_record(self._clip.id, name, self._begun[name])
 
     def finish(self, name: str, outcome: Outcome) -> None:
-        """Write the final record, after the source was seen to be the one that was hashed."""
+        """Write the final record, after checking that the source is still the one that was hashed."""
         try:
             if self._order.instance(name).kept:
                 self._sources.check_unchanged(self._clip, parts_of(self._own.graph, name, self._clip))

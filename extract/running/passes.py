@@ -121,7 +121,7 @@ class FramePass:
         return num_frames
 
     def _on_slices(self) -> set[str]:
-        """Nodes that need not wait for a whole group: sources, and what computes row by row on nothing later."""
+        """Nodes that need not wait for a whole group: sources, and row-by-row stages fed only by such nodes."""
         early: set[str] = set()
         for node in self.nodes:
             feeds = {given.partition(".")[0] for given in node.from_pass.values()}
@@ -196,7 +196,7 @@ class FramePass:
     # ---- computing ---------------------------------------------------------------------------------------------
 
     def _compute_slice(self, part: Slice) -> None:
-        """What need not wait for the group to be whole."""
+        """Compute what need not wait for the whole group."""
         if part.rows[0] % self._group_rows == 0:
             self._given.clear()
         for node in self.nodes:
@@ -212,7 +212,7 @@ class FramePass:
                         self._given.pop(f"{node.name}.{output.name}", None)
 
     def _close_group(self, part: Slice) -> None:
-        """What takes the whole group, of which ``part`` is the last slice."""
+        """Compute what needs the whole group, of which ``part`` is the last slice."""
         start = int(part.rows[0]) // self._group_rows * self._group_rows
         rows = np.arange(start, int(part.rows[-1]) + 1)
         for node in self.nodes:
@@ -221,7 +221,7 @@ class FramePass:
         self._given.clear()
 
     def _enter(self, node: Node, stage: SourceStage[Any], part: Slice) -> None:
-        """Hand decoded pictures and times on."""
+        """Pass decoded pictures and times on."""
         seen = [i for i, image in enumerate(part.images) if image is not None]
         given = stage.arrays([cast(Tensor, part.images[i]) for i in seen])
         arrays = {o.name: fixed(given[o.name], o) for o in stage.outputs if o.name in given}
@@ -253,7 +253,7 @@ class FramePass:
             self._give(f"{node.name}.{name}", computed, own(as_stored(array, node.stage, name)))
 
     def _give(self, name: str, rows: NDArray[np.int64], values: Values) -> None:
-        """Keep rows for the nodes that follow, behind those of the group's slices before."""
+        """Keep rows for later nodes, after those of the group's earlier slices."""
         if name in self._given:
             before, known = self._given[name]
             rows, values = np.concatenate([before, rows]), join([known, values])

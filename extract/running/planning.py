@@ -1,4 +1,4 @@
-"""What there is to do: what the store lacks, and what in it is stale."""
+"""What a run must do: what the store lacks, and what in it is stale."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ MAX_ATTEMPTS = 2
 """Times that work on a clip may begin without a committed block before it counts as ``crashed``."""
 
 Need = Literal["finished", "missing", "partial", "failed", "crashed", "stale", "replaced", "transient"]
-"""``stale`` is refused or, with ``--overwrite``, computed anew; ``replaced`` is computed anew without asking."""
+"""``stale`` is refused or, with ``--overwrite``, computed again; ``replaced`` is computed again without asking."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class ClipPlan:
     """A plan for one clip."""
 
     graph: dict[str, Instance]
-    """Every instance, those that the clip provides as they are read."""
+    """Every instance; those that the clip provides in the form in which they are read."""
     prepared: dict[str, Prepared]
-    """As of the plan, less what this clip does not need."""
+    """Those of the plan that this clip needs."""
 
 
 @dataclass
@@ -51,17 +51,17 @@ class Plan:
 
     graph: dict[str, Instance]
     prepared: dict[str, Prepared]
-    """Instances asked for and what feeds them, feeding ones first."""
+    """The instances asked for and their inputs, inputs first."""
     clips: list[Clip]
     asked: tuple[str, ...] = ()
-    """Instances asked for by name; none: whatever the config lists, where a clip has a use for it."""
+    """Instances asked for by name; if none, everything in the config that a clip can use."""
     tasks: dict[str, dict[str, Task]] = field(default_factory=dict)
     """Clip -> instance -> task."""
     damaged: dict[str, str] = field(default_factory=dict)
-    """Clips with a damaged record, which are left alone, and what is damaged."""
+    """Clips with a damaged record, and what is damaged; the run does not touch them."""
 
     def of(self, clip: Clip) -> "ClipPlan":
-        """What of it concerns this clip, with what the clip brings along in its place."""
+        """The plan for one clip, with what the clip brings along in place of what would be computed."""
         graph = with_provided(self.graph, clip)
         needed = set(upstream(graph, self.asked)) if self.asked else set(graph) - spared(self.graph, graph)
         prepared = {name: replace(one, instance=graph[name]) for name, one in self.prepared.items() if name in needed}
@@ -75,12 +75,12 @@ class Plan:
                     yield clip, task
 
     def stale(self) -> list[tuple[str, Task]]:
-        """(clip, task) of everything that was made with other settings or sources."""
+        """(clip, task) of everything made with other settings or sources."""
         return [(c, task) for c, tasks in self.tasks.items() for task in tasks.values() if task.need == "stale"]
 
 
 def plan_clip(plan: Plan, store: Store | None, clip: Clip, sources: Sources, *, retry: bool) -> dict[str, Task]:
-    """Compare what the store holds of one clip with what is wanted."""
+    """Compare what the store holds for one clip with what is wanted."""
     tasks: dict[str, Task] = {}
     own = plan.of(clip)
     for name, prepared in own.prepared.items():
@@ -184,7 +184,7 @@ def refuse_stale(plan: Plan, store: Store) -> None:
 
 
 def stale_downstream(plan: Plan, store: Store) -> list[str]:
-    """What is fed by something stale, has a record in the store, and is not asked for."""
+    """Instances that have a record, depend on something stale, and were not asked for."""
     names = {task.name for _, task in plan.stale()}
     below = [name for name in downstream(plan.graph, names) if name not in plan.prepared]
     return [name for name in below if any(sound_record(store, clip.id, name) for clip in plan.clips)]

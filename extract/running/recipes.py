@@ -39,7 +39,7 @@ def prepare(
     offline: bool = False,
     lock: Path = Path(LOCK),
 ) -> dict[str, Prepared]:
-    """Resolve weights and precision of ``names`` (feeding ones first) and make their recipes.
+    """Resolve weights and precision of ``names`` (inputs first) and make their recipes.
 
     An instance that is finished for every clip needs no weights file: its recipe is taken from the store.
 
@@ -86,7 +86,7 @@ def _recipe(
 
 
 def _precision(instance: Instance, store: Store | None, device_kind: str) -> str:
-    """``auto`` is what the store holds, of whatever clip: shards on different machines must not part ways."""
+    """``auto`` is what the store already holds for any clip: shards on different machines must agree."""
     asked = instance.config.precision
     if asked != "auto" or instance.stage.device == "cpu":
         return asked if asked != "auto" else "float32"
@@ -104,7 +104,7 @@ def _finished_with(
     precision: str,
     prepared: Mapping[str, Prepared],
 ) -> str | None:
-    """sha256 of the weights that every clip was finished with, where the recipe is else the wanted one."""
+    """sha256 of the weights with which every clip was finished, if the rest of the recipe is the wanted one."""
     found: set[str] = set()
     for clip in clips:
         record = sound_record(store, clip.id, instance.name)
@@ -118,7 +118,7 @@ def _finished_with(
 
 
 def sound_record(store: Store | None, clip: str, instance: str) -> Record | None:
-    """The record; None where there is none, or a damaged one, which is reported when its clip is planned."""
+    """The record; None if there is none or it is damaged, which planning its clip reports."""
     try:
         return store.record(clip, instance) if store else None
     except CorruptError:

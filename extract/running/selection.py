@@ -14,7 +14,7 @@ from extract.weights.lock import lock_file
 
 @dataclass(frozen=True)
 class Options:
-    """Which clips and instances, and what to do with what is there."""
+    """Which clips and instances to work on, and how to treat existing results."""
 
     stages: Sequence[str] = ()
     clips: Sequence[str] = ()
@@ -26,15 +26,15 @@ class Options:
     retry: bool = False
     offline: bool = False
     allow_shared_subjects: bool = False
-    """Take a manifest in which one subject or source video lies in several splits."""
+    """Accept a manifest in which one subject or source video is in several splits."""
     remember: bool = True
-    """Leave the config in the store, for the commands that come after."""
+    """Keep the config in the store, for later commands."""
     lock: Path | None = None
     """``weights.lock``; None: as ``weights.lock_file`` finds it, by config and store."""
 
 
 def listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence[Clip]:
-    """The clips of a manifest that keeps its splits apart."""
+    """The clips of a manifest, refused if its splits share people or recordings."""
     path = Path(manifest) if isinstance(manifest, str | Path) else None
     clips = load_manifest(path) if path is not None else cast(Sequence[Clip], manifest)
     if not options.allow_shared_subjects:
@@ -48,7 +48,7 @@ def with_lock(options: Options, config: str | ExtractConfig | None, store: str |
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
-    """The clips that ``--clip``, ``--shard`` and ``--limit`` leave, in this order."""
+    """The clips selected by ``--clip``, then ``--shard``, then ``--limit``."""
     known = {clip.id: clip for clip in clips}
     for asked in options.clips:
         if asked not in known:

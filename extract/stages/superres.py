@@ -1,4 +1,4 @@
-"""Face pictures enlarged: by Real-ESRGAN, or by Lanczos, which learned nothing."""
+"""Face pictures enlarged: by Real-ESRGAN, or by Lanczos resampling, which is not trained."""
 
 from collections import defaultdict
 from typing import TYPE_CHECKING
