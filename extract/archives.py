@@ -1,4 +1,4 @@
-"""Whether a file of tensors is as large as it says, before it is unpacked."""
+"""Checks that a file of tensors is no larger than it claims, before it is unpacked."""
 
 import zipfile
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import IO
 
 ROOM = 1.01
 ROOM_BYTES = 1 << 20
-"""``torch.save`` stores its members as they are: unpacked, an archive is no larger than its file, give or take."""
+"""``torch.save`` stores its members uncompressed: unpacked, an archive is about as large as its file."""
 
 
 def too_large(file: "Path | IO[bytes]", num_bytes: int) -> str | None:
-    """What is wrong with the declared sizes of a zip archive of ``num_bytes``; None where nothing is, or it is none.
+    """What is wrong with the declared sizes of a zip archive of ``num_bytes``; None if nothing is, or it is no archive.
 
     Only its list of members is read. A list that lies is found by who unpacks: no more is ever read than it declares.
     """

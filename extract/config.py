@@ -20,12 +20,12 @@ LARGEST_BATCH = 32
 
 SECTIONS = ("extract", "fusion")
 NAMED = {"instances", "modalities"}
-"""What holds entries under names of the user's: ``null`` for one that is not there is a slip, not a wish."""
+"""Sections whose keys are the user's own names: ``null`` for an unknown one is a mistake, not a wish."""
 M = TypeVar("M", bound=BaseModel)
 
 
 class Frozen(BaseModel):
-    """Base of every config model of ours."""
+    """Base of every config model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,8 +70,8 @@ class RunConfig(Frozen):
     memory_gb: float = Field(default=1.0, gt=0)
     """Memory for decoded frames, in 10^9 bytes. Larger pictures are handed on in smaller groups, down to one frame."""
     isolate: Literal["auto", "always", "never"] = "auto"
-    """Which clips are worked on in a process of their own, so that a decoder or model that dies takes only its clip
-    along: ``auto``, those that crashed a process before; ``always``, all (the models live in that process alone)."""
+    """Which clips are worked on in a separate process, so that a decoder or model that dies costs only its clip:
+    ``auto``, those that crashed a process before; ``always``, all (the models live in that process alone)."""
     stall_s: float = Field(default=300.0, gt=0)
     """Seconds without a byte read or a frame decoded after which a clip is ``failed: stalled``."""
 
@@ -114,7 +114,7 @@ class Remembered:
 
     @classmethod
     def of(cls, spec: str | None, overrides: Sequence[str]) -> "Remembered":
-        """What a run with these flags leaves for later commands: both sections."""
+        """What a run with these flags keeps for later commands: both sections."""
         of_fusion = [text for text in overrides if text.startswith("fusion.")]
         extract, fusion = load_section(spec, "extract", overrides), load_section(spec, "fusion", of_fusion)
         return cls(spec, {"extract": extract, "fusion": fusion})

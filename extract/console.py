@@ -32,7 +32,7 @@ SHOWN = 20
 
 
 class _Shown(Progress):
-    """Counts, and hands a line to whoever shows it."""
+    """Counts, and composes the line that subclasses show."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -104,7 +104,7 @@ class _BarProgress(_Shown):
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """A bar on a terminal, else a plain line now and then; nothing when quiet."""
+    """A bar on a terminal, else a plain line every half minute; nothing when quiet."""
     if quiet:
         yield Progress()
     elif sys.stderr.isatty():
@@ -135,7 +135,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> None:
-    """Counts per instance, then what a user must know: warnings, failures, busy clips, the next command."""
+    """Counts per instance, then what a user must know: warnings, failures, skipped clips, the next command."""
     if not quiet:
         _print_counts(report.counts)
         _print_list("warning", [str(notice) for notice in report.warnings], sys.stderr, verbose=verbose)
@@ -147,7 +147,7 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
     if report.failures:
         print(f"run the same command to try again; `extract failed --store {store} -v` tells more", file=sys.stderr)
     if report.busy:
-        print("run the same command once the other run is through", file=sys.stderr)
+        print("run the same command when the other run has finished", file=sys.stderr)
     if not quiet:
         print(f"{report.computed} computed in {report.seconds:.1f} s -> {store}")
 
@@ -227,7 +227,7 @@ def show_status(store: Store, *, as_json: bool) -> list[Notice]:
 
 
 def show_failed(store: Store, *, as_json: bool, verbose: bool) -> None:
-    """Every failed record with its reason; a damaged one is ``verify``'s affair."""
+    """Every failed record with its reason; damaged records are reported by ``verify``."""
     found = [
         Failure(clip, name, record.reason or "", record.message or "", record.cause)
         for clip, name, record in store.survey()
@@ -306,7 +306,7 @@ def _print_list(what: str, lines: Sequence[str], file: Any, *, verbose: bool) ->
 
 
 def _failure_lines(failures: Sequence[Failure], *, verbose: bool) -> list[str]:
-    """One line for each cause; what failed only because of it is named behind."""
+    """One line per cause, followed by the instances that failed only because of it."""
     causes = {(f.clip, f.instance): f for f in failures if f.cause is None}
     so_also: dict[tuple[str, str], list[str]] = {cause: [] for cause in causes}
     for failure in failures:

@@ -1,4 +1,4 @@
-"""How both programs end: exit codes, signals, output that nobody reads, errors that nobody foresaw."""
+"""How both programs end: exit codes, signals, closed pipes, unexpected errors."""
 
 import errno
 import io
@@ -18,22 +18,22 @@ import typer
 from extract.errors import AuFusionError, MachineError, WeightsError
 
 OURS = 70
-"""Exit code of an error of ours (EX_SOFTWARE of sysexits.h): never 1, which says that clips failed."""
+"""Exit code for our own bugs (EX_SOFTWARE of sysexits.h): never 1, which means that clips failed."""
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name))
-"""A terminal that closes, Ctrl-C, a scheduler's polite end: each stops cleanly, with 128 + its number."""
+"""A closing terminal, Ctrl-C, a scheduler's SIGTERM: each stops the program cleanly with exit code 128 + its number."""
 
 INTERRUPTED = "interrupted; run the same command to continue"
 
 SAME_STOP_S = 1.0
-"""A closing terminal and a scheduler signal twice within moments; only a later signal is somebody's impatience."""
+"""A closing terminal and a scheduler may signal twice within moments; only a later signal shows impatience."""
 
 
 STRIKES_AGAIN_S = 0.02
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for a clean stop. A KeyboardInterrupt, so that whatever stops for Ctrl-C stops for it."""
+    """A signal asked for a clean stop. It is a KeyboardInterrupt, so that whatever handles Ctrl-C handles it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -45,11 +45,11 @@ class OutputError(OSError):
 
 
 _first: tuple[int, float] | None = None
-"""The signal that began the end, and when."""
+"""The signal that ends the program, and when it arrived."""
 _told = False
-"""Whether a command said that it was stopped."""
+"""Whether a command has reported that it was stopped."""
 _over = False
-"""Whether the command has ended: its exit code stands, and a signal changes nothing any more."""
+"""Whether the command has ended: its exit code is final, and signals no longer matter."""
 _deferring = 0
 _deferred: int | None = None
 
@@ -82,7 +82,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _strike_again(lost: "sys.UnraisableHookArgs") -> None:
-    """A signal that struck inside a destructor, from which nothing can be raised, strikes again a moment later."""
+    """A signal inside a destructor, where nothing can be raised, is sent again a moment later."""
     global _first
     if not isinstance(lost.exc_value, Interrupted):
         sys.__unraisablehook__(lost)
@@ -96,7 +96,7 @@ def _strike_again(lost: "sys.UnraisableHookArgs") -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a signal wait until the end of a short block that must be whole. Only the main thread is ever interrupted."""
+    """Delay signals until the end of a short block that must not be interrupted. Only the main thread ever is."""
     global _deferring, _deferred
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -113,7 +113,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
-    """Around a command: its errors become lines on standard error and the exit codes of ``errors.py``."""
+    """Wraps a command: its errors become lines on standard error and the exit codes of ``errors.py``."""
     global _told
     try:
         yield
@@ -142,7 +142,7 @@ def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
 
 
 def run_program(name: str, app: Callable[[], object]) -> NoReturn:
-    """The whole life of a program, from its entry point on."""
+    """Run a program from its entry point to its exit code."""
     global _over
     heed_signals()
     sys.stdout, sys.stderr = _Unread.of(sys.stdout), _Unread.of(sys.stderr)
@@ -168,7 +168,7 @@ def run_program(name: str, app: Callable[[], object]) -> NoReturn:
 
 
 def _ended(name: str, app: Callable[[], object]) -> int | str | None:
-    """Run ``app``; its exit code."""
+    """Run ``app`` and return its exit code."""
     try:
         app()
     except SystemExit as end:
@@ -192,11 +192,11 @@ def _say(text: str) -> None:
 
 
 class _Unread(io.TextIOWrapper):
-    """A standard stream whose reader may have gone (``| head``, a terminal that closed): then nothing is printed."""
+    """A standard stream whose reader may have gone (``| head``, a closed terminal): then output is dropped."""
 
     @classmethod
     def of(cls, stream: "io.TextIOBase | object") -> "_Unread":
-        """A stream in the place of ``stream``, which stays open for who holds it."""
+        """A stream that replaces ``stream``, which stays open for others."""
         if not isinstance(stream, io.TextIOWrapper):  # none at all, or one that a test or notebook put there
             return stream  # type: ignore[return-value]
         stream.flush()
@@ -210,7 +210,7 @@ class _Unread(io.TextIOWrapper):
         )
 
     def write(self, text: str, /) -> int:
-        """``TextIOWrapper.write``; the text is dropped where nobody reads."""
+        """``TextIOWrapper.write``; the text is dropped if nobody reads it."""
         try:
             return super().write(text)
         except OSError as error:

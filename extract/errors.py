@@ -39,7 +39,7 @@ REASONS = EMPTY_REASONS | FAILED_REASONS
 
 
 class AuFusionError(Exception):
-    """Root of all errors that are ours. ``exit_code`` is what a command ends with."""
+    """Base class of the project's errors. ``exit_code`` is what a command ends with."""
 
     exit_code = 1
 
@@ -69,7 +69,7 @@ class WeightsError(AuFusionError):
 
 
 class StoreError(UsageError):
-    """The folder is no store of ours, or of another schema; or something was read that is not there."""
+    """The folder is not a store, or has another schema; or what was read does not exist."""
 
 
 class UnfinishedError(StoreError):
@@ -83,7 +83,7 @@ class CorruptError(AuFusionError):
 
 
 class ForeignError(CorruptError, UsageError):
-    """Where a file or folder of ours belongs stands something else: a symbolic link, a file for a folder."""
+    """Something else is in the place of a file or folder of the store: a symbolic link, a file instead of a folder."""
 
 
 class MachineError(AuFusionError):

@@ -1,4 +1,4 @@
-"""Durable files below one folder: what is written is on the disk, whole, or not there at all."""
+"""Durable files below one folder: a write is on the disk completely or not at all."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ TEMPORARY = ".partial"
 
 
 IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
-"""What the system says where a file stands in the place of a folder, or the reverse: no fault of the disk."""
+"""Errors for a file in the place of a folder, or the reverse: the disk is not to blame."""
 
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
-"""What file systems without hard links say to one (exFAT, FUSE drivers, some shares)."""
+"""Errors of file systems without hard links (exFAT, FUSE drivers, some shares)."""
 
 
 class LocalFiles:
@@ -88,7 +88,7 @@ class LocalFiles:
         return True
 
     def read(self, key: str) -> bytes | None:
-        """Content of ``key``; None if it is not there."""
+        """Content of ``key``; None if it does not exist."""
         path = self.path(key)
         with self._machine(f"cannot read {path}"):
             try:
@@ -97,7 +97,7 @@ class LocalFiles:
                 return None
 
     def delete(self, key: str) -> None:
-        """Remove a file. Nothing happens if it is not there."""
+        """Remove a file, if it exists."""
         target = self.path(key)
         with self._machine(f"cannot delete {target}"):
             try:
@@ -128,11 +128,11 @@ class LocalFiles:
                 self._sync_folder(target.parent)
 
     def folders(self, key: str = "") -> list[str]:
-        """Names of the folders directly below ``key``, sorted; links to folders are none."""
+        """Names of the folders directly below ``key``, sorted, without links to folders."""
         return sorted(entry.name for entry in self._scan(key) if entry.is_dir(follow_symlinks=False))
 
     def names(self, key: str = "") -> list[str]:
-        """Names of the files directly below ``key``, sorted; unfinished ones and links left out."""
+        """Names of the files directly below ``key``, sorted, without links and unfinished files."""
         files = (entry.name for entry in self._scan(key) if entry.is_file(follow_symlinks=False))
         return sorted(name for name in files if not is_temporary(name))
 
@@ -152,7 +152,7 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Hold the folder ``key`` against other processes that also ask for it here; freed by the system on death."""
+        """Lock the folder ``key`` against other callers of this; the system releases the lock if the process dies."""
         folder = self.path(key)
         with self._machine(f"cannot lock {folder}"):
             self._make_folder(folder)

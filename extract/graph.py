@@ -40,7 +40,7 @@ class Instance:
 
 
 def build_graph(config: ExtractConfig) -> dict[str, Instance]:
-    """Every instance of the config and what feeds them, feeding ones first.
+    """Every instance of the config and its inputs, inputs first.
 
     Raises:
         ConfigError: an unknown stage, slot, array or stage setting; a loop; something kept that cannot be.
@@ -74,7 +74,7 @@ def build_graph(config: ExtractConfig) -> dict[str, Instance]:
 
 
 def with_provided(graph: Mapping[str, Instance], clip: Clip) -> dict[str, Instance]:
-    """The graph as it is for one clip: what the clip brings along is read, and rests on the clock alone.
+    """The graph for one clip: what the clip brings along is read from its files and depends only on the clock.
 
     A clip with ``crops`` brings every instance of a stage that they provide.
     """
@@ -88,7 +88,7 @@ def with_provided(graph: Mapping[str, Instance], clip: Clip) -> dict[str, Instan
 
 
 def spared(graph: Mapping[str, Instance], own: Mapping[str, Instance]) -> set[str]:
-    """Instances that serve only what the clip of ``own`` brings along: detections and faces, for given crops."""
+    """Instances needed only for what the clip of ``own`` brings along: detections and faces, for given crops."""
     provided = [name for name in own if own[name] is not graph[name]]
     served = set(upstream(graph, provided)) - set(upstream(own, provided))
     return served - set(upstream(own, [name for name in own if name not in served]))

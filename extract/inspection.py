@@ -34,7 +34,7 @@ SHOWN = {"crop": "crop", "superres": "super-resolved", "align": "aligned"}
 """Stages whose pictures are shown, in this order, beside the frame."""
 
 WANTING = {"crop": "no crop", "superres": "too small", "landmarks": "no landmarks", "align": "no square"}
-"""What it means when a stage finds its row wanting."""
+"""What it means when a stage marks a row as not valid."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Look:
     pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Stage -> its picture."""
     wanting: str | None = None
-    """Why the rest is not there."""
+    """Why later pictures are missing."""
 
 
 def inspect(
@@ -142,7 +142,7 @@ def _images(
 
 
 def _make_pictures(own: ClipPlan, engine: LocalEngine, look: Look, have: dict[str, Any]) -> None:
-    """Run the row through the stages, as far as they find it fit."""
+    """Run the row through the stages until one marks it as not valid."""
     for name, prepared in own.prepared.items():
         instance = prepared.instance
         wanted = {declared: ".".join(instance.source_of(declared)) for declared in instance.stage.inputs}
@@ -204,7 +204,7 @@ def draw(looks: Sequence[Look], stages: Sequence[str], title: str) -> Image.Imag
 
 
 def caption(look: Look) -> str:
-    """What stands under a frame."""
+    """The caption of a frame."""
     score = f"   score {look.score:.2f}" if look.score is not None else ""
     wanting = f"   not valid: {look.wanting}" if look.wanting else ""
     return f"frame {look.row}   {look.time_s:.3f} s{score}{wanting}"
@@ -231,7 +231,7 @@ def _framed(look: Look) -> Image.Image:
 
 
 def _fitted(picture: Image.Image) -> tuple[Image.Image, float, tuple[int, int]]:
-    """On a square tile, shape kept; with the scale and the place of its corner."""
+    """A square tile that keeps the picture's shape; with its scale and the position of its corner."""
     scale = TILE_PX / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     corner = ((TILE_PX - size[0]) // 2, (TILE_PX - size[1]) // 2)

@@ -1,4 +1,4 @@
-"""Texts from outside (manifests, configs, labels, transcripts): read whole, but not blindly."""
+"""Text files from users (manifests, configs, labels, transcripts): read completely, within limits."""
 
 import errno
 import os
@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 MOST_BYTES = 16_000_000
-"""A manifest of 60,000 clips, or labels of six hours. What is larger would take 200 times its size to read."""
+"""Enough for a manifest of 60,000 clips or six hours of labels. Reading takes up to 200 times the file's size."""
 WAIT_S = 10.0
-"""How long a pipe may keep still: ``-c <(program)`` is read like a file, a pipe that nobody fills is given up."""
+"""How long a pipe may be silent: ``-c <(program)`` is read like a file, a pipe that nobody writes to is given up."""
 
 MOST_DEPTH = 100
-"""Lists and mappings within each other; libyaml's own recursion ends the process at some ten thousand."""
+"""Nesting of lists and mappings; libyaml's own recursion ends the process at some ten thousand."""
 MOST_REPEATED = 1_000_000
-"""Values that the aliases of one YAML file stand for, altogether."""
+"""Values that the aliases of one YAML file expand to, in total."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -67,7 +67,7 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text holds
 
 
 def refuse_bombs(text: str, loader: Any) -> None:  # noqa: ANN401 - pyyaml's loaders share no public base
-    """Look a YAML text through before anything is built of it.
+    """Check a YAML text before anything is built from it.
 
     Raises:
         yaml.YAMLError: it is no YAML, or it is nested deeper than ``MOST_DEPTH``, names itself within itself, or its

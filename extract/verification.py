@@ -1,4 +1,4 @@
-"""Is every stored block what was written, and made of the files that are there now?"""
+"""Checks that every stored block is what was written, and was made from the files that exist now."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Checked:
 
 
 def root_is_damaged(path: str | Path) -> bool:
-    """Whether a store's own metadata is damaged or gone, and its clips are there."""
+    """Whether a store's root metadata is damaged or missing while its clips exist."""
     try:
         Store.open(path)
     except CorruptError:
@@ -41,7 +41,7 @@ def root_is_damaged(path: str | Path) -> bool:
 
 
 def check(store: Store, clips: Sequence[str] = ()) -> Checked:
-    """Read every block that is there. Of a damaged record ``array`` is empty; of a clip's attributes ``instance`` too.
+    """Read every existing block. Of a damaged record ``array`` is empty; of a clip's attributes ``instance`` too.
 
     Raises:
         UsageError: the store has no such clip.
@@ -80,7 +80,7 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
 
 
 def _unlike_declared(store: Store, clip: str, instance: str, record: Record) -> list[Damage]:
-    """Arrays of a finished instance that its stage, as the registry has it today, declares otherwise or in addition."""
+    """Arrays of a finished instance that differ from, or are missing among, those that its stage declares today."""
     stage_type = STAGES.get(str(record.recipe.get("stage")))
     without_arrays = record.state == "empty" and not record.rows
     provided = "provided" in record.provenance  # read from files of the clip's own, in a form of their own
@@ -101,13 +101,13 @@ def _unlike_declared(store: Store, clip: str, instance: str, record: Record) -> 
 
 @dataclass(frozen=True)
 class SourcesChecked:
-    """What hashing every source file again has shown."""
+    """The result of hashing every source file again."""
 
     files: int
     changed: tuple[str, ...]
-    """``clip, instance: part`` whose bytes are others, though size and time may be the same."""
+    """``clip, instance: part`` whose bytes have changed, even where size and time have not."""
     gone: tuple[str, ...]
-    """Clips with a file that is not there."""
+    """Clips with a missing file."""
 
 
 def check_sources(manifest: str | Path, store: Store, clips: Sequence[str]) -> SourcesChecked:
@@ -191,7 +191,7 @@ def repair(
 
 
 def _set_aside_damaged_records(store: Store, damage: Sequence[Damage]) -> dict[str, bytes]:
-    """Remove records that cannot be read, so that a plan can be made; returned, to be put back on a refusal."""
+    """Remove unreadable records so that a plan can be made; returns them, to be restored if the repair is refused."""
     keys = [f"{d.clip}/{d.instance}/zarr.json" for d in damage if not d.array]
     aside = {key: store.files.read(key) or b"" for key in keys}
     for key in keys:
@@ -200,7 +200,7 @@ def _set_aside_damaged_records(store: Store, damage: Sequence[Damage]) -> dict[s
 
 
 def _require_same_made(store: Store, plan: Plan, clip: Clip, damage: Damage) -> None:
-    """Raise unless the damaged instance can be computed again, and would be what it was."""
+    """Raise unless the damaged instance can be computed again with the same result."""
     try:
         source = Sources().source(clip, parts_of(plan.of(clip).graph, damage.instance, clip))
     except ClipError as error:
