@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import zarr
 
+from extract.arrays import DurableStore, default_block_rows
 from extract.errors import CorruptError, StoreError, UnfinishedError
 from extract.files import LocalFiles
+from extract.records import Record
 from extract.stage import VALID, Output
-from extract.store import Record, Store, _DurableStore, default_block_rows
+from extract.store import Store
 from extract.timeline import FRAMES
 
 FEATURE = Output("feature", FRAMES, ("feature",), (5,), "float16")
@@ -67,7 +69,7 @@ def test_a_header_that_declares_two_thousand_million_rows_costs_no_more_than_one
             lambda self, key, *rest, name=name, real=real: (asked.append((name, key)), real(self, key, *rest))[1],
         )
     removed = []
-    monkeypatch.setattr(_DurableStore, "delete", lambda _, key: removed.append(key))  # Zarr's own way to a file
+    monkeypatch.setattr(DurableStore, "delete", lambda _, key: removed.append(key))  # Zarr's own way to a file
     counts = []
     for hint in (23, 2**31 - 1):
         asked.clear()
