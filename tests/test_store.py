@@ -1,5 +1,7 @@
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -129,6 +131,47 @@ def test_blocks_of_zeros_are_written_when_a_run_is_continued(store):
         writer.commit(block, values)
     assert chunks(store, "valid").keys() == {"c.0", "c.1"}
     assert chunks(store).keys() == {"c.0.0", "c.1.0"}
+
+
+def test_threads_that_open_two_clips_at_once_both_write_blocks_of_zeros(store, monkeypatch):
+    """One thread is done with opening while the other one is amid it: no setting may be taken back between them."""
+    for clip in ("a", "b"):
+        store.writer(clip, "swin", (FEATURE,), fingerprint="f", rows=16, block_rows=16)
+    both_are_opening, first_has_opened = threading.Barrier(2), threading.Event()
+    open_array = zarr.open_array
+
+    def open_side_by_side(*args, path, **kwargs):
+        both_are_opening.wait(timeout=30)
+        if path.startswith("b/"):
+            assert first_has_opened.wait(timeout=30)
+        return open_array(*args, path=path, **kwargs)
+
+    def work(clip):
+        writer = store.writer(clip, "swin", (FEATURE,), fingerprint="f", rows=16, block_rows=16)
+        first_has_opened.set()
+        writer.commit(0, {"feature": np.zeros((16, 5), np.float16)})
+
+    monkeypatch.setattr(zarr, "open_array", open_side_by_side)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(work, ("a", "b")))
+    for clip in ("a", "b"):
+        assert (store.path / clip / "swin/feature/c.0.0").is_file()
+
+
+def test_threads_lose_no_block_of_zeros(store):
+    """Twenty rounds of opening and committing, unordered."""
+
+    def work(clip):
+        for block in range(20):
+            writer = store.writer(clip, "swin", (FEATURE, VALID), fingerprint="f", rows=320, block_rows=16)
+            writer.commit(block, {"feature": np.zeros((16, 5), np.float16), "valid": np.zeros(16, bool)})
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(work, ("a", "b")))
+    for clip in ("a", "b"):
+        blocks = {path.name for path in (store.path / clip / "swin/valid").glob("c.*")}
+        assert blocks == {f"c.{block}" for block in range(20)}
+        assert len(list((store.path / clip / "swin/feature").glob("c.*"))) == 20
 
 
 def test_a_block_counts_when_every_array_has_its_file(store):
