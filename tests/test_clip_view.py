@@ -263,13 +263,13 @@ def test_an_array_that_is_gone_is_never_left_out_of_a_table(clip, store):
 
 @pytest.fixture
 def table(clip, store):
-    arrays = {"point": np.arange(T * 4, dtype=np.float32).reshape(T, 2, 2), "valid": np.ones(T, np.bool_)}
+    arrays = {"point": np.arange(T * 6, dtype=np.float32).reshape(T, 3, 2), "valid": np.ones(T, np.bool_)}
     add_instance(store, "a", "landmarks", arrays)
     add_instance(store, "a", "swin", {"feature": np.arange(T * 3, dtype=np.float16).reshape(T, 3)})
     return clip.frame_table("swin", "landmarks", "labels")
 
 
-POINTS = [f"landmarks.point.{point}.{axis}" for point in (0, 1) for axis in (0, 1)]
+POINTS = [f"landmarks.point.{point}.{axis}" for point in (0, 1, 2) for axis in (0, 1)]
 NAMES = ["pts_s", *(f"swin.feature.{i}" for i in range(3)), *POINTS, "landmarks.valid", *(f"labels.{au}" for au in AUS)]
 
 
@@ -294,7 +294,7 @@ def test_what_pandas_is_given(table, monkeypatch):
     frame = table.to_pandas()
     assert (frame.axis, frame.index.name) == (1, "frame")
     assert list(frame.columns) == NAMES
-    assert np.array_equal(frame.columns["landmarks.point.1.0"], table["landmarks.point"][:, 1, 0])
+    assert np.array_equal(frame.columns["landmarks.point.2.1"], table["landmarks.point"][:, 2, 1])
     assert np.array_equal(frame.columns["labels.AU12"], table["labels.au"][:, AUS.index("AU12")])
 
 

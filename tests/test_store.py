@@ -158,22 +158,6 @@ def test_threads_that_open_two_clips_at_once_both_write_blocks_of_zeros(store, m
         assert (store.path / clip / "swin/feature/c.0.0").is_file()
 
 
-def test_threads_lose_no_block_of_zeros(store):
-    """Twenty rounds of opening and committing, unordered."""
-
-    def work(clip):
-        for block in range(20):
-            writer = store.writer(clip, "swin", (FEATURE, VALID), fingerprint="f", rows=320, block_rows=16)
-            writer.commit(block, {"feature": np.zeros((16, 5), np.float16), "valid": np.zeros(16, bool)})
-
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(work, ("a", "b")))
-    for clip in ("a", "b"):
-        blocks = {path.name for path in (store.path / clip / "swin/valid").glob("c.*")}
-        assert blocks == {f"c.{block}" for block in range(20)}
-        assert len(list((store.path / clip / "swin/feature").glob("c.*"))) == 20
-
-
 def test_a_block_counts_when_every_array_has_its_file(store):
     fill(store)
     (store.path / "clip/swin/valid/c.1").unlink()
