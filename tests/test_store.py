@@ -235,7 +235,7 @@ def test_a_block_that_is_gone_is_never_made_up(store):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"attributes": 3}'])
-def test_a_damaged_record_is_told(store, content):
+def test_a_damaged_record_is_reported(store, content):
     fill(store)
     (store.path / "clip/swin/zarr.json").write_bytes(content)
     with pytest.raises(CorruptError, match="damaged"):
@@ -317,7 +317,7 @@ def test_an_array_without_rows_is_whole(store):
 # ---- opening --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_there_is_told_with_the_next_command(tmp_path):
+def test_an_absent_store_is_refused_with_the_next_command(tmp_path):
     with pytest.raises(StoreError, match="nothing is here; `extract run --store"):
         Store.open(tmp_path / "none")
     assert not (tmp_path / "none").exists()
