@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from extract.damage import Damage
 from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.inputs.manifest import Clip, load_manifest
+from extract.records import Record
 from extract.registry import STAGES
 from extract.running import lease
 from extract.running.fingerprints import Sources, fingerprint, parts_of, sha256_of
@@ -15,7 +17,7 @@ from extract.running.planning import Plan, refuse_stale
 from extract.running.runner import Progress, Report, as_made, plan, refresh_attributes, run
 from extract.running.selection import Options, choose
 from extract.stage import ClipStage
-from extract.store import Damage, Record, Store
+from extract.store import Store
 
 
 @dataclass(frozen=True)

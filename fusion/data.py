@@ -18,7 +18,8 @@ from torch import Tensor
 
 from extract.au import AUS
 from extract.errors import ConfigError, StoreError, UnfinishedError, UsageError
-from extract.store import Record, Store
+from extract.records import Record
+from extract.store import Store
 from extract.timeline import centred_windows, neighbours
 from fusion.config import AnyModality, ContextModality, FusionConfig, StepsModality, TokensModality
 

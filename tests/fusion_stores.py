@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.records import Record
 from extract.stage import Output
-from extract.store import Record, Store
+from extract.store import Store
 from extract.timeline import FRAMES, Table
 
 Array = NDArray[Any]

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 
 FUSION_MAY_IMPORT = {
     "store",
+    "records",
     "timeline",
     "inputs.splits",
     "errors",
@@ -39,7 +40,7 @@ PREDICT_MAY_IMPORT = {
 """Predicting runs an extraction: what plans and runs it, and what shows its progress."""
 
 ONE_USER = {
-    "zarr": {"extract/store.py"},
+    "zarr": {"extract/arrays.py"},
     "av": {"extract/inputs/media.py", "extract/demo/clips.py"},
     "yaml": {
         "extract/texts.py",
@@ -168,7 +169,12 @@ def lower_rooms_know_the_upper(tree: Tree) -> list[str]:
     return found
 
 
-CORE = ("extract/running/", "extract/graph.py", "extract/store.py", "extract/cli", "extract/stage.py")
+STORE = ("store", "records", "arrays", "blocks", "damage", "clip_view", "frame_table")
+CORE = (
+    "extract/running/",
+    *("extract/graph.py", "extract/cli", "extract/stage.py"),
+    *(f"extract/{module}.py" for module in STORE),
+)
 
 
 def core_names_a_stage(tree: Tree) -> list[str]:
@@ -200,6 +206,23 @@ def imports_past_the_door(tree: Tree) -> list[str]:
 def imports_by_computed_name(tree: Tree) -> list[str]:
     """An import that the other checks cannot see."""
     return [f"{path}:{line}" for path, text in tree.items() for line, name in imports(path, text) if name == "?"]
+
+
+def global_zarr_settings(tree: Tree) -> list[str]:
+    """Zarr's config holds for the whole process: what one thread sets there, another one resets."""
+    found = [
+        f"{path}:{line}"
+        for path, text in tree.items()
+        for line, name in imports(path, text)
+        if inside(name, "zarr.config") or inside(name, "zarr.core.config")
+    ]
+    found += [
+        f"{path}:{node.lineno}"
+        for path, text in tree.items()
+        for node in ast.walk(ast.parse(text, path))
+        if isinstance(node, ast.Attribute) and node.attr == "config" and getattr(node.value, "id", "") == "zarr"
+    ]
+    return found
 
 
 def modules_called_utils(tree: Tree) -> list[str]:
@@ -250,7 +273,8 @@ OK: Tree = {
     "extract/__init__.py": "",
     "extract/au/__init__.py": "",
     "extract/au/losses.py": "import torch\nfrom extract.au import AUS\nfrom . import metrics",
-    "extract/store.py": "import zarr\nfrom zarr.storage import LocalStore",
+    "extract/arrays.py": "import zarr\nfrom zarr.storage import LocalStore\nzarr.open_array(config=1)",
+    "extract/store.py": "from extract import arrays",
     "extract/inputs/media.py": "import av.container",
     "extract/cli.py": "from extract import store\ndef main():\n    print('x')",
     "extract/avatar.py": "import fusions, available, zarrish\nprinted = print_ = 1\nprint_(2)",
@@ -297,6 +321,9 @@ BAD: list[tuple[Callable[[Tree], list[str]], str, str, str]] = [
     (imports_past_the_door, "fusion/x.py", "def f():\n    import av", ":2 imports av"),
     (imports_past_the_door, "extract/store.py", "from yaml import dump", ":1 imports yaml.dump"),
     (imports_by_computed_name, "extract/x.py", "importlib.import_module(name)", ":1"),
+    (global_zarr_settings, "extract/arrays.py", "def f():\n    with zarr.config.set({}):\n        pass", ":2"),
+    (global_zarr_settings, "extract/arrays.py", "from zarr import config", ":1"),
+    (global_zarr_settings, "extract/arrays.py", "from zarr.core.config import config as c", ":1"),
     (modules_called_utils, "extract/stages/utils.py", "", ""),
     (modules_called_utils, "fusion/utils/x.py", "", ""),
     (prints_outside_cli, "extract/x.py", "def f():\n    print('x')", ":2"),
@@ -309,7 +336,7 @@ CHECKS = [*dict.fromkeys(row[0] for row in BAD), modules_that_shadow, circles]
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_packages(check):
     tree = packages()
-    assert {"extract/store.py", "extract/au/__init__.py", "fusion/__init__.py"} <= set(tree)
+    assert {"extract/au/__init__.py", "fusion/__init__.py", *(f"extract/{module}.py" for module in STORE)} <= set(tree)
     assert check(tree) == []
 
 

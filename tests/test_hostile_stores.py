@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from extract.cli import app
 from extract.errors import AuFusionError
-from extract.store import Record, Store
+from extract.records import Record
+from extract.store import Store
 from tests.media_files import pictures, write_clip
 
 CONFIG = "extract: {instances: {colour: {}, rank: {}}, run: {cpu_threads: 1, block_rows: 16}}\n"

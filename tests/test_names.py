@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from extract.config import ExtractConfig
+from extract.damage import Damage
 from extract.errors import ConfigError, CorruptError, UsageError
 from extract.files import LocalFiles
 from extract.graph import build_graph
@@ -15,7 +16,7 @@ from extract.inputs.manifest import Clip
 from extract.running import crashes, runner
 from extract.running.selection import Options
 from extract.stage import Output
-from extract.store import Damage, Store
+from extract.store import Store
 from extract.timeline import FRAMES
 from tests.media_files import pictures, write_clip
 

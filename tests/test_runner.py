@@ -14,10 +14,11 @@ import torch
 from extract.config import load_extract_config
 from extract.errors import MachineError, ManifestError, StaleError, StoreError, UsageError
 from extract.inputs.manifest import Clip, Labels, refuse_shared, write_manifest
+from extract.records import Record
 from extract.running import lease, nodes, runner
 from extract.running.lease import Lease
 from extract.running.selection import Options
-from extract.store import Record, Store
+from extract.store import Store
 from tests.media_files import pictures, write_clip
 from tests.toy_stages import Colour, Rank, computed, expected_mean
 

@@ -1,14 +1,18 @@
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import zarr
 
+from extract.arrays import DurableStore, default_block_rows
 from extract.errors import CorruptError, StoreError, UnfinishedError
 from extract.files import LocalFiles
+from extract.records import Record
 from extract.stage import VALID, Output
-from extract.store import Record, Store, _DurableStore, default_block_rows
+from extract.store import Store
 from extract.timeline import FRAMES
 
 FEATURE = Output("feature", FRAMES, ("feature",), (5,), "float16")
@@ -67,7 +71,7 @@ def test_a_header_that_declares_two_thousand_million_rows_costs_no_more_than_one
             lambda self, key, *rest, name=name, real=real: (asked.append((name, key)), real(self, key, *rest))[1],
         )
     removed = []
-    monkeypatch.setattr(_DurableStore, "delete", lambda _, key: removed.append(key))  # Zarr's own way to a file
+    monkeypatch.setattr(DurableStore, "delete", lambda _, key: removed.append(key))  # Zarr's own way to a file
     counts = []
     for hint in (23, 2**31 - 1):
         asked.clear()
@@ -127,6 +131,31 @@ def test_blocks_of_zeros_are_written_when_a_run_is_continued(store):
         writer.commit(block, values)
     assert chunks(store, "valid").keys() == {"c.0", "c.1"}
     assert chunks(store).keys() == {"c.0.0", "c.1.0"}
+
+
+def test_threads_that_open_two_clips_at_once_both_write_blocks_of_zeros(store, monkeypatch):
+    """One thread is done with opening while the other one is amid it: no setting may be taken back between them."""
+    for clip in ("a", "b"):
+        store.writer(clip, "swin", (FEATURE,), fingerprint="f", rows=16, block_rows=16)
+    both_are_opening, first_has_opened = threading.Barrier(2), threading.Event()
+    open_array = zarr.open_array
+
+    def open_side_by_side(*args, path, **kwargs):
+        both_are_opening.wait(timeout=30)
+        if path.startswith("b/"):
+            assert first_has_opened.wait(timeout=30)
+        return open_array(*args, path=path, **kwargs)
+
+    def work(clip):
+        writer = store.writer(clip, "swin", (FEATURE,), fingerprint="f", rows=16, block_rows=16)
+        first_has_opened.set()
+        writer.commit(0, {"feature": np.zeros((16, 5), np.float16)})
+
+    monkeypatch.setattr(zarr, "open_array", open_side_by_side)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(work, ("a", "b")))
+    for clip in ("a", "b"):
+        assert (store.path / clip / "swin/feature/c.0.0").is_file()
 
 
 def test_a_block_counts_when_every_array_has_its_file(store):
@@ -206,7 +235,7 @@ def test_a_block_that_is_gone_is_never_made_up(store):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"attributes": 3}'])
-def test_a_damaged_record_is_told(store, content):
+def test_a_damaged_record_is_reported(store, content):
     fill(store)
     (store.path / "clip/swin/zarr.json").write_bytes(content)
     with pytest.raises(CorruptError, match="damaged"):
@@ -288,7 +317,7 @@ def test_an_array_without_rows_is_whole(store):
 # ---- opening --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_there_is_told_with_the_next_command(tmp_path):
+def test_an_absent_store_is_refused_with_the_next_command(tmp_path):
     with pytest.raises(StoreError, match="nothing is here; `extract run --store"):
         Store.open(tmp_path / "none")
     assert not (tmp_path / "none").exists()

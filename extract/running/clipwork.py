@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from extract.arrays import default_block_rows
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
 from extract.graph import Instance
 from extract.inputs.crops import GivenCrops, Pictures
@@ -27,7 +28,6 @@ from extract.running.planning import Task, plan_clip
 from extract.running.recipes import Prepared
 from extract.running.rows import as_declared, stored_form
 from extract.stage import ClipResult, Output, SourceStage
-from extract.store import default_block_rows
 from extract.timeline import FrameClock, Regular
 
 STOPS_THE_RUN = (MachineError, LeaseLostError, CorruptError, WeightsError)

@@ -13,7 +13,7 @@ from extract.graph import Instance, upstream
 from extract.inputs.crops import folder_sha256, list_crops, listing_stamp
 from extract.inputs.manifest import Clip
 from extract.inputs.parts import choice, part_files
-from extract.store import Record
+from extract.records import Record
 
 LAST_CROP = "choice.last_crop"
 """The highest number among the clip's crops. The clock depends on nothing else: changed pixels leave labels alone."""

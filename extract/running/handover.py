@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from extract.config import RunConfig
+from extract.records import State
 from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.planning import Plan
-from extract.store import State, Store
+from extract.store import Store
 
 
 @dataclass(frozen=True)

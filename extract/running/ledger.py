@@ -8,11 +8,11 @@ from extract.errors import ClipError
 from extract.graph import upstream
 from extract.inputs.manifest import Clip
 from extract.inputs.parts import part_files
+from extract.records import Record
 from extract.running.fingerprints import fingerprint, parts_of
 from extract.running.handover import Before, Outcome, Permit, Working
 from extract.running.order import Order
 from extract.running.planning import MAX_ATTEMPTS, Task
-from extract.store import Record
 
 
 class Ledger:

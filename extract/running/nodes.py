@@ -7,11 +7,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.blocks import BlockWriter
+from extract.clip_view import Rows
 from extract.config import LARGEST_BATCH
 from extract.running.recipes import Prepared
 from extract.running.rows import Values, stored_form
 from extract.stage import Stage
-from extract.store import BlockWriter, Rows
 
 GROUP_ROWS = LARGEST_BATCH
 """Rows whose micro-batches are cut together: no micro-batch crosses a group."""

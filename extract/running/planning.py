@@ -9,10 +9,11 @@ from extract.config import ExtractConfig
 from extract.errors import ClipError, CorruptError, StaleError
 from extract.graph import Instance, build_graph, downstream, select, spared, upstream, with_provided
 from extract.inputs.manifest import Clip
+from extract.records import Record
 from extract.running.fingerprints import Sources, parts_of
 from extract.running.recipes import Prepared, prepare, sound_record
 from extract.running.selection import Options
-from extract.store import Record, Store, is_store
+from extract.store import Store, is_store
 from extract.weights.lock import lock_file
 
 MAX_ATTEMPTS = 2

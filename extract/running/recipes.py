@@ -8,8 +8,9 @@ from typing import Any
 from extract.errors import CorruptError, WeightsError
 from extract.graph import Instance
 from extract.inputs.manifest import Clip
+from extract.records import Record
 from extract.running.fingerprints import sha256_of
-from extract.store import Record, Store
+from extract.store import Store
 from extract.weights import resolving
 from extract.weights.files import Weights
 from extract.weights.lock import LOCK

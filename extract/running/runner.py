@@ -16,6 +16,7 @@ from extract.config import ExtractConfig, Remembered, load_extract_config
 from extract.errors import CorruptError
 from extract.graph import upstream
 from extract.inputs.manifest import Clip
+from extract.records import Record
 from extract.running import crashes, lease
 from extract.running.clipwork import work_on
 from extract.running.device import LocalEngine, pick_device
@@ -24,7 +25,7 @@ from extract.running.handover import Before, ClipReport, Outcome, Working
 from extract.running.isolation import IsolatedWorker, Job
 from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
 from extract.running.selection import Options, choose, listed, with_lock
-from extract.store import Record, Store
+from extract.store import Store
 from extract.weights.lock import lock_file
 
 if TYPE_CHECKING:

@@ -1,0 +1,91 @@
+"""A clip's arrays as columns with one row per frame, for notebooks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.au import AUS
+from extract.errors import WeightsError
+
+TIMES = "pts_s"
+AU_NAMES = tuple(f"AU{unit:02d}" for unit in AUS)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTable:
+    """Columns on the frame clock of one clip: ``table["swin.feature"]`` is [T, D]."""
+
+    clip: str
+    columns: Mapping[str, NDArray[Any]]
+    """``pts_s`` [T], seconds; then ``instance.array`` [T, ...] for every array. ``instance.valid`` [T], where an
+    instance has it, says which rows hold values: the others are 0."""
+    dims: Mapping[str, tuple[str, ...]]
+    """Column -> names of its axes after the first."""
+
+    def __getitem__(self, column: str) -> NDArray[Any]:
+        if column not in self.columns:
+            raise KeyError(f"{column!r}: the table of clip {self.clip} has {', '.join(self.columns)}")
+        return self.columns[column]
+
+    def __len__(self) -> int:
+        return len(self.columns[TIMES])
+
+    def to_pandas(self) -> Any:  # noqa: ANN401 - a pandas.DataFrame
+        """A ``pandas.DataFrame`` with a row per frame.
+
+        An array with several values per frame becomes a column for each: ``swin.feature.0``, ``landmarks.point.0.1``;
+        the action units of ``labels.au`` become ``labels.AU01`` ...
+
+        Raises:
+            WeightsError: pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise WeightsError("FrameTable.to_pandas needs pandas: pip install pandas") from error
+        parts = [
+            pandas.DataFrame(values.reshape(len(values), -1), columns=_flat_names(name, values))
+            for name, values in self.columns.items()
+        ]
+        frame = pandas.concat(parts, axis=1)
+        frame.index.name = "frame"
+        return frame
+
+    def to_xarray(self) -> Any:  # noqa: ANN401 - an xarray.Dataset
+        """An ``xarray.Dataset`` with a variable for each array and ``pts_s`` as a coordinate of the axis ``frame``.
+
+        Other axes are named after their array, ``swin.feature.feature``: two arrays may use one name for different
+        sizes.
+
+        Raises:
+            WeightsError: xarray is not installed.
+        """
+        try:
+            xarray = import_module("xarray")
+        except ModuleNotFoundError as error:
+            raise WeightsError("FrameTable.to_xarray needs xarray: pip install xarray") from error
+        variables, coordinates = {}, {TIMES: ("frame", self.columns[TIMES])}
+        for name, values in self.columns.items():
+            if name == TIMES:
+                continue
+            axes = [f"{name}.{dim}" for dim in self.dims[name]]
+            variables[name] = (("frame", *axes), values)
+            if _are_action_units(name, values):
+                coordinates[axes[0]] = (axes[0], np.array(AU_NAMES))
+        return xarray.Dataset(variables, coords=coordinates, attrs={"clip": self.clip})
+
+
+def _are_action_units(name: str, values: NDArray[Any]) -> bool:
+    return name.endswith(".au") and values.shape[1:] == (len(AUS),)
+
+
+def _flat_names(name: str, values: NDArray[Any]) -> list[str]:
+    """A name for every value of a row."""
+    if _are_action_units(name, values):
+        return [f"{name.removesuffix('au')}{unit}" for unit in AU_NAMES]
+    return [".".join([name, *map(str, place)]) for place in product(*map(range, values.shape[1:]))]
