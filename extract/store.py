@@ -207,6 +207,10 @@ class Store:
         """Folders directly below ``key`` that can be ours; what is named in no way of ours was put there by others."""
         return [name for name in self.files.folders(key) if names.is_legal(name)]
 
+    def arrays(self, clip: str, instance: str) -> list[str]:
+        """Names of the instance's arrays, sorted, finished or not."""
+        return [name for name in self._folders(f"{clip}/{instance}") if self.has(clip, instance, name)]
+
     def attributes(self, clip: str) -> dict[str, Any]:
         """``subject``, ``source_video`` and ``split`` as the manifest of the last run gave them."""
         data = self.files.read(f"{clip}/zarr.json")

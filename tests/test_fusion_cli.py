@@ -54,7 +54,7 @@ def test_fit_then_evaluate():
     assert shown.exit_code == 0, shown.output
     lines = shown.stdout.splitlines()
     assert lines[0].startswith("run runs/first (epoch")
-    assert lines[1].split() == [f"AU{au}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)] + ["mean"]
+    assert lines[1].split() == [f"AU{au:02d}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)] + ["mean"]
     titles = [line[:17].strip() for line in lines[2:]]
     trivial = ["all zero", "all one", "majority", "random at prior"]
     assert titles == ["F1", *trivial, "F1_our", *trivial, "annotated", "positive"]
@@ -97,19 +97,19 @@ def test_an_interrupted_fit_ends_with_130_and_goes_on_with_its_own_config(monkey
     assert "training.lr: 0.001 against 0.5" in refused.stderr
     went_on = fusion("fit", "-o", "runs/first")
     assert went_on.exit_code == 0, went_on.output
-    assert "goes on after epoch 1" in went_on.stderr
+    assert "continues after epoch 1" in went_on.stderr
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fit", "--features", "nowhere.zarr"), "error: store nowhere.zarr: nothing is here"),
+        (("fit", "--features", "nowhere.zarr"), "fusion: store nowhere.zarr: nothing is here"),
         (("fit", "--set", "training.rate=1"), "training.rate: unknown key"),
         (("fit", "-c", "nowhere.yaml"), "config nowhere.yaml: No such file"),
         (("fit", "-c", "small.yaml", "--device", "tpu"), "--device tpu: expected auto, cpu or cuda:N"),
-        (("evaluate",), "no fitted model below runs/"),
-        (("evaluate", "--run", "runs/none"), "no model.pt in it"),
+        (("evaluate",), "no fitted model in runs/"),
+        (("evaluate", "--run", "runs/none"), "run runs/none: no such folder; `fusion fit -o runs/none` makes it"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(arguments, message):
@@ -161,8 +161,8 @@ def test_a_modality_can_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"modalities": {}}, "modalities: none is left"),
-        ({"modalities": {"a.b": SMALL["modalities"]["swin"]}}, r"'a\.b' is no name"),
+        ({"modalities": {}}, "modalities: none is in use"),
+        ({"modalities": {"a.b": SMALL["modalities"]["swin"]}}, r"'a\.b' cannot be a name"),
         ({"modalities": {"x": {"kind": "words", "instance": "a", "array": "b"}}}, "modalities.x: .*'frame', 'context'"),
         ({"modalities": {"x": {"kind": "frame", "instance": "a", "array": "b", "before": 1}}}, "before: unknown key"),
         ({"model": {"readout": "mean"}}, "model.readout: Input should be 'final_state' or 'last_output'"),

@@ -10,15 +10,8 @@ import torch
 from extract.errors import ConfigError, StoreError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import (
-    feature_sources,
-    first_difference,
-    gather,
-    load_samples,
-    moments,
-    select_clips,
-    shared_people,
-)
+from fusion.data import gather, load_samples, moments
+from fusion.selection import feature_sources, first_difference, select_clips, shared_people
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({

@@ -9,13 +9,15 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from extract.au import AU_NAMES
 from extract.errors import StaleError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import feature_sources, load_samples
-from fusion.evaluation import NAMES, bootstrap, evaluate, interval, named, predict_logits, score
+from fusion.data import load_samples
+from fusion.evaluation import bootstrap, by_name, evaluate, interval, predict_logits, score
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
+from fusion.selection import feature_sources
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({
@@ -112,13 +114,13 @@ def test_aus_without_annotation_are_null_and_in_no_mean():
     labels[2:, 0] = 0
     scores = score(labels, np.ones((4, 12)))
     found = scores.as_json()
-    assert found["f1"]["AU1"] == pytest.approx(2 / 3)
-    assert found["f1"]["AU6"] is None
+    assert found["f1"]["AU01"] == pytest.approx(2 / 3)
+    assert found["f1"]["AU06"] is None
     assert found["f1"]["mean"] == pytest.approx((2 / 3 + 1 + 1) / 3) == scores.mean_f1
-    assert found["baselines"]["zeros"]["f1_our"]["AU1"] == pytest.approx(1 / 3)
-    assert found["annotated"]["AU6"] == 0
-    assert named(np.full(12, np.nan))["mean"] == 0
-    assert list(found["f1"]) == [*NAMES, "mean"]
+    assert found["baselines"]["zeros"]["f1_our"]["AU01"] == pytest.approx(1 / 3)
+    assert found["annotated"]["AU06"] == 0
+    assert by_name(np.full(12, np.nan))["mean"] == 0
+    assert list(found["f1"]) == [*AU_NAMES, "mean"]
     json.dumps(found, allow_nan=False)
 
 

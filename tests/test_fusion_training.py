@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from extract.devices import pick_device
 from extract.errors import CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.store import Store
 from fusion import training
 from fusion.config import FusionConfig, TrainingConfig
-from fusion.device import arithmetic, resolve_device
+from fusion.device import arithmetic
 from fusion.model import FusionModel
 from fusion.runs import Run
 from fusion.training import best_epoch, epoch_batches, fit
@@ -382,11 +383,11 @@ def test_a_gpu_that_gives_up_is_the_machines_trouble_and_settings_are_put_back(t
 
 
 def test_devices():
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UsageError, match=r"--device gpu: expected auto, cpu or cuda:N"):
-        resolve_device("gpu")
+        pick_device("gpu")
     with pytest.raises(UsageError, match=r"--device meta: expected auto, cpu or cuda:N"):
-        resolve_device("meta")
-    with pytest.raises(UsageError, match=r"--device cuda:99: torch sees \d+ GPUs"):
-        resolve_device("cuda:99")
+        pick_device("meta")
+    with pytest.raises(UsageError, match=r"--device cuda:99: torch sees \d+ GPUs on this machine"):
+        pick_device("cuda:99")
