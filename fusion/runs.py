@@ -28,7 +28,7 @@ import yaml
 from extract import texts
 from extract.archives import too_large
 from extract.au import au_name, au_number
-from extract.config import suggestion, validated
+from extract.config import nearest, suggestion, validated
 from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
 from fusion.config import FusionConfig
@@ -203,10 +203,13 @@ class Run:
     def _what_is_missing(self) -> str:
         if self.path.exists():
             return f"it has no {MODEL} yet; `fusion fit -o {self.path}` makes it"
-        folders = {path.parent for root in (self.path.parent, RUNS) for path in root.glob(f"*/{MODEL}")}
-        if not folders:
+        models = sorted(path for root in {RUNS, self.path.parent} for path in root.glob(f"*/{MODEL}"))
+        if not models:
             return f"no such folder; `fusion fit -o {self.path}` makes it"
-        return f"no such folder; {suggestion(str(self.path), sorted(map(str, folders)))}"
+        runs = {path.parent.name: str(path.parent) for path in models}
+        # By the folder's own name: two paths below one long path are alike whatever their ends.
+        near = nearest(self.path.name, list(runs))
+        return f"no such folder; {suggestion(runs[near] if near else '', list(runs.values()))}"
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()

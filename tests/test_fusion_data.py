@@ -223,13 +223,15 @@ def one(kind: str, instance: str, array: str = "feature") -> FusionConfig:
 
 def test_a_modality_of_the_wrong_kind_or_array_is_refused(store):
     add_video(store, "a", num_frames=5)
-    with pytest.raises(ConfigError, match=r"kind frame: hubert/feature of clip a has 30 rows.*5 frames; is it of an"):
+    with pytest.raises(
+        ConfigError, match=r"kind frame: hubert/feature of clip a has 30 rows, expected 5, one per frame"
+    ):
         load_samples(store, ["a"], one("frame", "hubert"))
-    with pytest.raises(ConfigError, match=r"modality x: swin has no `centre_s`.*kind frame\?"):
+    with pytest.raises(ConfigError, match=r"modality x: swin has no `centre_s`.*kind be frame\?"):
         load_samples(store, ["a"], one("steps", "swin"))
-    with pytest.raises(ConfigError, match=r"clip a: instance swin has no array 'token'"):
+    with pytest.raises(ConfigError, match=r"clip a: instance swin has no array 'token'; known: feature, valid"):
         load_samples(store, ["a"], one("frame", "swin", "token"))
-    with pytest.raises(ConfigError, match=r"labels/au is of type int8; a modality needs real numbers"):
+    with pytest.raises(ConfigError, match=r"labels/au holds int8; a modality needs floating-point numbers"):
         load_samples(store, ["a"], one("frame", "labels", "au"))
 
 
@@ -243,19 +245,26 @@ def test_rows_of_another_size_are_refused(store):
     add_video(store, "a", num_frames=5)
     add_video(store, "b", num_frames=5)
     add_instance(store, "b", "swin", {"feature": np.zeros((5, 9), np.float32), "valid": np.ones(5, np.bool_)})
-    with pytest.raises(StoreError, match=r"clip b: swin/feature has 9 values a row, clips before it 2"):
+    with pytest.raises(StoreError, match=r"clip b: swin/feature has 9 values per row, the clips before it have 2"):
         load_samples(store, ["a", "b"], CONFIG)
 
 
-def test_held_out_clips_that_share_people_with_training_clips_are_named(store):
+def test_people_and_recordings_in_several_splits_are_named(store):
     add_clip(store, "a", subject="s1", source_video="v1")
     add_clip(store, "b", subject="s1", source_video="v2")
     add_clip(store, "c", subject="s2", source_video="v1")
     add_clip(store, "d", subject="s3", source_video="v3")
-    assert shared_people(store, ["a"], ["b", "c", "d"]) == [
-        "b shares subject 's1' with training clip a",
-        "c shares source_video 'v1' with training clip a",
+    assert shared_people(store, {"a": "train", "b": "val", "c": "val", "d": "val"}) == [
+        "subject s1 lies in several splits: train: a; val: b",
+        "source_video v1 lies in several splits: train: a; val: c",
     ]
+    assert shared_people(store, {"a": "train", "d": "val"}) == []
+
+
+def test_a_clip_without_attributes_shares_nothing(store):
+    for clip in "ab":
+        store.set_attributes(clip, {"split": "train"})
+    assert shared_people(store, {"a": "train", "b": "val"}) == []
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
@@ -323,7 +332,7 @@ def test_tokens_are_the_rows_that_range_names(tmp_path):
 
 @pytest.mark.parametrize("ranges", [[[0, 7]], [[-1, 2]], [[3, 2]]])
 def test_a_range_beyond_its_tokens_is_refused(tmp_path, ranges):
-    with pytest.raises(StoreError, match=r"clip b: roberta/range does not fit 6 tokens, 1 frames"):
+    with pytest.raises(StoreError, match=r"clip b: roberta/range does not fit 6 tokens and 1 frames"):
         load_samples(spoken_store(tmp_path / "s.zarr", ranges), ["b"], TOKENS)
 
 
@@ -332,5 +341,5 @@ def test_tokens_of_an_instance_without_range_are_refused(tmp_path):
     config = FusionConfig.model_validate({
         "modalities": {"words": {"kind": "tokens", "instance": "hubert", "array": "feature"}}
     })
-    with pytest.raises(ConfigError, match="modality words: hubert has no `range`, so it has no tokens; is it of kind"):
+    with pytest.raises(ConfigError, match="modality words: hubert has no `range` and so no tokens; should its kind"):
         load_samples(store, ["a"], config)

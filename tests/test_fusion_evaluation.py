@@ -148,7 +148,7 @@ def test_rows_of_another_size_are_refused(fitted):
     store = Store.open(features, "a")
     for clip in "bc":
         add_instance(store, clip, "swin", {"feature": np.zeros((20, 5), np.float16)})
-    with pytest.raises(StaleError, match=r"modality swin: 5 values a row, the run was fitted on 12"):
+    with pytest.raises(StaleError, match=r"modality swin: 5 values per row, the run was fitted on 12"):
         evaluate(features, run)
 
 
@@ -168,7 +168,7 @@ def test_nothing_to_evaluate(fitted):
     store = Store.open(features, "a")
     for clip in "bc":
         add_instance(store, clip, "labels", {"au": np.full((20, 12), -1, dtype=np.int8)})
-    with pytest.raises(UsageError, match="split test: not one annotated frame in 2 clips"):
+    with pytest.raises(UsageError, match="split test: no annotated frame in 2 clips"):
         evaluate(features, run)
 
 
@@ -179,12 +179,12 @@ def test_unfinished_clips_are_refused_or_left_out(fitted):
     add_instance(store, "c", "labels", {}, state="empty", reason="no_labels")
     with pytest.raises(UnfinishedError, match="b: swin was never computed"):
         evaluate(features, run)
-    with pytest.raises(UsageError, match=r"split test \(1 without labels, 1 left out\)"):
+    with pytest.raises(UsageError, match=r"split test \(1 without labels, 1 left out\); for example b: swin was never"):
         evaluate(features, run, skip_failed=True)
 
 
 def test_the_newest_run_is_taken(tmp_path):
-    with pytest.raises(UsageError, match=r"no fitted model below .*/runs/; make one with `fusion fit`"):
+    with pytest.raises(UsageError, match=r"no fitted model in .*/runs/; make one with `fusion fit`"):
         Run.newest(tmp_path / "runs")
     for age, name in enumerate(("young", "middle", "old")):
         folder = tmp_path / "runs" / name
