@@ -174,9 +174,9 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The one of the known names that ``name`` is most likely a misspelling of, if any is similar."""
-    near = difflib.get_close_matches(name, known, n=1)
+def nearest(name: str, known: Sequence[str], similarity: float = 0.6) -> str | None:
+    """The known name that ``name`` is most likely a misspelling of, if one is at least so similar (0 to 1)."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=similarity)
     return near[0] if near else None
 
 

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from extract.config import suggestion
+from extract.config import nearest, suggestion
 from extract.errors import CorruptError, UnfinishedError, UsageError
 from extract.inputs.splits import SPLITS, Member, crossings
 from extract.store import Record, Store
 
 FRAMES, LABELS = "frames", "labels"
 """Instances that every fit reads, whatever its modalities."""
+ALIKE = 0.75
+"""Similarity of a misspelt instance: ``swim`` to ``swin``. At less, ``roberta`` would be taken for ``hubert``."""
 SHOWN = 8
 """Clips that a message lists before it only counts."""
 
@@ -239,9 +241,9 @@ def _misspelt(store: Store, instances: Iterable[str]) -> list[str]:
     """A line for each instance that no clip has although one of a similar name is there."""
     known = sorted({name for clip in store.clips() for name in store.instances(clip)})
     return [
-        f"no clip has an instance {instance!r}; {hint}"
+        f"no clip has an instance {instance!r}; did you mean {near!r}?"
         for instance in instances
-        if instance not in known and (hint := suggestion(instance, known)).startswith("did you mean")
+        if instance not in known and (near := nearest(instance, known, ALIKE))
     ]
 
 

@@ -173,3 +173,82 @@ def test_a_modality_can_be_left_out(tmp_path):
 def test_what_a_config_must_not_say(tmp_path, section, message):
     with pytest.raises(ConfigError, match=message):
         load_fusion_config(config_file(tmp_path, **section))
+
+
+# ---- names that a person types ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted_folder(folder: Path) -> Path:
+    for name in ("first", "second"):
+        assert fusion("fit", "-q", "-c", "small.yaml", "-o", f"runs/{name}").exit_code == 0
+    return folder
+
+
+@pytest.mark.usefixtures("fitted_folder")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--run", "runs/frist"), "run runs/frist: no such folder; did you mean 'runs/first'?"),
+        (("--run", "second"), "run second: no such folder; did you mean 'runs/second'?"),
+        (("--run", "runs/zzz"), "run runs/zzz: no such folder; known: runs/first, runs/second"),
+        (("--run", "store.zarr"), "run store.zarr: it has no model.pt yet"),
+        (("--split", "tset"), "--split tset: no such split; did you mean 'test'?"),
+        (("--split", "holdout"), "--split holdout: no such split; known: train, val, test"),
+    ],
+)
+def test_a_misspelt_run_or_split_is_told_with_the_nearest(arguments, message):
+    found = fusion("evaluate", *arguments)
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("modalities.swin.instance=swim", "no clip has an instance 'swim'; did you mean 'swin'?\ncompute what is"),
+        ("modalities.swin.array=featur", "instance swin has no array 'featur'; did you mean 'feature'?"),
+        ("modalities.swin.array=zzz", "instance swin has no array 'zzz'; known: feature, valid"),
+        ("modalities.swim=null", "fusion.modalities has no 'swim' to leave out; did you mean 'swin'?"),
+        ("modalities.swim.project=3", "--set modalities.swim.project: no such modality; did you mean 'swin'? (a new"),
+        ("modalities.swin.projct=3", "modalities.swin.frame.projct: unknown key; did you mean 'project'?"),
+        ("training.max_epoch=3", "training.max_epoch: unknown key; did you mean 'max_epochs'?"),
+        ("fusoin.training.lr=3", "fusoin: unknown key; did you mean 'fusion'?"),
+    ],
+)
+def test_a_misspelt_setting_is_told_with_the_nearest(setting, message):
+    found = fusion("fit", "-c", "small.yaml", "-o", "runs/first", "--set", setting)
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_misspelt_config_is_told_with_the_nearest():
+    found = fusion("fit", "-c", "demoo")
+    assert found.exit_code == 2
+    assert "config demoo: No such file or directory; did you mean 'demo'?" in found.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_instance_that_is_not_there_and_like_no_other_is_to_be_computed():
+    found = fusion("fit", "-c", "small.yaml", "--set", "modalities.swin.instance=roberta")
+    assert "did you mean" not in found.stderr
+    assert "roberta was never computed\ncompute what is missing with `extract run --stage roberta`" in found.stderr
+
+
+def test_a_new_modality_may_be_made_of_overrides(tmp_path):
+    new = ["modalities.sound.kind=steps", "modalities.sound.instance=hubert", "modalities.sound.array=feature"]
+    config = load_fusion_config(config_file(tmp_path, **SMALL), new)
+    assert config.instances == ("swin", "hubert")
+
+
+def test_a_given_object_is_overridden_too():
+    config = FusionConfig.model_validate(SMALL)
+    assert load_fusion_config(config) == config
+    changed = load_fusion_config(config, ["training.lr=0.5", "extract.instances.x=null"])
+    assert (changed.training.lr, config.training.lr) == (0.5, 1e-3)
+    assert changed.modalities == config.modalities
+    with pytest.raises(ConfigError, match=r"the given config, section fusion:\n  training\.rate: unknown key"):
+        load_fusion_config(config, ["training.rate=1"])

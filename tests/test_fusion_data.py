@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from extract.errors import ConfigError, StoreError, UnfinishedError, UsageError
+from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
 from fusion.data import gather, load_samples, moments
-from fusion.selection import feature_sources, first_difference, select_clips, shared_people
+from fusion.selection import all_damage_named, feature_sources, first_difference, select_clips, shared_people
+from fusion.training import fit
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({
@@ -343,3 +344,67 @@ def test_tokens_of_an_instance_without_range_are_refused(tmp_path):
     })
     with pytest.raises(ConfigError, match="modality words: hubert has no `range` and so no tokens; should its kind"):
         load_samples(store, ["a"], config)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Store:
+    """Five clips: a record, attributes and two blocks are damaged in train and val; one block in test, one unused."""
+    splits = {"a": "train", "b": "train", "c": "val", "d": "test", "e": "val"}
+    store = planted_store(tmp_path / "s.zarr", splits, num_frames=6, swin_size=3)
+    (store.path / "a/swin/zarr.json").write_text("{")
+    flip(store.path / "b/swin/feature/c.0.0")
+    flip(store.path / "c/labels/au/c.0.0")
+    (store.path / "e/zarr.json").write_text("[]")
+    flip(store.path / "d/swin/feature/c.0.0")
+    flip(store.path / "b/hubert/feature/c.0.0")
+    return store
+
+
+SWIN_ONLY = FusionConfig.model_validate({
+    "modalities": {"swin": {"kind": "frame", "instance": "swin", "array": "feature"}},
+    "training": {"max_epochs": 1},
+})
+
+
+def test_a_fit_names_all_that_is_damaged_at_once(damaged):
+    with pytest.raises(CorruptError) as refusal:
+        fit(damaged.path, damaged.path.parent / "run", SWIN_ONLY)
+    head, *lines, remedy = str(refusal.value).splitlines()
+    assert head == f"{damaged.path}: 4 damaged records and blocks:"
+    assert [line.split(":")[0] for line in lines] == [
+        "  clip a, instance swin",
+        "  clip b, swin/feature, block 0",
+        "  clip c, labels/au, block 0",
+        "  clip e",
+    ]
+    assert remedy == "`extract verify --repair` computes them again"
+    assert not (damaged.path.parent / "run").exists()
+
+
+def test_skip_failed_does_not_hide_damage(damaged):
+    with pytest.raises(CorruptError, match="4 damaged"):
+        fit(damaged.path, damaged.path.parent / "run", SWIN_ONLY, skip_failed=True)
+
+
+def test_an_evaluation_names_the_damage_of_its_split_alone(damaged):
+    (damaged.path / "e/zarr.json").unlink()
+    found = r"1 damaged record or block:\n  clip d, swin/feature, block 0: [^\n]+\n`"
+    with pytest.raises(CorruptError, match=found), all_damage_named(damaged, ["test"], ["swin"]):
+        load_samples(damaged, ["d"], SWIN_ONLY)
+
+
+def test_damage_that_the_list_does_not_know_is_told_all_the_same(damaged):
+    """A run's own file, for instance."""
+    (damaged.path / "e/zarr.json").unlink()
+    found = r"1 damaged record or block:\n  model.pt: bits"
+    with pytest.raises(CorruptError, match=found), all_damage_named(damaged, [], []):
+        raise CorruptError("model.pt: bits")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections import defaultdict
 
-import click
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -25,13 +24,11 @@ def options(program):
     """(command, option) of every command of a program."""
 
     def walk(command, path):
-        if isinstance(command, click.Group):
-            for name, inner in command.commands.items():
-                yield from walk(inner, [*path, name])
-        else:
-            yield from (
-                (" ".join(path), parameter) for parameter in command.params if isinstance(parameter, click.Option)
-            )
+        below = getattr(command, "commands", None)  # typer brings a click of its own, so types say nothing
+        if below is None:
+            yield from ((" ".join(path), one) for one in command.params if one.param_type_name == "option")
+        for name, inner in (below or {}).items():
+            yield from walk(inner, [*path, name])
 
     yield from walk(typer.main.get_command(APPS[program]), [program])
 

@@ -13,6 +13,7 @@ import fusion
 from extract.au import AU_NAMES
 from extract.errors import UsageError
 from extract.running import runner
+from extract.running.selection import Options
 from fusion import evaluation, prediction, training
 from tests.conftest import ROOT
 from tests.media_files import greys, tone, write_clip
@@ -55,7 +56,7 @@ def test_the_signature_that_people_see_is_the_real_one(shown, real):
 
 def test_run_shows_every_option_of_a_run():
     parameters = inspect.signature(extract.run).parameters
-    options = inspect.signature(runner.Options).parameters
+    options = inspect.signature(Options).parameters
     single = [name for name in options if name not in {"remember", "lock"}]
     assert [*parameters] == ["manifest", "store", "config", "set", *single, "options", "progress"]
     for name in single:
@@ -71,10 +72,10 @@ def test_run_hands_every_option_on(monkeypatch):
         "retry": True, "offline": True, "allow_shared_subjects": True,
     }  # fmt: skip
     extract.run("m.yaml", **values)
-    extract.run("m.yaml", options=runner.Options(**values))
-    assert seen == [runner.Options(**values)] * 2
+    extract.run("m.yaml", options=Options(**values))
+    assert seen == [Options(**values)] * 2
     with pytest.raises(UsageError, match="give `options` or single settings, not both"):
-        extract.run("m.yaml", limit=1, options=runner.Options())
+        extract.run("m.yaml", limit=1, options=Options())
 
 
 def test_importing_both_packages_is_light():
