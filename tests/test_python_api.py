@@ -17,6 +17,7 @@ from extract.running.selection import Options
 from fusion import evaluation, prediction, training
 from tests.conftest import ROOT
 from tests.media_files import greys, tone, write_clip
+from tools.curves import read_predicted
 
 CONFIG = """\
 extract:
@@ -116,5 +117,9 @@ def test_the_page_runs_as_it_stands(recordings, capsys):
     assert (recordings / "predictions/new.json").is_file()
     assert printed[3].split()[:2] == ["0.000000", "1"]
     assert names["pts_s"].shape == (12,)
+    times, probabilities = read_predicted(recordings / "predictions/new.csv")
+    np.testing.assert_allclose(times, np.arange(10) / 25, atol=1e-6)
+    assert probabilities.shape == (10, 12)
+    assert ((probabilities > 0) & (probabilities < 1)).all()
     said = re.search(r"^    (2 run .*)$", PAGE, re.MULTILINE)
     assert printed[4] == said[1]

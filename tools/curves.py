@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from extract.au import AUS, au_name, au_number
+from extract.au import AUS, au_name
 from extract.inputs.annotations import read_au
 
 COLUMNS, PANEL_W, PANEL_H, MARGIN, TOP = 3, 380, 120, 16, 30
@@ -28,8 +28,8 @@ def read_predicted(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Times [T] and probabilities [T, 12] of a table of `fusion predict`; NaN where it has no number."""
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    times = np.array([float(row["time_s"]) for row in rows])
-    named = [next(name for name in rows[0] if au_number(name) == au) for au in AUS]
+    times = np.array([float(row["pts_s"]) for row in rows])
+    named = [f"{au_name(au)}_p" for au in AUS]
     return times, np.array([[float(row[name]) if row[name] else np.nan for name in named] for row in rows])
 
 
