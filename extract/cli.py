@@ -28,7 +28,6 @@ from extract.flags import (
     StorePath,
     Verbose,
     reported,
-    set_up_logging,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ app.add_typer(cli_weights.app, name="weights")
 
 
 @app.command()
-@reported
+@reported("extract")
 def run(
     manifest: Manifest = Path("data_manifest.yaml"),
     store: StorePath = "store.zarr",
@@ -70,7 +69,6 @@ def run(
     from extract.running import runner
     from extract.running.selection import Options
 
-    set_up_logging(quiet, verbose)
     options = Options(stage or (), clip or (), limit, shard, device, overwrite, retry, offline, allow_shared_subjects)
     if dry_run:
         return _plan(manifest, store, config, set_, options, as_json=as_json)
@@ -84,7 +82,7 @@ def run(
 
 
 @app.command()
-@reported
+@reported("extract")
 def plan(
     manifest: Manifest = Path("data_manifest.yaml"),
     store: StorePath = "store.zarr",
@@ -133,7 +131,7 @@ def _plan(
 
 
 @app.command()
-@reported
+@reported("extract")
 def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
     """Say how far every instance of the store is."""
     from extract import console
@@ -146,7 +144,7 @@ def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
 
 
 @app.command()
-@reported
+@reported("extract")
 def failed(store: StorePath = "store.zarr", verbose: Verbose = False, as_json: AsJson = False) -> int:
     """List what failed and why."""
     from extract import console
@@ -157,7 +155,7 @@ def failed(store: StorePath = "store.zarr", verbose: Verbose = False, as_json: A
 
 
 @app.command()
-@reported
+@reported("extract")
 def verify(
     manifest: Manifest = Path("data_manifest.yaml"),
     store: StorePath = "store.zarr",
@@ -176,10 +174,9 @@ def verify(
     from extract import console, verification
     from extract.store import Store
 
-    set_up_logging(quiet, verbose)
     if verification.root_is_damaged(store):
         if not repair:
-            raise CorruptError(f"store {store}: zarr.json is damaged or gone; `extract verify --repair` makes it anew")
+            raise CorruptError(f"store {store}: zarr.json is damaged or gone; `extract verify --repair` rebuilds it")
         Store.make_root_anew(Path(store))
         print(f"{store}/zarr.json: made anew")
     opened = Store.open(store)
@@ -209,7 +206,7 @@ def verify(
 
 
 @app.command("inspect")
-@reported
+@reported("extract")
 def inspect_(
     clip: Annotated[str, typer.Argument(help="Clip of the manifest.")],
     manifest: Manifest = Path("data_manifest.yaml"),
@@ -217,7 +214,7 @@ def inspect_(
     config: ConfigOfStore = None,
     set_: Set = None,
     frames: Annotated[int, typer.Option("--frames", help="How many frames, spread over the clip.", min=1)] = 8,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG to write. (default: CLIP.png)")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="PNG to write. (default: CLIP.png)")] = None,
     device: Device = "auto",
 ) -> int:
     """Draw a contact sheet: frame with box and landmarks, crop, super-resolved, aligned."""
@@ -226,25 +223,25 @@ def inspect_(
 
     path = out or Path(f"{clip}.png")
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--out {path}: expected a name that ends in .png")
+        raise UsageError(f"-o {path}: expected a name that ends in .png")
     if path.is_dir() or not path.parent.is_dir():  # seen before minutes of computing
-        raise UsageError(f"--out {path}: expected a file in a folder that is there")
+        raise UsageError(f"-o {path}: expected a file in a folder that is there")
     console.say_config(Store.open(store), config)
     sheet = inspection.inspect(clip, manifest, store, config, set=set_ or (), frames=frames, device=device)
     try:
         sheet.save(path)
     except OSError as error:
-        raise MachineError(f"--out {path}: cannot be written ({error.strerror or error}); name another") from None
+        raise MachineError(f"-o {path}: cannot be written ({error.strerror or error}); name another") from None
     print(f"{path}: {sheet.width} x {sheet.height} pixels")
     return 0
 
 
 @app.command()
-@reported
+@reported("extract")
 def demo(
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other people and clips.", min=0)] = 0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for them. (default: demo, or demo/seed_N)")
+        Path | None, typer.Option("-o", "--output", help="Folder for them. (default: demo, or demo/seed_N)")
     ] = None,
     quiet: Quiet = False,
 ) -> int:

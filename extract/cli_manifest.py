@@ -19,7 +19,7 @@ app = typer.Typer(help="Make a manifest of a folder or data set.", no_args_is_he
 
 
 @app.command("folder")
-@reported
+@reported("extract")
 def manifest_folder(
     root: Annotated[Path, typer.Argument(help="Folder of videos and sound files, with what lies below it.")],
     out: ManifestOut,
@@ -71,7 +71,7 @@ def manifest_folder(
 
 
 @app.command("affwild2")
-@reported
+@reported("extract")
 def manifest_affwild2(
     root: Annotated[Path, typer.Argument(help="Folder of Aff-Wild2: annotations, cropped_aligned, movies.")],
     out: ManifestOut,

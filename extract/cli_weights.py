@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from extract.errors import WeightsError
-from extract.flags import AsJson, Config, Set, Stages, StorePath, reported
+from extract.flags import AsJson, Config, Offline, Set, Stages, StorePath, reported
 
 app = typer.Typer(help="Model weights: what the table names, what is here.", no_args_is_help=True)
 
 
 @app.command("list")
-@reported
+@reported("extract")
 def weights_list(as_json: AsJson = False) -> int:
     """Every row of the table and whether its files are here (no file is read)."""
     from extract import console
@@ -23,14 +23,14 @@ def weights_list(as_json: AsJson = False) -> int:
 
 
 @app.command("fetch")
-@reported
+@reported("extract")
 def weights_fetch(
     key: Annotated[list[str] | None, typer.Argument(help="Keys. (default: what the config's instances need)")] = None,
     config: Config = None,
     set_: Set = None,
     stage: Stages = None,
     store: StorePath = "store.zarr",
-    offline: Annotated[bool, typer.Option("--offline", help="Only check what is here.")] = False,
+    offline: Offline = False,
 ) -> int:
     """Fetch published weights into the cache and pin them in weights.lock, beside the config's file or the store."""
     from extract.weights import fetch, files, resolving, table
@@ -61,10 +61,12 @@ def _keys_needed(config: str | None, overrides: list[str] | None, stages: list[s
 
 
 @app.command("convert")
-@reported
+@reported("extract")
 def weights_convert(
     file: Annotated[Path, typer.Argument(help="GH-Feat's ghfeat-encoder-*.pkl, as its authors offer it.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write. (default: FILE.safetensors)")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write. (default: FILE.safetensors)")
+    ] = None,
     architecture: Annotated[str, typer.Option("--architecture", help="resnet50-256 or resnet18-256.")] = "resnet50-256",
 ) -> int:
     """Make plain safetensors of GH-Feat's pickle. Nothing in the file is executed."""
@@ -80,7 +82,7 @@ def weights_convert(
 
 
 @app.command("verify")
-@reported
+@reported("extract")
 def weights_verify(as_json: AsJson = False) -> int:
     """Hash the files that are here; exit 3 if one is not what the table names."""
     from extract import console

@@ -170,8 +170,14 @@ def describe(error: ValidationError, model: type[BaseModel], also: Sequence[str]
 
 def suggestion(name: str, known: Sequence[str]) -> str:
     """The nearest of the known names, else all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+
+
+def nearest(name: str, known: Sequence[str], similarity: float = 0.6) -> str | None:
+    """The known name that ``name`` is most likely a misspelling of, if one is at least so similar (0 to 1)."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=similarity)
+    return near[0] if near else None
 
 
 def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -258,8 +264,9 @@ def _read(spec: str | None) -> dict[str, Any]:
         try:
             text = texts.read_text(Path(name))
         except OSError as error:
-            known = ", ".join(builtin_configs())
-            raise ConfigError(f"config {name}: {error.strerror or error}; built-in configs are {known}") from None
+            near = nearest(name, builtin_configs())
+            hint = f"did you mean {near!r}?" if near else f"built-in configs are {', '.join(builtin_configs())}"
+            raise ConfigError(f"config {name}: {error.strerror or error}; {hint}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"config {name}: not a text file") from None
     try:

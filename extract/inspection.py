@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from extract.devices import pick_device
 from extract.errors import UsageError
 from extract.graph import build_graph
 from extract.inputs import media
 from extract.inputs.crops import GivenCrops, Pictures, list_crops
 from extract.inputs.manifest import Clip, load_manifest
-from extract.running.device import LocalEngine, pick_device
+from extract.running.device import LocalEngine
 from extract.running.planning import ClipPlan, make_plan
 from extract.running.runner import as_made
 from extract.running.selection import Options, choose

@@ -130,6 +130,10 @@ class Store:
         """Names of the instances that have a record for ``clip``, sorted."""
         return ClipView(self.arrays, clip).instances()
 
+    def array_names(self, clip: str, instance: str) -> list[str]:
+        """Names of the instance's arrays, sorted, finished or not."""
+        return [name for name in self.arrays.names(clip, instance) if self.has(clip, instance, name)]
+
     def attributes(self, clip: str) -> dict[str, Any]:
         """``subject``, ``source_video`` and ``split`` as the manifest of the last run gave them."""
         data = self.files.read(f"{clip}/zarr.json")

@@ -1,172 +1,166 @@
-"""The command ``fusion``: arguments and printing only. What is heavy is imported when a command runs."""
+"""``fusion``: arguments and printing only. Heavy imports wait until a command needs them."""
 
 import json
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from extract import endings
+from extract.flags import AsJson, ConfigOfStore, Device, Offline, Quiet, Verbose, reported
 
 if TYPE_CHECKING:
-    from extract.config import Remembered
     from fusion.evaluation import Evaluation
 
 app = typer.Typer(
-    help="Action unit models on stored features: fit, evaluate, predict for a movie.",
+    help="Action unit models on stored features: fit one, evaluate it, predict with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Features = Annotated[Path, typer.Option("--features", help="The feature store.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")]
-SkipFailed = Annotated[bool, typer.Option("--skip-failed", help="Leave out clips with failed or unfinished features.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say where time goes.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+Features = Annotated[str, typer.Option("--features", help="Feature store.")]
+RunPath = Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: the newest in runs/)")]
+SkipFailed = Annotated[
+    bool, typer.Option("--skip-failed", help="Leave out clips whose features failed or are unfinished.")
+]
 
 
 @app.callback()
 def _program() -> None:
-    """Makes typer keep subcommands, whatever their number."""
+    """Without a callback, typer would drop the command's name from a program of one command."""
 
 
 @app.command()
+@reported("fusion", f"{endings.INTERRUPTED} (with -o and the run's folder if you gave none)")
 def fit(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on. (default: runs/TIME)"),
+        typer.Option(
+            "-o", "--output", help="Folder of the run; an unfinished run is continued. (default: runs/DATE_TIME)"
+        ),
     ] = None,
-    features: Features = Path("store.zarr"),
-    config: Annotated[
-        str | None,
-        typer.Option("--config", "-c", help="Built-in config or YAML file. (default: as the features were made)"),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as training.lr=1e-4. Repeatable.")
+    features: Features = "store.zarr",
+    config: ConfigOfStore = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting, as in training.lr=1e-4; may be repeated.", metavar="A.B=C"),
     ] = None,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    as_json: Json = False,
-) -> None:
-    """Fit the fusion network on split train, stopping early by split val. Run it again to go on after a stop."""
-    after_interrupt = "run the same command to continue, with `-o` and the run's folder if you gave none"
-    with _log_to_stderr(quiet=quiet, verbose=verbose), _errors_as_exit_codes(after_interrupt):
-        from fusion import training
-        from fusion.config import load_fusion_config
+    as_json: AsJson = False,
+) -> int:
+    """Fit the fusion network on the split train; stop early by the split val. An interrupted fit can be continued."""
+    del quiet, verbose  # `reported` reads them
+    from fusion import training
 
-        # A run that goes on has its own config; only what was asked for here must agree with it.
-        asked = config is not None or bool(overrides) or output is None or not (output / "config.yaml").is_file()
-        remembered = _config_of(features) if asked and config is None else None
-        wanted = load_fusion_config(config, overrides or [], remembered) if asked else None
-        found = training.fit(features, output, wanted, device=device, skip_failed=skip_failed)
-        if as_json:
-            _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
-        else:
-            typer.echo("\n\n".join(render(evaluation) for evaluation in found))
+    found = training.fit(features, output, config, set=set_ or (), device=device, skip_failed=skip_failed)
+    if as_json:
+        _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
+    else:
+        print("\n\n".join(render(evaluation) for evaluation in found))
+    return 0
 
 
 @app.command()
+@reported("fusion")
 def evaluate(
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: newest under runs/)")] = None,
-    features: Features = Path("store.zarr"),
+    run: RunPath = None,
+    features: Features = "store.zarr",
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     device: Device = "auto",
     skip_failed: SkipFailed = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    as_json: Json = False,
-) -> None:
-    """Both F1 definitions per action unit, beside predictors that never look at a face."""
-    with _log_to_stderr(quiet=quiet, verbose=verbose), _errors_as_exit_codes("nothing was changed"):
-        from fusion import evaluation
+    as_json: AsJson = False,
+) -> int:
+    """Print F1 of every action unit by both definitions, beside trivial predictors that never look at a face."""
+    del quiet, verbose  # `reported` reads them
+    from fusion import evaluation
 
-        found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
-        if as_json:
-            _print_json(found.as_json())
-        else:
-            typer.echo(render(found))
+    found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        print(render(found))
+    return 0
 
 
 @app.command()
+@reported("fusion")
 def predict(
-    videos: Annotated[list[Path], typer.Argument(help="Movies.", metavar="VIDEO...")],
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: newest under runs/)")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path(),
+    videos: Annotated[list[Path], typer.Argument(help="Video files.", metavar="VIDEO...")],
+    run: RunPath = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the tables.")] = Path(),
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Extract by this config. (default: as the run's features were)")
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            help="Built-in config or YAML file. (default: as the run's features were made)",
+            metavar="NAME|PATH",
+        ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as swin.weights=PATH. Repeatable.")
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting, as in swin.weights=PATH; may be repeated.", metavar="A.B=C"),
     ] = None,
     device: Device = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    fill: Annotated[bool, typer.Option("--fill", help="Numbers for frames without a face, too.")] = False,
+    offline: Offline = False,
+    fill: Annotated[bool, typer.Option("--fill", help="Also give numbers for frames without a face.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    as_json: Json = False,
-) -> None:
-    """Write VIDEO.csv (time, probabilities and decisions per frame) and VIDEO.json (what they mean) for each movie."""
-    after_interrupt = "run the same command to continue"
-    with _log_to_stderr(quiet=quiet, verbose=verbose), _errors_as_exit_codes(after_interrupt):
-        from extract import console
-        from fusion import prediction
+    as_json: AsJson = False,
+) -> int:
+    """Write VIDEO.csv (time, probabilities and decisions per frame) and VIDEO.json (what they mean) for each video."""
+    del verbose  # `reported` reads it
+    from extract import console
+    from fusion import prediction
 
-        with console.progress(quiet or as_json) as progress:
-            found = prediction.predict(
-                videos,
-                run,
-                output=output,
-                config=config,
-                set=overrides or (),
-                device=device,
-                offline=offline,
-                fill=fill,
-                progress=progress,
-            )
-        if as_json:
-            _print_json(found.as_json())
-        else:
-            for line in [] if quiet else [f"run {found.run}", *found.lines()]:
-                typer.echo(line)
-            for warning in [] if quiet else found.warnings:
-                typer.echo(f"warning: {warning}", err=True)
-            for video, why in found.failed.items():
-                typer.echo(f"failed: {video}: {why}", err=True)
-        raise typer.Exit(found.exit_code)
-
-
-def _config_of(features: Path) -> "Remembered | None":
-    """The config that the store of features was made with, which is said."""
-    from extract.config import Remembered
-    from extract.store import Store
-
-    kept = Store.open(features).config()
-    logging.getLogger("fusion").info(Remembered.taken(kept))
-    return kept
+    with console.progress(quiet or as_json) as progress:
+        found = prediction.predict(
+            videos,
+            run,
+            output=output,
+            config=config,
+            set=set_ or (),
+            device=device,
+            offline=offline,
+            fill=fill,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(found.as_json())
+        return found.exit_code
+    if not quiet:
+        for line in (f"run {found.run}", *found.lines()):
+            print(line)
+        for warning in found.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+    for video, reason in found.failed.items():
+        typer.echo(f"failed: {video}: {reason}", err=True)
+    return found.exit_code
 
 
 def render(evaluation: "Evaluation") -> str:
-    """The table: percentages, one column per AU. A dash stands for an AU without a single annotation."""
-    from fusion.evaluation import NAMES, named
+    """The table of an evaluation: percentages, a column per AU; a dash where an AU has no annotation."""
+    from extract.au import AU_NAMES
+    from fusion.evaluation import by_name
 
     scores = evaluation.scores
     lines = [
         f"run {evaluation.run} (epoch {evaluation.epoch}), features {evaluation.features}, split {evaluation.split}: "
         f"{evaluation.frames} annotated frames of {evaluation.clips} clips",
-        _row("", [*NAMES, "mean"]),
+        _row("", [*AU_NAMES, "mean"]),
     ]
     titles = {"zeros": "all zero", "ones": "all one", "majority": "majority", "prior": "random at prior"}
     for title, metric, values in (("F1", "f1", scores.f1), ("F1_our", "f1_our", scores.f1_our)):
-        lines.append(_row(title, _percent(named(values))))
-        lines += [_row(f"  {titles[name]}", _percent(named(found[metric]))) for name, found in scores.baselines.items()]
+        lines.append(_row(title, _percent(by_name(values))))
+        lines += [
+            _row(f"  {titles[name]}", _percent(by_name(found[metric]))) for name, found in scores.baselines.items()
+        ]
     if evaluation.interval is not None:
         low, high = _percent({"low": evaluation.interval[0], "high": evaluation.interval[1]})
         lines.append(f"mean F1, 95 % bootstrap interval over {evaluation.clips} clips: {low} to {high}")
@@ -174,14 +168,16 @@ def render(evaluation: "Evaluation") -> str:
         _row("annotated", [str(count) for count in scores.annotated]),
         _row("positive", [str(count) for count in scores.positive]),
     ]
-    lacking = [f"{name} {count}" for name, count in evaluation.missing.items() if count]
-    if lacking:
-        lines.append(f"counted without a modality: {', '.join(lacking)} frames")
+    missing = [f"{name} {count}" for name, count in evaluation.missing.items() if count]
+    if missing:
+        lines.append(f"frames without a modality, scored all the same: {', '.join(missing)}")
     lines += [f"left out: clip {clip}: {reason}" for clip, reason in evaluation.left_out.items()]
     if evaluation.untrained:
-        lines.append(f"untrained: {', '.join(evaluation.untrained)} (random weights: the numbers prove nothing)")
+        lines.append(
+            f"untrained: {', '.join(evaluation.untrained)} (random weights: the numbers say nothing about the method)"
+        )
     if evaluation.drawn:
-        lines.append(f"drawn: {evaluation.drawn} of {evaluation.clips} clips show no person but a program's drawing")
+        lines.append(f"synthetic: {evaluation.drawn} of {evaluation.clips} clips are drawn by a program")
     return "\n".join(lines)
 
 
@@ -194,25 +190,7 @@ def _percent(values: "dict[str, float | None]") -> list[str]:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=1))
-
-
-@contextmanager
-def _log_to_stderr(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    logger = logging.getLogger("fusion")
-    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def _errors_as_exit_codes(after_interrupt: str) -> AbstractContextManager[None]:
-    """One clear line instead of a traceback for every error that is foreseen; 130 after Ctrl-C."""
-    return endings.reported("error", f"interrupted: {after_interrupt}")
+    print(json.dumps(value, indent=1))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How good a fitted run is on a split: both F1 definitions per AU, beside predictors that never look."""
+"""The scores of a fitted run on a split: F1 per AU by both definitions, beside trivial predictors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,31 +9,31 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from extract.au import AUS
+from extract.au import AU_NAMES, AUS
 from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
+from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
-from fusion.data import (
-    FRAMES,
-    FeatureSource,
-    Samples,
-    Selection,
-    feature_sources,
-    first_difference,
-    load_samples,
-    select_clips,
-    splits,
-)
-from fusion.device import arithmetic, resolve_device
+from fusion.data import Samples, load_samples
+from fusion.device import arithmetic
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
-
-NAMES = tuple(f"AU{au}" for au in AUS)
+from fusion.selection import (
+    FRAMES,
+    FeatureSource,
+    Selection,
+    all_damage_named,
+    feature_sources,
+    first_difference,
+    require_clips,
+    select_clips,
+    untrained,
+)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of some predictions. AUs without a single annotation are NaN, and in no mean."""
+    """Metrics of some predictions. An AU without any annotation is NaN and is left out of means."""
 
     f1: Floats
     """[12] in [0, 1]."""
@@ -42,32 +42,32 @@ class Scores:
     baselines: Mapping[str, Mapping[str, Floats]]
     """Trivial predictor -> ``f1`` and ``f1_our``, [12] each."""
     annotated: NDArray[np.int64]
-    """[12]: frames that count for each AU."""
+    """[12]: frames in which each AU is annotated."""
     positive: NDArray[np.int64]
-    """[12]: those in which it is active."""
+    """[12]: frames in which it is annotated as active."""
 
     @property
     def mean_f1(self) -> float:
-        """The official metric."""
+        """The mean of ``f1``, the challenge's metric."""
         return mean(self.f1)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values by AU name; NaN is null."""
+        """Plain values by AU name (``AU01``); NaN becomes None."""
         return {
-            "f1": named(self.f1),
-            "f1_our": named(self.f1_our),
+            "f1": by_name(self.f1),
+            "f1_our": by_name(self.f1_our),
             "baselines": {
-                name: {metric: named(values) for metric, values in found.items()}
+                name: {metric: by_name(values) for metric, values in found.items()}
                 for name, found in self.baselines.items()
             },
-            "annotated": dict(zip(NAMES, self.annotated.tolist(), strict=True)),
-            "positive": dict(zip(NAMES, self.positive.tolist(), strict=True)),
+            "annotated": dict(zip(AU_NAMES, self.annotated.tolist(), strict=True)),
+            "positive": dict(zip(AU_NAMES, self.positive.tolist(), strict=True)),
         }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's scores on one split, and what a reader must know with them."""
+    """A run's scores on one split, with the facts that a reader needs to judge them."""
 
     run: str
     features: str
@@ -75,18 +75,18 @@ class Evaluation:
     epoch: int
     scores: Scores
     draws: Floats
-    """[D] mean F1 of bootstrap draws over clips; none for a single clip."""
+    """[D] mean F1 of each bootstrap draw over clips; empty for a single clip."""
     clips: int
     frames: int
-    """Annotated frames: all of them count, with or without a face."""
+    """Annotated frames. All of them count, with or without a face."""
     missing: Mapping[str, int]
-    """Modality -> frames that lack it."""
+    """Modality -> number of frames without it."""
     untrained: tuple[str, ...]
     """Instances whose encoder has random weights: the numbers say nothing about the method."""
     drawn: int
-    """Clips whose pictures a program drew: the numbers say nothing about people."""
+    """Number of clips whose pictures a program drew: the numbers say nothing about people."""
     left_out: Mapping[str, str]
-    """Clips of the split that are not counted, and why."""
+    """Clip of the split that is not scored -> why."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -94,6 +94,7 @@ class Evaluation:
         return interval(self.draws) if len(self.draws) else None
 
     def as_json(self) -> dict[str, Any]:
+        """The same as plain values, for ``--json`` and ``metrics.json``."""
         return {
             "run": self.run,
             "features": self.features,
@@ -130,18 +131,18 @@ def score(labels: ArrayLike, predictions: ArrayLike) -> Scores:
 def bootstrap(
     labels: ArrayLike, predictions: ArrayLike, clip: NDArray[np.int64], draws: int = 2000, seed: int = 0
 ) -> Floats:
-    """Mean F1 of every draw, [draws], when clips are drawn with replacement (Efron 1979).
+    """Mean F1 of each draw when clips are drawn with replacement (Efron 1979).
 
-    Frames of a clip are much alike, so clips are drawn, not frames. Few clips give a rough interval, and clips of the
-    same few people one that is too narrow for other people.
+    Clips are drawn, not frames, because frames of one clip are alike. A few clips give a rough interval; clips of the
+    same few people give one that is too narrow for other people.
 
     Args:
         labels: [N, 12]: 0, 1 or -1.
         predictions: [N, 12]: 0 or 1.
-        clip: [N]: which clip each frame is of.
+        clip: [N]: the clip of each frame.
 
     Returns:
-        [draws] in [0, 1]; [0] where there is one clip only.
+        [draws] in [0, 1]; of length 0 if there is only one clip.
     """
     truth, guess = np.asarray(labels), np.asarray(predictions)
     numbers = np.unique(clip)
@@ -168,22 +169,22 @@ def interval(draws: Floats) -> tuple[float, float]:
 
 
 def mean(values: Floats) -> float:
-    """Mean over the AUs that have a value; 0 if none has."""
+    """Mean over the AUs that have a value; 0 if none has one."""
     found = values[~np.isnan(values)]
     return float(found.mean()) if len(found) else 0.0
 
 
-def named(values: Floats) -> dict[str, float | None]:
-    """By AU name, and their mean."""
+def by_name(values: Floats) -> dict[str, float | None]:
+    """AU name -> value of ``values`` [12], and ``mean``; NaN becomes None."""
     plain = [None if np.isnan(value) else float(value) for value in values]
-    return {**dict(zip(NAMES, plain, strict=True)), "mean": mean(values)}
+    return {**dict(zip(AU_NAMES, plain, strict=True)), "mean": mean(values)}
 
 
 @torch.inference_mode()
 def predict_logits(
     model: FusionModel, samples: Samples, device: torch.device, batch_size: int = 256
 ) -> NDArray[np.float32]:
-    """Logits of every sample, [N, 12], in their order. The model is left in eval mode."""
+    """Logits of every sample, [N, 12], in the order of ``samples``. The model is left in eval mode."""
     model.eval()
     logits = np.empty((len(samples), len(AUS)), dtype=np.float32)
     for start in range(0, len(samples), batch_size):
@@ -201,40 +202,50 @@ def evaluate(
     device: str = "auto",
     skip_failed: bool = False,
 ) -> Evaluation:
-    """Evaluate ``run`` (the newest under ``runs/`` when None) on ``split`` of the store ``features``, at logit >= 0.
+    """Score a fitted run on one split of a feature store; an AU counts as active where its logit is >= 0.
+
+    Args:
+        features: the store.
+        run: folder of the run; None is the newest in ``runs/``.
+        split: ``train``, ``val`` or ``test``.
+        device: ``auto``, ``cpu`` or ``cuda:N``.
+        skip_failed: leave out clips whose features failed or are unfinished.
 
     Raises:
-        UsageError: no such run, nothing annotated in the split, or clips in it that the run was fitted on.
+        UsageError: no such run or split, no annotated frame in the split, or the run was trained on clips of it.
         UnfinishedError: clips with unfinished features, unless ``skip_failed``.
-        StaleError: the store's features are of another recipe than those that the run was fitted on.
+        StaleError: the run was fitted on features of another recipe than the store holds.
+        CorruptError: the run or the store is damaged; the message names every damaged record and block.
     """
     where = Run(run) if run is not None else Run.newest()
     fitted = where.model()
     store = Store.open(features)
-    selection = select_clips(store, split, fitted.config.instances, skip_failed=skip_failed)
-    require_clips(store, selection)
-    sources = feature_sources(store, selection.clips, (FRAMES, *fitted.config.instances))
-    check_features(fitted, sources, f"run {where.path}")
-    if split != "train":
-        check_unseen(fitted, selection, f"run {where.path}")
-    samples = annotated_samples(store, selection, fitted)
-    torch_device = resolve_device(device)
+    instances = fitted.config.instances
+    with all_damage_named(store, [split], instances):
+        selection = select_clips(store, split, instances, skip_failed=skip_failed)
+        require_clips(store, selection)
+        sources = feature_sources(store, selection.clips, (FRAMES, *instances))
+        check_features(fitted, sources, f"run {where.path}")
+        if split != "train":
+            check_unseen(fitted, selection, f"run {where.path}")
+        samples = annotated_samples(store, selection, fitted)
+    torch_device = pick_device(device)
     with arithmetic(torch_device):
         logits = predict_logits(fitted.model.to(torch_device), samples, torch_device, fitted.config.training.batch)
-    told = (str(where.path), str(features), split)
-    return assess(told, fitted.epoch, samples, logits, sources, left_out(selection))
+    names = (str(where.path), str(features), split)
+    return assess(names, fitted.epoch, samples, logits, sources, selection.left_out)
 
 
 def assess(
-    told: tuple[str, str, str],
+    names: tuple[str, str, str],
     epoch: int,
     samples: Samples,
     logits: NDArray[np.float32],
     sources: Mapping[str, FeatureSource],
-    absent: Mapping[str, str],
+    left_out: Mapping[str, str],
 ) -> Evaluation:
-    """The scores of ``logits`` [N, 12] on ``samples``; ``told`` names run, features and split."""
-    run, features, split = told
+    """The scores of ``logits`` [N, 12] on ``samples``; ``names`` are those of the run, the store and the split."""
+    run, features, split = names
     labels, predictions = samples.labels.numpy(), logits >= 0
     return Evaluation(
         run=run,
@@ -248,36 +259,36 @@ def assess(
         missing=samples.missing(),
         untrained=untrained(sources),
         drawn=len(set(samples.clips) & set(sources[FRAMES].drawn)),
-        left_out=absent,
+        left_out=left_out,
     )
 
 
 def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], whose: str) -> None:
-    """Refuse features of another recipe.
+    """Refuse features of another recipe than the run's.
 
     Raises:
-        StaleError: names the instance and the first field that differs.
+        StaleError: the message names the instance and the first field that differs.
     """
     for instance, recipe in fitted.recipes.items():
         difference = first_difference(recipe, sources[instance].recipe)
         if difference is not None:
             raise StaleError(
-                f"instance {instance}: {whose} was fitted on other features than this store holds ({difference}); "
+                f"instance {instance}: {whose} was fitted on other features than the store holds ({difference}); "
                 "extract with the config of the fit, or fit again"
             )
 
 
 def check_unseen(fitted: FittedModel, selection: Selection, whose: str) -> None:
-    """Refuse to test on what was trained on.
+    """Refuse to score a run on clips that it was trained on.
 
     Raises:
-        UsageError: names the clips.
+        UsageError: the message names the clips.
     """
     seen = [clip for clip in selection.clips if clip in fitted.clips["train"]]
     if seen:
         raise UsageError(
             f"split {selection.split}: {whose} was trained on {', '.join(seen[:8])} ({len(seen)} in all); "
-            "were the splits changed since? Fit again, or name `--split train`"
+            "did the splits change after the fit? Fit again, or use `--split train`"
         )
 
 
@@ -285,48 +296,21 @@ def annotated_samples(store: Store, selection: Selection, fitted: FittedModel) -
     """The annotated frames of the selected clips.
 
     Raises:
-        UsageError: there is none.
-        StaleError: rows of another size than the run was fitted on.
+        UsageError: no frame is annotated.
+        StaleError: rows have another size than the run was fitted on.
     """
     samples = load_samples(store, selection.clips, fitted.config)
     if not len(samples):
-        raise UsageError(f"split {selection.split}: not one annotated frame in {len(selection.clips)} clips")
+        raise UsageError(f"split {selection.split}: no annotated frame in {len(selection.clips)} clips")
     check_sizes(samples, fitted)
     return samples
 
 
 def check_sizes(samples: Samples, fitted: FittedModel) -> None:
-    """Refuse rows of another size than the run was fitted on, with StaleError."""
+    """Raise StaleError for rows of another size than the run was fitted on."""
     for name, source in samples.sources.items():
         table = samples.tables[source]
         if len(table) and table.shape[1] != fitted.sizes[name]:
             raise StaleError(
-                f"modality {name}: {table.shape[1]} values a row, the run was fitted on {fitted.sizes[name]}"
+                f"modality {name}: {table.shape[1]} values per row, the run was fitted on {fitted.sizes[name]}"
             )
-
-
-def require_clips(store: Store, selection: Selection) -> None:
-    """Refuse a split in which there is nothing to use.
-
-    Raises:
-        UsageError: says what there is instead.
-    """
-    if not selection.clips:
-        found = ", ".join(f"{name} {count}" for name, count in sorted(splits(store).items())) or "nothing"
-        reason = ""
-        if selection.unlabelled or selection.skipped:
-            reason = f" ({len(selection.unlabelled)} without labels, {len(selection.skipped)} left out)"
-        raise UsageError(
-            f"{store.path}: no labelled clip in split {selection.split}{reason}; clips per split: {found}. "
-            "Set `split:` and `labels:` in the manifest and run `extract run` again"
-        )
-
-
-def untrained(sources: Mapping[str, FeatureSource]) -> tuple[str, ...]:
-    """Instances with random weights."""
-    return tuple(instance for instance, source in sources.items() if source.untrained)
-
-
-def left_out(selection: Selection) -> dict[str, str]:
-    """Clip -> why it is not counted."""
-    return {**dict.fromkeys(selection.unlabelled, "no labels"), **selection.skipped}

@@ -1,7 +1,7 @@
 """The fusion network of USC (ABAW5): a branch per modality, their concatenation, a small head.
 
 Architecture after Table and section 3 of "Multi-modal Facial Action Unit Detection with Large Pre-trained Models for
-the 5th ABAW" and its public code; sequences are read without padding, unlike there (tests/test_usc_defects.py).
+the 5th ABAW" and its public code; sequences are not padded, unlike in that code (tests/test_usc_defects.py).
 """
 
 from collections.abc import Mapping
@@ -18,25 +18,25 @@ from fusion.data import Sequences
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where the rows of sequences lie on a rectangle [L, n], time first, so that one call runs them all.
+    """The layout of sequences on a rectangle [L, n], time first, so that one call runs them all.
 
-    Each direction of a GRU gets its own rectangle, in its own reading order, short sequences ending early::
+    Each direction of a GRU has its own rectangle, in its own reading order; short sequences end early::
 
         forwards   a0 a1 a2       backwards  a2 a1 a0
                    b0  .  .                  b0  .  .
 
-    Nothing is read after a dot, and a GRU looks only back: so no result depends on what stands there. The values are
-    those of every sequence run alone, and equal lengths leave no dots.
+    No output at or after a dot is used, and a GRU sees only what came before: no result depends on the dots. The
+    values equal those of each sequence run alone, and sequences of equal length leave no dots.
     """
 
     forwards: Tensor
-    """[L * n] row at each place, reading forwards; at a dot any row."""
+    """[L * n] the row at each place of the forwards rectangle; at a dot, any row."""
     backwards: Tensor
-    """[L * n] the same, reading backwards."""
+    """[L * n] the same for the backwards rectangle."""
     forwards_place: Tensor
-    """[R] place of each row on the first rectangle."""
+    """[R] the place of each row on the forwards rectangle."""
     backwards_place: Tensor
-    """[R] place of each row on the second."""
+    """[R] the same for the backwards rectangle."""
     first: Tensor
     """[n] first row of each sequence."""
     last: Tensor
@@ -46,13 +46,13 @@ class _Grid:
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> "_Grid":
-        """Lay out sequences of ``lengths`` [n] (on the CPU), whose rows lie one after another."""
+        """Lay out sequences of ``lengths`` [n] (on the CPU) whose rows follow one another."""
         n, longest = len(lengths), int(lengths.max())
         last = lengths.cumsum(0) - 1  # [n]
         first = last - lengths + 1
         sequence = torch.repeat_interleave(torch.arange(n), lengths)  # [R]
         position = torch.arange(len(sequence)) - first[sequence]  # [R]
-        time = torch.minimum(torch.arange(longest)[:, None], lengths - 1)  # [L, n], held at the end
+        time = torch.minimum(torch.arange(longest)[:, None], lengths - 1)  # [L, n], constant after a sequence's end
         return cls(
             forwards=(first + time).flatten().to(device),
             backwards=(last - time).flatten().to(device),
@@ -65,10 +65,10 @@ class _Grid:
 
 
 class BiGRU(nn.Module):
-    """Layers of GRUs that read each sequence both ways; one vector per sequence comes out.
+    """Layers of GRUs that read each sequence in both directions and give one vector per sequence.
 
-    A direction is a module of its own because each has its own grid, and dropout between layers is ours because
-    cuDNN keeps the random state of its own where no checkpoint reaches it.
+    Each direction is a separate module because each has its own grid. Dropout between layers is applied here because
+    cuDNN's own dropout keeps a random state that no checkpoint can save.
     """
 
     def __init__(self, size: int, hidden: int, layers: int, dropout: float, readout: str) -> None:
@@ -81,17 +81,17 @@ class BiGRU(nn.Module):
         self.hidden = hidden
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """``rows`` [R, size], sequence after sequence of ``lengths`` [n] (on the CPU), to [n, 2 * hidden]."""
+        """Map ``rows`` [R, size], sequences of ``lengths`` [n] (on the CPU) one after another, to [n, 2 * hidden]."""
         grid = _Grid.of(lengths, rows.device)
         for layer, (forwards, backwards) in enumerate(zip(self.forwards, self.backwards, strict=True)):
             if layer:
                 rows = self.dropout(rows)
-            there = forwards(rows.index_select(0, grid.forwards).view(*grid.shape, -1))[0].flatten(
+            ahead = forwards(rows.index_select(0, grid.forwards).view(*grid.shape, -1))[0].flatten(
                 0, 1
             )  # [L * n, hidden]
             back = backwards(rows.index_select(0, grid.backwards).view(*grid.shape, -1))[0].flatten(0, 1)
-            # Both [L * n, hidden], each in its own reading order.
-            both = there.index_select(0, grid.forwards_place), back.index_select(0, grid.backwards_place)
+            # Each is [L * n, hidden] in its own reading order; both go back to the order of the rows.
+            both = ahead.index_select(0, grid.forwards_place), back.index_select(0, grid.backwards_place)
             rows = torch.cat(both, dim=1)  # [R, 2 * hidden]
         if self.readout == "last_output":
             return rows[grid.last]
@@ -99,7 +99,7 @@ class BiGRU(nn.Module):
 
 
 class Branch(nn.Module):
-    """One modality: standardise, project, encode if it is a sequence; or the vector that says it is missing."""
+    """One modality: standardise, project, and encode if it is a sequence; a fixed vector where it is missing."""
 
     mean: Tensor
     scale: Tensor
@@ -122,12 +122,12 @@ class Branch(nn.Module):
             self.register_buffer("missing", absent)
 
     def standardise_by(self, mean: Tensor, deviation: Tensor) -> None:
-        """Keep the training split's mean and deviation, [D] each; inputs then have mean 0 and deviation 1."""
+        """Set the training split's mean and standard deviation, [D] each; inputs then have mean 0 and deviation 1."""
         self.mean.copy_(mean)
         self.scale.copy_(deviation.reciprocal())
 
     def forward(self, sequences: Sequences, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The representation [B, width] of every sample, and which of them have one, bool [B]."""
+        """The representation [B, width] of each sample, and which samples have the modality, bool [B]."""
         rows = sequences.rows
         present = torch.zeros(batch_size, dtype=torch.bool, device=rows.device)
         present[sequences.samples] = True
@@ -144,7 +144,7 @@ class FusionModel(nn.Module):
 
     Args:
         sizes: modality -> features per row, D.
-        config: its ``modalities`` and ``model``; the head reads the branches in the order of ``modalities``.
+        config: ``modalities`` and ``model`` are used; the head's input follows the order of ``modalities``.
     """
 
     def __init__(self, sizes: Mapping[str, int], config: FusionConfig) -> None:
@@ -164,12 +164,12 @@ class FusionModel(nn.Module):
         )
 
     def forward(self, inputs: Mapping[str, Sequences], batch_size: int) -> Tensor:
-        """Logits [B, 12]. A row depends on its own sample alone, but for the head's BatchNorm while training."""
+        """Logits [B, 12]. Each row depends only on its own sample, except through the head's BatchNorm in training."""
         logits: Tensor = self.head(torch.cat(list(self.represent(inputs, batch_size).values()), dim=1))
         return logits
 
     def represent(self, inputs: Mapping[str, Sequences], batch_size: int) -> dict[str, Tensor]:
-        """Modality -> [B, width]."""
+        """Modality -> the output of its branch, [B, width]."""
         found = {}
         for name in self.branches:
             branch = self.branch(name)

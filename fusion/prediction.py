@@ -1,7 +1,7 @@
-"""From movies to action unit probabilities per frame: the extraction that a run needs, then its network.
+"""From videos to action unit probabilities per frame: the extraction that a run needs, then its network.
 
-The run says itself how its features were made (recipes, and what their weights were called), so no config is needed.
-Features go into a store below the cache folder, one for every way of extraction: predicting again computes nothing.
+The run itself holds how its features were made (their recipes and the names of their weights), so no config is needed.
+Features go to a store in the cache folder, one store per extraction: predicting again computes nothing.
 """
 
 import csv
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.au import AUS
+from extract.au import AU_NAMES
 from extract.config import ExtractConfig, apply_overrides, load_extract_config, validated
+from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.files import LocalFiles
 from extract.graph import Instance, build_graph
 from extract.inputs.datasets.folder import PREDICTION_HEADER, clip_of_file
 from extract.running import runner
-from extract.running.device import pick_device
 from extract.running.fingerprints import sha256_of
 from extract.running.planning import make_plan
 from extract.running.runner import Progress
@@ -32,21 +32,20 @@ from extract.running.selection import Options
 from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
 from fusion.config import ContextModality, FrameModality
-from fusion.data import FRAMES, Samples, first_difference, load_samples
+from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
 from fusion.evaluation import check_sizes, predict_logits
 from fusion.runs import MODEL, FittedModel, Run
+from fusion.selection import FRAMES, first_difference
 
 if TYPE_CHECKING:
     from extract.inputs.manifest import Clip
 
 THRESHOLD = 0.5
-NAMES = tuple(f"AU{au:02d}" for au in AUS)
-
 UNITS = {
-    "frame": "row on the video's frame clock, from 0",
+    "frame": "number of the video frame, from 0",
     "pts_s": "presentation time in seconds",
-    "valid": "1 where a face was found and used; 0 where the numbers rest on sound and words, or on nothing",
+    "valid": "1 where a face was found; 0 where only sound, words or nothing is known",
     "AUxx_p": "probability in [0, 1]; empty where valid is 0, unless filled",
     "AUxx": "1 where the probability reaches the threshold; empty where valid is 0, unless filled",
 }
@@ -54,7 +53,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was written for one movie."""
+    """What was written for one video."""
 
     video: Path
     table: Path
@@ -73,17 +72,17 @@ class Predictions:
     run: Path
     written: list[Predicted] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
-    """Movie -> why there is no table of it."""
+    """Video without a table -> why."""
     warnings: list[str] = field(default_factory=list)
-    """What holds for all of them."""
+    """What applies to all videos."""
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 if a movie has no table."""
+        """0, or 1 if a video has no table."""
         return 1 if self.failed else 0
 
     def lines(self) -> list[str]:
-        """A line for every movie that has a table."""
+        """A line for each video that has a table."""
         return [
             f"{one.video}: {one.frames} frames ({', '.join(f'{name} {count}' for name, count in one.present.items())}) "
             f"-> {one.table}, {one.facts.name}"
@@ -91,7 +90,7 @@ class Predictions:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The same for a machine."""
+        """The same as plain values, for ``--json``."""
         return {
             "run": str(self.run),
             "written": [
@@ -104,7 +103,7 @@ class Predictions:
                 }
                 for one in self.written
             ],
-            "failed": {str(video): why for video, why in self.failed.items()},
+            "failed": {str(video): reason for video, reason in self.failed.items()},
             "warnings": self.warnings,
         }
 
@@ -121,24 +120,27 @@ def predict(
     fill: bool = False,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Write ``<video>.csv`` and ``<video>.json`` for each of ``videos`` into the folder ``output``.
+    """Write ``<video>.csv`` (time, probabilities and decisions per frame) and ``<video>.json`` for each video.
 
-    A transcript beside a movie (NAME.srt, .vtt, .csv or .json) gives its words. A movie without sound, words or a face
-    lacks these modalities, which the network knows how to miss.
+    A transcript beside a video (NAME.srt, .vtt, .csv or .json) gives its words. A video without sound, words or a face
+    lacks these modalities; the network was trained to do without them.
 
     Args:
-        run: the fitted run; the newest under ``runs/`` when None.
-        config: built-in config or file to extract with; None is what the run's own features were extracted with.
-        set: ``a.b=c`` each, over that config; ``swin.weights=PATH`` where weights have moved.
+        videos: their files.
+        run: folder of the fitted run; None is the newest in ``runs/``.
+        output: folder for the tables.
+        config: built-in config or YAML file to extract with. None extracts as the run's own features were.
+        set: ``a.b=c`` each, over that config, as in ``swin.weights=PATH`` for weights that have moved.
         device: ``auto``, ``cpu`` or ``cuda:N``.
-        fill: give numbers for frames without a face as well, which only sound and words speak of. Else their cells
-            are empty.
+        offline: use no network.
+        fill: also give numbers for frames without a face, from sound and words alone. Otherwise their cells are empty.
+        progress: is told how far the extraction is.
 
     Raises:
-        UsageError: no such run; a file of the name to write is there and none of ours.
+        UsageError: no such run, or a file of another origin has the name of a table.
         StaleError: the config does not give the features that the run was fitted on.
         WeightsError: weights that the extraction needs are missing.
-        MachineError: disk or GPU gave up.
+        MachineError: the disk or the GPU gave up.
     """
     where = Run(run) if run is not None else Run.newest()
     fitted = where.model()
@@ -147,7 +149,7 @@ def predict(
     predictions = Predictions(where.path)
     for video in dict.fromkeys(Path(video) for video in videos):
         if video.exists() and not video.is_file():
-            predictions.failed[video] = "is no file"  # nor may a named pipe be waited for
+            predictions.failed[video] = "is not a file"  # reading a named pipe could wait forever
             continue
         try:
             clip = clip_of_file(video, file_sha256(video)[:8])
@@ -161,13 +163,13 @@ def predict(
     extraction = _extraction(fitted, config, set, torch_device.type)
     recipes = {"recipes": fitted.recipes, "config": extraction.model_dump(mode="json")}
     features = cache_folder() / "predict" / f"{sha256_of(recipes)[:16]}.zarr"
-    # What the cache holds of an edited transcript is of no use to anybody: made anew without asking.
+    # Features of an old version of a transcript are of no use to anybody: they are overwritten without asking.
     options = Options(stages=tuple(fitted.recipes), device=device, offline=offline, overwrite=True)
     listed = [clip for _, clip in clips.values()]
     made, opened, sources = make_plan(extraction, listed, features, options, torch_device.type)
-    told = f"config {config}" if config else f"the extraction of run {where.path}"
+    whose = f"config {config}" if config else f"the extraction of run {where.path}"
     predictions.warnings = _check_recipes(
-        fitted, {name: made.prepared[name].recipe for name in fitted.recipes}, where, told
+        fitted, {name: made.prepared[name].recipe for name in fitted.recipes}, where, whose
     )
     predictions.warnings += _warnings(fitted)
     report = runner.execute(made, opened, sources, features, extraction, torch_device, options, progress)
@@ -204,7 +206,7 @@ def predict(
 
 
 def _extraction(fitted: FittedModel, config: str | None, overrides: Sequence[str], device_kind: str) -> ExtractConfig:
-    """The config that makes the run's features, with the run's precisions where the device has them."""
+    """The config that gives the run's features, with the run's precisions where the device supports them."""
     if config is not None:
         wanted = load_extract_config(config, overrides)
     else:
@@ -225,7 +227,7 @@ def _extraction(fitted: FittedModel, config: str | None, overrides: Sequence[str
 
 
 def _rebuilt(fitted: FittedModel) -> dict[str, Any]:
-    """The section ``extract:`` whose recipes are the run's; an input is named by its slot where that name is free."""
+    """A section ``extract:`` with the run's recipes; an input is named after its slot where that name is free."""
     instances: dict[str, dict[str, Any]] = {}
     recipes: dict[str, Mapping[str, Any]] = dict(fitted.recipes)
 
@@ -251,7 +253,7 @@ def _rebuilt(fitted: FittedModel) -> dict[str, Any]:
 
 
 def _precisions(fitted: FittedModel, graph: Mapping[str, Instance]) -> dict[str, str]:
-    """Instance of ``graph`` -> precision in the run's recipes, its inputs' too."""
+    """Instance of ``graph`` -> its precision in the run's recipes, inputs included."""
     found: dict[str, str] = {}
     stack = list(fitted.recipes.items())
     while stack:
@@ -263,11 +265,11 @@ def _precisions(fitted: FittedModel, graph: Mapping[str, Instance]) -> dict[str,
     return {name: precision for name, precision in found.items() if graph[name].stage.device == "gpu"}
 
 
-def _check_recipes(fitted: FittedModel, recipes: Mapping[str, Any], where: Run, told: str) -> list[str]:
-    """Refuse features of another making; a warning for each that differs in nothing but precision.
+def _check_recipes(fitted: FittedModel, recipes: Mapping[str, Any], where: Run, whose: str) -> list[str]:
+    """Refuse features of other recipes; return a warning for each that differs only in precision.
 
     Raises:
-        StaleError: names instance and field.
+        StaleError: the message names the instance and the first field that differs.
     """
     warnings = []
     for name, wanted in fitted.recipes.items():
@@ -277,11 +279,11 @@ def _check_recipes(fitted: FittedModel, recipes: Mapping[str, Any], where: Run, 
         difference = first_difference(_without_precision(wanted), _without_precision(here))
         if difference is not None:
             raise StaleError(
-                f"instance {name}: run {where.path} was fitted on other features than {told} gives now "
+                f"instance {name}: run {where.path} was fitted on other features than {whose} gives now "
                 f"({difference}); use the config and weights of the fit, or fit again"
             )
         warnings.append(
-            f"{name}: computed with another precision than in training ({first_difference(wanted, here)}); "
+            f"{name}: computed with another precision than for training ({first_difference(wanted, here)}); "
             "probabilities may differ in the last digits"
         )
     return warnings
@@ -293,14 +295,14 @@ def _without_precision(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(fitted: FittedModel) -> list[str]:
-    """What a reader of the numbers must know of the run."""
+    """What a reader of the numbers must know about the run."""
     found = []
     if fitted.untrained:
         found.append(f"untrained encoders (random weights): {', '.join(fitted.untrained)}")
     if fitted.drawn:
         seen = sum(len(clips) for clips in fitted.clips.values())
         found.append(
-            f"the training data were drawn by a program, not recorded ({fitted.drawn} of {seen} clips): "
+            f"the training data are synthetic, drawn by a program ({fitted.drawn} of {seen} clips): "
             "the probabilities say nothing about people"
         )
     return found
@@ -310,13 +312,13 @@ def _warnings(fitted: FittedModel) -> list[str]:
 
 
 def _file_names(clips: Mapping[str, "tuple[Path, Clip]"]) -> dict[str, str]:
-    """Clip -> name of its files without suffix: the movie's own, or the clip's id where two movies share one."""
+    """Clip -> name of its files without suffix: the video's own, or the clip's id if two videos share a name."""
     taken = Counter(video.stem.lower() for video, _ in clips.values())
     return {clip: video.stem if taken[video.stem.lower()] == 1 else clip for clip, (video, _) in clips.items()}
 
 
 def _refuse_foreign(output: Path, names: Iterable[str]) -> None:
-    """Raise UsageError for a table or facts that would replace labels, a transcript or anything else not ours."""
+    """Raise UsageError if a table or its facts would replace labels, a transcript or any other file not ours."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"-o {output}: is a file; name a folder")
     for name in names:
@@ -330,7 +332,7 @@ def _refuse_foreign(output: Path, names: Iterable[str]) -> None:
                     f"{path}: cannot be replaced ({error.strerror}); name another folder with -o"
                 ) from None
             if begins != mark.encode():
-                raise UsageError(f"{path}: is there and no prediction; name another folder with -o")
+                raise UsageError(f"{path}: exists and is not a prediction; name another folder with -o")
 
 
 def _write(
@@ -341,7 +343,7 @@ def _write(
     samples: Samples,
     pts_s: NDArray[np.float64],
     logits: NDArray[np.float32],
-    told: Mapping[str, Any],
+    about: Mapping[str, Any],
     *,
     fill: bool,
 ) -> Predicted:
@@ -352,30 +354,30 @@ def _write(
         if isinstance(modality, FrameModality | ContextModality)
     ]
     valid = np.all(pictures, axis=0) if pictures else np.any(list(present.values()), axis=0)
-    says = np.ones_like(valid) if fill else valid  # without a face the numbers tell what the sound is usually like
+    shown = np.ones_like(valid) if fill else valid  # without a face the numbers only reflect sound and words
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # [T, 12]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["frame", "pts_s", "valid", *present, *(f"{au}_p" for au in NAMES), *NAMES])
+    writer.writerow(["frame", "pts_s", "valid", *present, *(f"{au}_p" for au in AU_NAMES), *AU_NAMES])
     columns: list[Iterable[Any]] = [
         range(len(pts_s)),
         (f"{time:.6f}" for time in pts_s),
         *(flags.astype(int).tolist() for flags in (valid, *present.values())),
-        *([f"{value:.6f}" if told_of else "" for value, told_of in zip(c, says, strict=True)] for c in probabilities.T),
+        *([f"{value:.6f}" if show else "" for value, show in zip(au, shown, strict=True)] for au in probabilities.T),
         # Logit 0 is probability 0.5.
-        *([str(int(value >= 0)) if told_of else "" for value, told_of in zip(c, says, strict=True)] for c in logits.T),
+        *([str(int(value >= 0)) if show else "" for value, show in zip(au, shown, strict=True)] for au in logits.T),
     ]
     writer.writerows(zip(*columns, strict=True))
     counts = {name: int(flags.sum()) for name, flags in present.items()}
     facts = {
         "video": video.name,
-        **told,
+        **about,
         "frames": len(pts_s),
         "valid": int(valid.sum()),
         "filled": fill,
         "present": counts,
-        "aus": list(NAMES),
-        "thresholds": dict.fromkeys(NAMES, THRESHOLD),
+        "aus": list(AU_NAMES),
+        "thresholds": dict.fromkeys(AU_NAMES, THRESHOLD),
         "units": UNITS,
         "recipes": dict(fitted.recipes),
     }

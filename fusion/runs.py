@@ -1,14 +1,14 @@
-"""A run: the folder that one ``fusion fit`` leaves, and what makes it whole again.
+"""A run: the folder that ``fusion fit`` writes, and how it is read back.
 
 ::
 
-    runs/NAME/config.yaml      the section ``fusion:`` as it was used; ``-c runs/NAME/config.yaml`` repeats it
-              checkpoint.pt    where training stands: to continue after an interruption
-              model.pt         the best epoch's network with its features' recipes: to evaluate and predict
+    runs/NAME/config.yaml      the section ``fusion:`` that was used; ``-c runs/NAME/config.yaml`` repeats the fit
+              checkpoint.pt    the state of training, to continue after an interruption
+              model.pt         the network of the best epoch and the recipes of its features, to evaluate and predict
               log.jsonl        one line per epoch
               metrics.json     the result; written last, so a run that has it is finished
 
-Every file is replaced by rename: a crash leaves the one before.
+Every file is replaced by a rename: a crash leaves the previous version.
 """
 
 import io
@@ -27,7 +27,8 @@ import yaml
 
 from extract import texts
 from extract.archives import too_large
-from extract.config import validated
+from extract.au import au_name, au_number
+from extract.config import nearest, suggestion, validated
 from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
 from fusion.config import FusionConfig
@@ -40,24 +41,24 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class FittedModel:
-    """What ``model.pt`` holds: a network and what it must be fed."""
+    """What ``model.pt`` holds: a network and a description of its inputs."""
 
     model: FusionModel
     config: FusionConfig
     sizes: Mapping[str, int]
     """Modality -> features per row."""
     recipes: Mapping[str, Mapping[str, Any]]
-    """Instance -> recipe of the features that it was fitted on."""
+    """Instance -> recipe of its features."""
     clips: Mapping[str, tuple[str, ...]]
-    """Split (``train``, ``val``) -> the clips that fitting saw."""
+    """Split (``train``, ``val``) -> the clips that were used in fitting."""
     epoch: int
-    """Epochs of training that it has behind it."""
+    """Number of epochs that it was trained for."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """sha256 of an encoder's weights -> what the extraction's config called them: a key, a path, ``random``."""
     untrained: tuple[str, ...] = ()
     """Instances whose encoder has random weights."""
     drawn: int = 0
-    """Clips that fitting saw whose pictures were drawn by a program."""
+    """Number of those clips whose pictures were drawn by a program."""
 
 
 class Run:
@@ -69,21 +70,21 @@ class Run:
 
     @classmethod
     def new(cls, root: Path = RUNS) -> "Run":
-        """A run named by the time, for a fit that was given no name."""
+        """A run named after the date and time, for a fit that was given no name."""
         name = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         return cls(next(root / free for free in names if not (root / free).exists()))
 
     @classmethod
     def newest(cls, root: Path = RUNS) -> "Run":
-        """The run below ``root`` whose model was written last.
+        """The run in ``root`` whose model was written last.
 
         Raises:
             UsageError: there is none.
         """
         models = sorted(root.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime_ns)
         if not models:
-            raise UsageError(f"no fitted model below {root}/; make one with `fusion fit`, or name it with --run")
+            raise UsageError(f"no fitted model in {root}/; make one with `fusion fit`, or name a run with --run")
         return cls(models[-1].parent)
 
     @property
@@ -95,10 +96,10 @@ class Run:
         return (self.path / CONFIG).is_file()
 
     def check_ours(self) -> None:
-        """Refuse a folder that holds something else.
+        """Refuse a path that holds something else.
 
         Raises:
-            UsageError: the path is a file, or a folder with content that is no run.
+            UsageError: the path is a file, or a folder with other content.
         """
         if self.path.exists() and not self.started and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UsageError(f"{self.path}: holds something else (no {CONFIG}); name another folder with -o")
@@ -106,51 +107,58 @@ class Run:
     # ---- config and plain files --------------------------------------------------------------------------------
 
     def begin(self, config: FusionConfig) -> None:
-        """Make the folder, with its config.
+        """Create the folder and write its config.
 
         Raises:
-            UsageError: another process made it first.
+            UsageError: another process created it first.
         """
         text = yaml.safe_dump({"fusion": config.model_dump(mode="json")}, sort_keys=False)
         if not self._files.create(CONFIG, text.encode()):
-            raise UsageError(f"run {self.path} was begun by another process at this moment; name another with -o")
+            raise UsageError(f"run {self.path} was just begun by another process; name another with -o")
 
     def config(self) -> FusionConfig:
         """The config that the run began with.
 
         Raises:
-            ConfigError: it was edited into something else.
+            ConfigError: the file was edited and is not valid.
         """
         where = f"{self.path / CONFIG}"
         try:
             whole = texts.load_yaml(texts.read_text(self.path / CONFIG))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{where}: cannot be read ({error}); a run begins with it: fit again") from None
+            raise ConfigError(f"{where}: cannot be read ({error}); every run needs it: fit again") from None
         if not isinstance(whole, dict) or "fusion" not in whole:
-            raise ConfigError(f"{where}: holds no section fusion; a run begins with it: fit again")
+            raise ConfigError(f"{where}: has no section fusion; every run needs it: fit again")
         return validated(FusionConfig, whole["fusion"], where)
 
     def save_log(self, history: list[dict[str, Any]]) -> None:
-        """One line per epoch. Written whole: a resumed run must not repeat the lines of an epoch it repeats."""
+        """Write one line per epoch. The file is replaced whole, since a resumed run may repeat an epoch."""
         self._files.write(LOG, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write the result, which marks the run as finished."""
         self._files.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
 
     def metrics(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+        """The result of the fit. Older runs name their AUs ``AU1``, newer ones ``AU01``; here all are ``AU01``."""
+        found: dict[str, Any] = json.loads(
+            (self.path / METRICS).read_text(encoding="utf-8"),
+            object_pairs_hook=lambda pairs: {_with_two_digits(key): value for key, value in pairs},
+        )
         return found
 
     # ---- tensors -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write the state of training."""
         self._save(CHECKPOINT, state)
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """What ``save_checkpoint`` was given, tensors on the CPU; None before the first epoch is over."""
+        """The state given to ``save_checkpoint``, with tensors on the CPU; None before the end of the first epoch."""
         return self._load(CHECKPOINT) if (self.path / CHECKPOINT).is_file() else None
 
     def save_model(self, fitted: FittedModel) -> None:
+        """Write the network of the best epoch so far."""
         self._save(
             MODEL,
             {
@@ -170,12 +178,12 @@ class Run:
         """The best network so far, in eval mode, on the CPU.
 
         Raises:
-            UsageError: no epoch is over yet, or this is no run.
+            UsageError: there is no such run, or its first epoch is not over.
             CorruptError: the file is damaged.
             StoreError: another version of this program wrote it.
         """
         if not (self.path / MODEL).is_file():
-            raise UsageError(f"run {self.path}: no {MODEL} in it; `fusion fit -o {self.path}` makes it")
+            raise UsageError(f"run {self.path}: {self._what_is_missing()}")
         state = self._load(MODEL)
         config = FusionConfig.model_validate_json(state["config"])
         model = FusionModel(state["sizes"], config)
@@ -192,6 +200,17 @@ class Run:
             drawn=state["drawn"],
         )
 
+    def _what_is_missing(self) -> str:
+        if self.path.exists():
+            return f"it has no {MODEL} yet; `fusion fit -o {self.path}` makes it"
+        models = sorted(path for root in {RUNS, self.path.parent} for path in root.glob(f"*/{MODEL}"))
+        if not models:
+            return f"no such folder; `fusion fit -o {self.path}` makes it"
+        runs = {path.parent.name: str(path.parent) for path in models}
+        # By the folder's own name: two paths below one long path are alike whatever their ends.
+        near = nearest(self.path.name, list(runs))
+        return f"no such folder; {suggestion(runs[near] if near else '', list(runs.values()))}"
+
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save({"schema": SCHEMA, **state}, buffer)
@@ -202,7 +221,7 @@ class Run:
         data = path.read_bytes()
         bomb = too_large(io.BytesIO(data), len(data))
         if bomb is not None:
-            raise CorruptError(f"{path}: {bomb}: it is not read; is the run from somebody you know?")
+            raise CorruptError(f"{path}: {bomb}: refused unread; do you trust the source of this run?")
         try:
             _check_sums(data)
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -214,8 +233,14 @@ class Run:
         return state
 
 
+def _with_two_digits(key: str) -> str:
+    """``AU1`` as ``AU01``; other keys as they are."""
+    number = au_number(key)
+    return key if number is None else au_name(number)
+
+
 def _check_sums(data: bytes) -> None:
-    """Compare the checksums that torch.save writes: torch.load reads past them."""
+    """Compare the checksums that torch.save writes; torch.load ignores them."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         damaged = archive.testzip()
     if damaged is not None:

@@ -1,8 +1,8 @@
-"""Fit the fusion network to stored features. Reads from top to bottom: load, build, loop, evaluate, save."""
+"""Fit the fusion network to stored features. Read it from top to bottom: load, build, loop, evaluate, save."""
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from extract.au.losses import TwoPartLoss
+from extract.config import Remembered
+from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
-from fusion.config import FusionConfig, TrainingConfig
-from fusion.data import (
-    FRAMES,
-    LABELS,
-    Batch,
-    FeatureSource,
-    Samples,
-    feature_sources,
-    first_difference,
-    load_samples,
-    moments,
-    select_clips,
-    shared_people,
-)
-from fusion.device import arithmetic, resolve_device
-from fusion.evaluation import (
-    Evaluation,
-    Scores,
-    assess,
-    left_out,
-    predict_logits,
-    require_clips,
-    score,
-    untrained,
-)
+from fusion.config import FusionConfig, TrainingConfig, load_fusion_config
+from fusion.data import Batch, Samples, load_samples, moments
+from fusion.device import arithmetic
+from fusion.evaluation import Evaluation, Scores, assess, predict_logits, score
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
+from fusion.selection import (
+    FRAMES,
+    LABELS,
+    FeatureSource,
+    all_damage_named,
+    feature_sources,
+    first_difference,
+    require_clips,
+    select_clips,
+    shared_people,
+    untrained,
+)
 
 logger = logging.getLogger("fusion")
 
@@ -56,57 +49,68 @@ class Split:
     name: str
     samples: Samples
     left_out: dict[str, str]
-    """Its clips that are not used, and why."""
+    """Clip that is not used -> why."""
 
 
 def fit(
     features: str | Path,
     output: str | Path | None = None,
-    config: FusionConfig | None = None,
+    config: str | FusionConfig | None = None,
     *,
+    set: Sequence[str] = (),
     device: str = "auto",
     skip_failed: bool = False,
 ) -> list[Evaluation]:
-    """Fit on split ``train`` of the store ``features``, stop early by split ``val``, and leave a run.
+    """Fit the network on the split ``train`` of a feature store, stop early by the split ``val``, and write a run.
 
-    The same features, config, machine and number of threads give the same run, interrupted or not.
+    The same features, config, machine and number of threads give the same run, whether interrupted or not.
 
     Args:
-        features: a store.
-        output: the run's folder; ``runs/`` and the time when None. An unfinished run there is continued.
-        config: None is the config of the run that is continued, else the default.
+        features: the store.
+        output: folder of the run; an unfinished run there is continued. None is a new folder in ``runs/``, named
+            after the date and time.
+        config: a built-in config, a YAML file, or the settings themselves. None is the config of the run that is
+            continued, else the one that the store was made with, else ``default``.
+        set: ``a.b=c`` each, over that config, as in ``training.lr=1e-4``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
-        skip_failed: leave out clips whose features are failed or unfinished.
+        skip_failed: leave out clips whose features failed or are unfinished.
 
     Returns:
-        The scores of the best epoch on ``val`` (if there is one) and on ``train``.
+        The scores of the best epoch on ``val`` (if there is that split) and on ``train``.
 
     Raises:
-        UsageError: nothing to train on, the run is finished already, or the training diverged.
+        ConfigError: a setting is invalid, or a modality does not fit the store.
+        UsageError: there is nothing to train on, the run is finished already, or training diverged.
         UnfinishedError: clips with unfinished features, unless ``skip_failed``.
         StaleError: the run was begun with another config or other features.
-        MachineError: the disk is full, or the GPU.
+        CorruptError: the store is damaged; the message names every damaged record and block.
+        MachineError: the disk or the GPU gave up.
     """
     run = Run(output) if output is not None else Run.new()
-    config = _config_of(run, config)
-    torch_device = resolve_device(device)
+    run.check_ours()
+    if run.finished:
+        raise UsageError(f"run {run.path} is finished; name another folder with -o, or remove it")
+    store = Store.open(features)
+    config = _choose_config(run, store, config, set)
+    torch_device = pick_device(device)
 
     # Load.
-    store = Store.open(features)
-    train = _load(store, "train", config, skip_failed=skip_failed)
-    val = _load(store, "val", config, skip_failed=skip_failed)
-    if train is None or len(train.samples) < 2:
-        raise UsageError(f"{features}: split train has {len(train.samples) if train else 0} annotated frames")
-    clips = {split.name: split.samples.clips for split in (train, val) if split is not None}
-    sources = feature_sources(store, [*train.samples.clips, *clips.get("val", ())], (FRAMES, LABELS, *config.instances))
-    for warning in shared_people(store, train.samples.clips, clips.get("val", ())):
-        logger.warning("warning: %s", warning)
+    with all_damage_named(store, ("train", "val"), config.instances):
+        train = _load(store, "train", config, skip_failed=skip_failed)
+        val = _load(store, "val", config, skip_failed=skip_failed)
+        if train is None or len(train.samples) < 2:
+            raise UsageError(f"{features}: split train has {len(train.samples) if train else 0} annotated frames")
+        clips = {split.name: split.samples.clips for split in (train, val) if split is not None}
+        split_of = {clip: split for split, names in clips.items() for clip in names}
+        sources = feature_sources(store, [*split_of], (FRAMES, LABELS, *config.instances))
+        for line in shared_people(store, split_of):
+            logger.warning("%s; expect scores on val that are too high", line)
     sizes = {name: train.samples.tables[source].shape[1] for name, source in train.samples.sources.items()}
     for name, size in sizes.items():
         if not size:
-            raise UsageError(f"modality {name}: not one row in split train; leave it out: --set modalities.{name}=null")
+            raise UsageError(f"modality {name}: no row in split train; leave it out with --set modalities.{name}=null")
 
-    # The caller's random state is given back; ours is all in the checkpoint.
+    # The caller's random state is restored afterwards; the state of training is all in the checkpoint.
     with arithmetic(torch_device), torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
         # Build.
         torch.manual_seed(config.training.seed)
@@ -123,7 +127,7 @@ def fit(
             "run %s: %d frames of %d clips, on %s", run.path, len(train.samples), len(clips["train"]), torch_device
         )
         if val is None:
-            logger.info("no split val: all %d epochs are run, and only train F1 is reported", settings.max_epochs)
+            logger.info("no split val: all %d epochs run, and only F1 on train is reported", settings.max_epochs)
 
         # Loop.
         while not _over(history, settings):
@@ -135,12 +139,12 @@ def fit(
             history.append({"epoch": epoch, "loss": mean_loss, "val_f1": val_f1})
             if best_epoch(history) == epoch:
                 recipes = {instance: sources[instance].recipe for instance in (FRAMES, *config.instances)}
-                named = {sha256: spec for source in sources.values() for sha256, spec in source.weights.items()}
+                weights = {sha256: spec for source in sources.values() for sha256, spec in source.weights.items()}
                 drawn = len(sources[FRAMES].drawn)
                 run.save_model(
-                    FittedModel(model, config, sizes, recipes, clips, epoch, named, untrained(sources), drawn)
+                    FittedModel(model, config, sizes, recipes, clips, epoch, weights, untrained(sources), drawn)
                 )
-            # Last: what comes before is made again, alike, if it ends here.
+            # After the model: if the process dies in between, this epoch runs again with the same result.
             run.save_checkpoint(_state(model, optimizer, torch_device, history, sources, clips))
             run.save_log(history)
             _report_epoch(history, settings, time.monotonic() - began)
@@ -175,7 +179,7 @@ def train_epoch(
     epoch: int,
     device: torch.device,
 ) -> float:
-    """Train for one epoch; the mean loss of its steps."""
+    """Train for one epoch and return the mean loss of its steps."""
     model.train()
     losses = [
         train_step(model, loss, samples.batch(index).to(device), optimizer, settings.clip_norm)
@@ -187,7 +191,7 @@ def train_epoch(
 def train_step(
     model: FusionModel, loss: TwoPartLoss, batch: Batch, optimizer: torch.optim.Optimizer, clip_norm: float
 ) -> Tensor:
-    """One step of the optimiser; the loss before it, left on its device so that nothing waits for it."""
+    """Take one optimizer step and return the loss before it, still on its device so that nothing waits for it."""
     optimizer.zero_grad()
     value: Tensor = loss(model(batch.inputs, len(batch)), batch.labels)
     torch.autograd.backward(value)
@@ -197,9 +201,9 @@ def train_step(
 
 
 def epoch_batches(num_samples: int, settings: TrainingConfig, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of every batch of an epoch, shuffled by (seed, epoch) alone: a resumed epoch is the same.
+    """Indices of each batch of an epoch, shuffled by (seed, epoch) alone so that a resumed epoch is the same.
 
-    The batches of a pass differ by at most one sample: BatchNorm cannot train on a last batch of one.
+    The sizes of a pass's batches differ by at most one: BatchNorm cannot train on a last batch of one sample.
     """
     shuffler = np.random.default_rng([settings.seed, epoch])
     batches = -(-num_samples // settings.batch)
@@ -209,20 +213,20 @@ def epoch_batches(num_samples: int, settings: TrainingConfig, epoch: int) -> Ite
 
 
 def evaluate_split(model: FusionModel, split: Split, device: torch.device, settings: TrainingConfig) -> Scores:
-    """Scores of the network as it is, at logit >= 0."""
+    """Scores of the network in its present state, at logit >= 0."""
     logits = predict_logits(model, split.samples, device, settings.batch)
     return score(split.samples.labels.numpy(), logits >= 0)
 
 
 def standardise(model: FusionModel, samples: Samples) -> None:
-    """Give every branch the mean and deviation of its own rows in the training split."""
+    """Set in every branch the mean and standard deviation of its rows in the training split."""
     statistics = {source: moments(table) for source, table in samples.tables.items()}
     for name, source in samples.sources.items():
         model.branch(name).standardise_by(*statistics[source])
 
 
 def best_epoch(history: History) -> int:
-    """The first epoch with the best validation F1; the last epoch where there is no such split."""
+    """The first epoch with the best validation F1; the last epoch if there is no validation split."""
     if history[-1]["val_f1"] is None:
         return len(history)
     return 1 + int(np.argmax([entry["val_f1"] for entry in history]))
@@ -244,10 +248,9 @@ def _report_epoch(history: History, settings: TrainingConfig, seconds: float) ->
 
 
 def _load(store: Store, name: str, config: FusionConfig, *, skip_failed: bool) -> Split | None:
-    """A split, or None if it is the validation split and there is none."""
+    """A split in RAM; None if it is the validation split and nothing in it can be used."""
     selection = select_clips(store, name, config.instances, skip_failed=skip_failed)
-    absent = left_out(selection)
-    for clip, reason in absent.items():
+    for clip, reason in selection.left_out.items():
         logger.warning("split %s: clip %s is left out: %s", name, clip, reason)
     if name == "train":
         require_clips(store, selection)
@@ -258,21 +261,25 @@ def _load(store: Store, name: str, config: FusionConfig, *, skip_failed: bool) -
     megabytes = sum(table.nbytes for table in samples.tables.values()) / 1e6
     seconds = time.monotonic() - began
     logger.debug("split %s: %d clips, %.0f MB, read in %.1f s", name, len(selection.clips), megabytes, seconds)
-    return Split(name, samples, absent) if len(samples) or name == "train" else None
+    return Split(name, samples, selection.left_out) if len(samples) or name == "train" else None
 
 
-# ---- a run that goes on --------------------------------------------------------------------------------------------
+# ---- continuing a run ----------------------------------------------------------------------------------------------
 
 
-def _config_of(run: Run, wanted: FusionConfig | None) -> FusionConfig:
-    """The config to use: that of an unfinished run must be the one asked for, if one is asked for."""
-    run.check_ours()
-    if run.finished:
-        raise UsageError(f"run {run.path} is finished; name another folder with -o, or remove it")
+def _choose_config(run: Run, store: Store, config: str | FusionConfig | None, overrides: Sequence[str]) -> FusionConfig:
+    """The settings of the fit. A run that is continued keeps its own; if others are asked for, they must be equal."""
+    if run.started and config is None and not overrides:
+        return run.config()
+    remembered = None
+    if config is None:
+        remembered = store.config()
+        logger.info(Remembered.taken(remembered))
+    wanted = load_fusion_config(config, overrides, remembered)
     if not run.started:
-        return wanted or FusionConfig()
+        return wanted
     begun = run.config()
-    difference = None if wanted is None else first_difference(begun.model_dump(), wanted.model_dump())
+    difference = first_difference(begun.model_dump(), wanted.model_dump())
     if difference is not None:
         raise StaleError(
             f"run {run.path} was begun with another config ({difference}); continue it without -c and --set, "
@@ -289,7 +296,7 @@ def _state(
     sources: Mapping[str, FeatureSource],
     clips: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Any]:
-    """Everything that the rest of the training depends on."""
+    """Everything that the rest of training depends on."""
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -313,10 +320,10 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> History:
-    """Put everything back as the checkpoint has it; the epochs done so far, none without a checkpoint.
+    """Restore everything from the checkpoint and return the epochs so far; none if there is no checkpoint.
 
     Raises:
-        StaleError: the features or labels are not those that the run was begun with, or the device is another.
+        StaleError: features, labels or the kind of device differ from those that the run was begun with.
     """
     state = run.checkpoint()
     if state is None:
@@ -340,5 +347,5 @@ def _resume(
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["random"]["cuda"], device)
     history: History = state["history"]
-    logger.info("run %s: goes on after epoch %d", run.path, len(history))
+    logger.info("run %s: continues after epoch %d", run.path, len(history))
     return history

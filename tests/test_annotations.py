@@ -103,19 +103,19 @@ def test_header_alone_is_no_row(write):
 GOOD_ROW = "0,0,0,0,0,0,0,0,0,0,0,0"
 
 BAD_AU = {
-    "empty": ("", 1, "an empty file", "a header such as `AU1,AU2,AU4`"),
+    "empty": ("", 1, "an empty file", "a header such as `AU01,AU02,AU04`"),
     "only blank": ("\n \n", 1, "an empty file", "a header"),
     "no header": (f"{GOOD_ROW}\n{GOOD_ROW}\n", 1, "column '0'", "a header of AU columns"),
     "blank before header": (f"\n{HEADER}\n{GOOD_ROW}\n", 1, "a blank line", "a header"),
-    "no known AU": ("AU9,AU45\n0,0\n", 1, "'AU9, AU45'", "from AU1, AU2, AU4, AU6, AU7, AU10"),
+    "no known AU": ("AU9,AU45\n0,0\n", 1, "'AU9, AU45'", "from AU01, AU02, AU04, AU06, AU07, AU10"),
     "known and no AU": ("AU1,AU45,success\n0,0,1\n", 1, "column 'success'", "a header"),
     "13 of 14 columns": ("frame,AU1,AU45\n0,1,1\n1,1\n", 3, "2 columns in '1,1'", "3 as in the header"),
-    "known AU spelled twice": ("AU1,AU45,AU01_c\n0,0,0\n", 1, "AU1 twice", "each AU once"),
+    "known AU spelled twice": ("AU1,AU45,AU01_c\n0,0,0\n", 1, "AU01 twice", "each AU once"),
     "bad value beside one left out": ("AU45,AU1\n7,1\n7,2\n", 3, "value '2'", "0, 1 or -1"),
     "AU0": ("AU0\n0\n", 1, "column 'au0'", "a header"),
     "other column": ("AU1,confidence\n0,0\n", 1, "column 'confidence'", "a header"),
     "intensities": ("AU01_r,AU02_r\n0,0\n", 1, "'AU01_r, AU02_r'", "a header"),
-    "twice": ("AU1,AU2,AU01\n0,0,0\n", 1, "AU1 twice", "each AU once"),
+    "twice": ("AU1,AU2,AU01\n0,0,0\n", 1, "AU01 twice", "each AU once"),
     "frame not first": ("AU1,frame\n0,0\n", 1, "column 'frame'", "a header"),
     "frame alone": ("frame\n0\n", 1, "'frame'", "a header of AU columns"),
     "semicolons": (HEADER.replace(",", ";") + "\n", 1, "column 'au1;au2;", "a header"),

@@ -29,13 +29,16 @@ FUSION_MAY_IMPORT = {
     "endings",
     "archives",
     "texts",
+    "devices",
+    "flags",
 }
-"""Rooms of ``extract`` that ``fusion`` uses. ``files`` holds no features: it makes a run's files durable;
-``endings`` is how both programs end."""
+"""Rooms of ``extract`` that ``fusion`` uses. ``files`` holds no features: it makes a run's files durable; ``flags`` and
+``endings`` are what both command lines share, ``devices`` is where both choose one."""
 
 PREDICT_MAY_IMPORT = {
     "fusion/prediction.py": {"graph", "inputs", "running", "weights"},
     "fusion/cli.py": {"console"},
+    "fusion/__init__.py": {"running.runner.Progress"},
 }
 """Predicting runs an extraction: what plans and runs it, and what shows its progress."""
 

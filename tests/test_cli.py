@@ -288,7 +288,7 @@ def test_verify_sources_finds_a_change_that_kept_size_and_time(folder):
         (("run", "--stage", "iresnet"), "--stage iresnet"),
         (("run", "-c", "c.yaml", "--clip", "z"), "--clip z: the manifest has no such clip"),
         (("run", "-c", "c.yaml", "--device", "tpu"), "--device tpu: expected auto, cpu"),
-        (("run", "-c", "c.yaml", "--device", "cuda:99"), "--device cuda:99: this machine has"),
+        (("run", "-c", "c.yaml", "--device", "cuda:99"), "--device cuda:99: torch sees"),
         (("run", "-c", "c.yaml", "-q", "-v"), "-q and -v exclude each other"),
     ],
 )

@@ -187,7 +187,7 @@ def test_the_root_is_made_anew_by_the_command_that_is_named(bench, content):
         root.write_bytes(content)
     found = command(bench, "verify")
     assert found.exit_code == 4
-    assert "`extract verify --repair` makes it anew" in found.output
+    assert "`extract verify --repair` rebuilds it" in found.output
     assert command(bench, "verify", "--repair").exit_code == 0
     assert command(bench, "status").exit_code == 0
 

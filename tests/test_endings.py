@@ -107,7 +107,7 @@ def test_fusion_ends_alike(tmp_path, how, code):
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert error.startswith("interrupted: run the same command to continue")
+    assert error.startswith("fusion: interrupted; run the same command to continue (with -o")
 
 
 ENDING = """

@@ -54,7 +54,7 @@ def test_fit_then_evaluate():
     assert shown.exit_code == 0, shown.output
     lines = shown.stdout.splitlines()
     assert lines[0].startswith("run runs/first (epoch")
-    assert lines[1].split() == [f"AU{au}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)] + ["mean"]
+    assert lines[1].split() == [f"AU{au:02d}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)] + ["mean"]
     titles = [line[:17].strip() for line in lines[2:]]
     trivial = ["all zero", "all one", "majority", "random at prior"]
     assert titles == ["F1", *trivial, "F1_our", *trivial, "annotated", "positive"]
@@ -97,19 +97,19 @@ def test_an_interrupted_fit_ends_with_130_and_goes_on_with_its_own_config(monkey
     assert "training.lr: 0.001 against 0.5" in refused.stderr
     went_on = fusion("fit", "-o", "runs/first")
     assert went_on.exit_code == 0, went_on.output
-    assert "goes on after epoch 1" in went_on.stderr
+    assert "continues after epoch 1" in went_on.stderr
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fit", "--features", "nowhere.zarr"), "error: store nowhere.zarr: nothing is here"),
+        (("fit", "--features", "nowhere.zarr"), "fusion: store nowhere.zarr: nothing is here"),
         (("fit", "--set", "training.rate=1"), "training.rate: unknown key"),
         (("fit", "-c", "nowhere.yaml"), "config nowhere.yaml: No such file"),
         (("fit", "-c", "small.yaml", "--device", "tpu"), "--device tpu: expected auto, cpu or cuda:N"),
-        (("evaluate",), "no fitted model below runs/"),
-        (("evaluate", "--run", "runs/none"), "no model.pt in it"),
+        (("evaluate",), "no fitted model in runs/"),
+        (("evaluate", "--run", "runs/none"), "run runs/none: no such folder; `fusion fit -o runs/none` makes it"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(arguments, message):
@@ -161,8 +161,8 @@ def test_a_modality_can_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"modalities": {}}, "modalities: none is left"),
-        ({"modalities": {"a.b": SMALL["modalities"]["swin"]}}, r"'a\.b' is no name"),
+        ({"modalities": {}}, "modalities: none is in use"),
+        ({"modalities": {"a.b": SMALL["modalities"]["swin"]}}, r"'a\.b' cannot be a name"),
         ({"modalities": {"x": {"kind": "words", "instance": "a", "array": "b"}}}, "modalities.x: .*'frame', 'context'"),
         ({"modalities": {"x": {"kind": "frame", "instance": "a", "array": "b", "before": 1}}}, "before: unknown key"),
         ({"model": {"readout": "mean"}}, "model.readout: Input should be 'final_state' or 'last_output'"),
@@ -173,3 +173,82 @@ def test_a_modality_can_be_left_out(tmp_path):
 def test_what_a_config_must_not_say(tmp_path, section, message):
     with pytest.raises(ConfigError, match=message):
         load_fusion_config(config_file(tmp_path, **section))
+
+
+# ---- names that a person types ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted_folder(folder: Path) -> Path:
+    for name in ("first", "second"):
+        assert fusion("fit", "-q", "-c", "small.yaml", "-o", f"runs/{name}").exit_code == 0
+    return folder
+
+
+@pytest.mark.usefixtures("fitted_folder")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--run", "runs/frist"), "run runs/frist: no such folder; did you mean 'runs/first'?"),
+        (("--run", "second"), "run second: no such folder; did you mean 'runs/second'?"),
+        (("--run", "runs/zzz"), "run runs/zzz: no such folder; known: runs/first, runs/second"),
+        (("--run", "store.zarr"), "run store.zarr: it has no model.pt yet"),
+        (("--split", "tset"), "--split tset: no such split; did you mean 'test'?"),
+        (("--split", "holdout"), "--split holdout: no such split; known: train, val, test"),
+    ],
+)
+def test_a_misspelt_run_or_split_is_told_with_the_nearest(arguments, message):
+    found = fusion("evaluate", *arguments)
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("modalities.swin.instance=swim", "no clip has an instance 'swim'; did you mean 'swin'?\ncompute what is"),
+        ("modalities.swin.array=featur", "instance swin has no array 'featur'; did you mean 'feature'?"),
+        ("modalities.swin.array=zzz", "instance swin has no array 'zzz'; known: feature, valid"),
+        ("modalities.swim=null", "fusion.modalities has no 'swim' to leave out; did you mean 'swin'?"),
+        ("modalities.swim.project=3", "--set modalities.swim.project: no such modality; did you mean 'swin'? (a new"),
+        ("modalities.swin.projct=3", "modalities.swin.frame.projct: unknown key; did you mean 'project'?"),
+        ("training.max_epoch=3", "training.max_epoch: unknown key; did you mean 'max_epochs'?"),
+        ("fusoin.training.lr=3", "fusoin: unknown key; did you mean 'fusion'?"),
+    ],
+)
+def test_a_misspelt_setting_is_told_with_the_nearest(setting, message):
+    found = fusion("fit", "-c", "small.yaml", "-o", "runs/first", "--set", setting)
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_misspelt_config_is_told_with_the_nearest():
+    found = fusion("fit", "-c", "demoo")
+    assert found.exit_code == 2
+    assert "config demoo: No such file or directory; did you mean 'demo'?" in found.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_instance_that_is_not_there_and_like_no_other_is_to_be_computed():
+    found = fusion("fit", "-c", "small.yaml", "--set", "modalities.swin.instance=roberta")
+    assert "did you mean" not in found.stderr
+    assert "roberta was never computed\ncompute what is missing with `extract run --stage roberta`" in found.stderr
+
+
+def test_a_new_modality_may_be_made_of_overrides(tmp_path):
+    new = ["modalities.sound.kind=steps", "modalities.sound.instance=hubert", "modalities.sound.array=feature"]
+    config = load_fusion_config(config_file(tmp_path, **SMALL), new)
+    assert config.instances == ("swin", "hubert")
+
+
+def test_a_given_object_is_overridden_too():
+    config = FusionConfig.model_validate(SMALL)
+    assert load_fusion_config(config) == config
+    changed = load_fusion_config(config, ["training.lr=0.5", "extract.instances.x=null"])
+    assert (changed.training.lr, config.training.lr) == (0.5, 1e-3)
+    assert changed.modalities == config.modalities
+    with pytest.raises(ConfigError, match=r"the given config, section fusion:\n  training\.rate: unknown key"):
+        load_fusion_config(config, ["training.rate=1"])

@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from extract.errors import ConfigError, StoreError, UnfinishedError, UsageError
+from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import (
-    feature_sources,
-    first_difference,
-    gather,
-    load_samples,
-    moments,
-    select_clips,
-    shared_people,
-)
+from fusion.data import gather, load_samples, moments
+from fusion.selection import all_damage_named, feature_sources, first_difference, select_clips, shared_people
+from fusion.training import fit
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({
@@ -230,13 +224,15 @@ def one(kind: str, instance: str, array: str = "feature") -> FusionConfig:
 
 def test_a_modality_of_the_wrong_kind_or_array_is_refused(store):
     add_video(store, "a", num_frames=5)
-    with pytest.raises(ConfigError, match=r"kind frame: hubert/feature of clip a has 30 rows.*5 frames; is it of an"):
+    with pytest.raises(
+        ConfigError, match=r"kind frame: hubert/feature of clip a has 30 rows, expected 5, one per frame"
+    ):
         load_samples(store, ["a"], one("frame", "hubert"))
-    with pytest.raises(ConfigError, match=r"modality x: swin has no `centre_s`.*kind frame\?"):
+    with pytest.raises(ConfigError, match=r"modality x: swin has no `centre_s`.*kind be frame\?"):
         load_samples(store, ["a"], one("steps", "swin"))
-    with pytest.raises(ConfigError, match=r"clip a: instance swin has no array 'token'"):
+    with pytest.raises(ConfigError, match=r"clip a: instance swin has no array 'token'; known: feature, valid"):
         load_samples(store, ["a"], one("frame", "swin", "token"))
-    with pytest.raises(ConfigError, match=r"labels/au is of type int8; a modality needs real numbers"):
+    with pytest.raises(ConfigError, match=r"labels/au holds int8; a modality needs floating-point numbers"):
         load_samples(store, ["a"], one("frame", "labels", "au"))
 
 
@@ -250,19 +246,26 @@ def test_rows_of_another_size_are_refused(store):
     add_video(store, "a", num_frames=5)
     add_video(store, "b", num_frames=5)
     add_instance(store, "b", "swin", {"feature": np.zeros((5, 9), np.float32), "valid": np.ones(5, np.bool_)})
-    with pytest.raises(StoreError, match=r"clip b: swin/feature has 9 values a row, clips before it 2"):
+    with pytest.raises(StoreError, match=r"clip b: swin/feature has 9 values per row, the clips before it have 2"):
         load_samples(store, ["a", "b"], CONFIG)
 
 
-def test_held_out_clips_that_share_people_with_training_clips_are_named(store):
+def test_people_and_recordings_in_several_splits_are_named(store):
     add_clip(store, "a", subject="s1", source_video="v1")
     add_clip(store, "b", subject="s1", source_video="v2")
     add_clip(store, "c", subject="s2", source_video="v1")
     add_clip(store, "d", subject="s3", source_video="v3")
-    assert shared_people(store, ["a"], ["b", "c", "d"]) == [
-        "b shares subject 's1' with training clip a",
-        "c shares source_video 'v1' with training clip a",
+    assert shared_people(store, {"a": "train", "b": "val", "c": "val", "d": "val"}) == [
+        "subject s1 lies in several splits: train: a; val: b",
+        "source_video v1 lies in several splits: train: a; val: c",
     ]
+    assert shared_people(store, {"a": "train", "d": "val"}) == []
+
+
+def test_a_clip_without_attributes_shares_nothing(store):
+    for clip in "ab":
+        store.set_attributes(clip, {"split": "train"})
+    assert shared_people(store, {"a": "train", "b": "val"}) == []
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
@@ -330,7 +333,7 @@ def test_tokens_are_the_rows_that_range_names(tmp_path):
 
 @pytest.mark.parametrize("ranges", [[[0, 7]], [[-1, 2]], [[3, 2]]])
 def test_a_range_beyond_its_tokens_is_refused(tmp_path, ranges):
-    with pytest.raises(StoreError, match=r"clip b: roberta/range does not fit 6 tokens, 1 frames"):
+    with pytest.raises(StoreError, match=r"clip b: roberta/range does not fit 6 tokens and 1 frames"):
         load_samples(spoken_store(tmp_path / "s.zarr", ranges), ["b"], TOKENS)
 
 
@@ -339,5 +342,69 @@ def test_tokens_of_an_instance_without_range_are_refused(tmp_path):
     config = FusionConfig.model_validate({
         "modalities": {"words": {"kind": "tokens", "instance": "hubert", "array": "feature"}}
     })
-    with pytest.raises(ConfigError, match="modality words: hubert has no `range`, so it has no tokens; is it of kind"):
+    with pytest.raises(ConfigError, match="modality words: hubert has no `range` and so no tokens; should its kind"):
         load_samples(store, ["a"], config)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Store:
+    """Five clips: a record, attributes and two blocks are damaged in train and val; one block in test, one unused."""
+    splits = {"a": "train", "b": "train", "c": "val", "d": "test", "e": "val"}
+    store = planted_store(tmp_path / "s.zarr", splits, num_frames=6, swin_size=3)
+    (store.path / "a/swin/zarr.json").write_text("{")
+    flip(store.path / "b/swin/feature/c.0.0")
+    flip(store.path / "c/labels/au/c.0.0")
+    (store.path / "e/zarr.json").write_text("[]")
+    flip(store.path / "d/swin/feature/c.0.0")
+    flip(store.path / "b/hubert/feature/c.0.0")
+    return store
+
+
+SWIN_ONLY = FusionConfig.model_validate({
+    "modalities": {"swin": {"kind": "frame", "instance": "swin", "array": "feature"}},
+    "training": {"max_epochs": 1},
+})
+
+
+def test_a_fit_names_all_that_is_damaged_at_once(damaged):
+    with pytest.raises(CorruptError) as refusal:
+        fit(damaged.path, damaged.path.parent / "run", SWIN_ONLY)
+    head, *lines, remedy = str(refusal.value).splitlines()
+    assert head == f"{damaged.path}: 4 damaged records and blocks:"
+    assert [line.split(":")[0] for line in lines] == [
+        "  clip a, instance swin",
+        "  clip b, swin/feature, block 0",
+        "  clip c, labels/au, block 0",
+        "  clip e",
+    ]
+    assert remedy == "`extract verify --repair` computes them again"
+    assert not (damaged.path.parent / "run").exists()
+
+
+def test_skip_failed_does_not_hide_damage(damaged):
+    with pytest.raises(CorruptError, match="4 damaged"):
+        fit(damaged.path, damaged.path.parent / "run", SWIN_ONLY, skip_failed=True)
+
+
+def test_an_evaluation_names_the_damage_of_its_split_alone(damaged):
+    (damaged.path / "e/zarr.json").unlink()
+    found = r"1 damaged record or block:\n  clip d, swin/feature, block 0: [^\n]+\n`"
+    with pytest.raises(CorruptError, match=found), all_damage_named(damaged, ["test"], ["swin"]):
+        load_samples(damaged, ["d"], SWIN_ONLY)
+
+
+def test_damage_that_the_list_does_not_know_is_told_all_the_same(damaged):
+    """A run's own file, for instance."""
+    (damaged.path / "e/zarr.json").unlink()
+    found = r"1 damaged record or block:\n  model.pt: bits"
+    with pytest.raises(CorruptError, match=found), all_damage_named(damaged, [], []):
+        raise CorruptError("model.pt: bits")

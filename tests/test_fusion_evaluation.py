@@ -9,13 +9,15 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from extract.au import AU_NAMES
 from extract.errors import StaleError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import feature_sources, load_samples
-from fusion.evaluation import NAMES, bootstrap, evaluate, interval, named, predict_logits, score
+from fusion.data import load_samples
+from fusion.evaluation import bootstrap, by_name, evaluate, interval, predict_logits, score
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
+from fusion.selection import feature_sources
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({
@@ -112,13 +114,13 @@ def test_aus_without_annotation_are_null_and_in_no_mean():
     labels[2:, 0] = 0
     scores = score(labels, np.ones((4, 12)))
     found = scores.as_json()
-    assert found["f1"]["AU1"] == pytest.approx(2 / 3)
-    assert found["f1"]["AU6"] is None
+    assert found["f1"]["AU01"] == pytest.approx(2 / 3)
+    assert found["f1"]["AU06"] is None
     assert found["f1"]["mean"] == pytest.approx((2 / 3 + 1 + 1) / 3) == scores.mean_f1
-    assert found["baselines"]["zeros"]["f1_our"]["AU1"] == pytest.approx(1 / 3)
-    assert found["annotated"]["AU6"] == 0
-    assert named(np.full(12, np.nan))["mean"] == 0
-    assert list(found["f1"]) == [*NAMES, "mean"]
+    assert found["baselines"]["zeros"]["f1_our"]["AU01"] == pytest.approx(1 / 3)
+    assert found["annotated"]["AU06"] == 0
+    assert by_name(np.full(12, np.nan))["mean"] == 0
+    assert list(found["f1"]) == [*AU_NAMES, "mean"]
     json.dumps(found, allow_nan=False)
 
 
@@ -146,7 +148,7 @@ def test_rows_of_another_size_are_refused(fitted):
     store = Store.open(features, "a")
     for clip in "bc":
         add_instance(store, clip, "swin", {"feature": np.zeros((20, 5), np.float16)})
-    with pytest.raises(StaleError, match=r"modality swin: 5 values a row, the run was fitted on 12"):
+    with pytest.raises(StaleError, match=r"modality swin: 5 values per row, the run was fitted on 12"):
         evaluate(features, run)
 
 
@@ -166,7 +168,7 @@ def test_nothing_to_evaluate(fitted):
     store = Store.open(features, "a")
     for clip in "bc":
         add_instance(store, clip, "labels", {"au": np.full((20, 12), -1, dtype=np.int8)})
-    with pytest.raises(UsageError, match="split test: not one annotated frame in 2 clips"):
+    with pytest.raises(UsageError, match="split test: no annotated frame in 2 clips"):
         evaluate(features, run)
 
 
@@ -177,12 +179,12 @@ def test_unfinished_clips_are_refused_or_left_out(fitted):
     add_instance(store, "c", "labels", {}, state="empty", reason="no_labels")
     with pytest.raises(UnfinishedError, match="b: swin was never computed"):
         evaluate(features, run)
-    with pytest.raises(UsageError, match=r"split test \(1 without labels, 1 left out\)"):
+    with pytest.raises(UsageError, match=r"split test \(1 without labels, 1 left out\); for example b: swin was never"):
         evaluate(features, run, skip_failed=True)
 
 
 def test_the_newest_run_is_taken(tmp_path):
-    with pytest.raises(UsageError, match=r"no fitted model below .*/runs/; make one with `fusion fit`"):
+    with pytest.raises(UsageError, match=r"no fitted model in .*/runs/; make one with `fusion fit`"):
         Run.newest(tmp_path / "runs")
     for age, name in enumerate(("young", "middle", "old")):
         folder = tmp_path / "runs" / name

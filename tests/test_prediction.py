@@ -136,7 +136,7 @@ def test_facts_say_what_the_numbers_are(fitted, media_dir, tmp_path):
     facts = json.loads((tmp_path / "one_face.json").read_text())
     assert facts["warnings"] == found.warnings
     assert "untrained encoders (random weights): swin, hubert, roberta" in facts["warnings"]
-    assert any("drawn by a program, not recorded (1 of 1 clips)" in text for text in facts["warnings"])
+    assert any("synthetic, drawn by a program (1 of 1 clips)" in text for text in facts["warnings"])
     assert facts["recipes"] == Run(run).model().recipes
     assert facts["run"]["path"] == str(run)
     assert (facts["frames"], facts["valid"]) == (72, 72)
@@ -171,7 +171,7 @@ def test_fit_knows_drawn_clips(fitted, tmp_path):
     config = load_fusion_config(str(fitted / "config.yaml"), leave_out)
     (evaluation,) = fusion.fit(tmp_path / "store.zarr", tmp_path / "run", config)
     assert (evaluation.drawn, evaluation.clips, Run(tmp_path / "run").model().drawn) == (1, 2, 1)
-    assert "drawn: 1 of 2 clips show no person but a program's drawing" in render(evaluation)
+    assert "synthetic: 1 of 2 clips are drawn by a program" in render(evaluation)
 
 
 def test_predicting_again_computes_nothing(fitted, tmp_path, cache):
@@ -230,7 +230,7 @@ def test_progress_counts_clips_that_failed(fitted, tmp_path):
 def test_a_named_pipe_is_no_movie(fitted, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     found = fusion.predict([tmp_path / "pipe.mp4"], fitted / "run", output=tmp_path)
-    assert found.failed == {tmp_path / "pipe.mp4": "is no file"}
+    assert found.failed == {tmp_path / "pipe.mp4": "is not a file"}
 
 
 def test_words_beside_a_movie_are_used_and_their_edits_seen(fitted, tmp_path):
@@ -276,7 +276,7 @@ def test_two_movies_of_one_name_get_names_of_their_own(fitted, tmp_path):
 def test_files_of_others_are_not_replaced(fitted, tmp_path, cache, name, text):
     """Labels or a transcript beside the movie, when the tables go to the same folder."""
     (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match=rf"{name}: is there and no prediction; name another folder with -o"):
+    with pytest.raises(UsageError, match=rf"{name}: exists and is not a prediction; name another folder with -o"):
         fusion.predict([movie(tmp_path / "a.mov")], fitted / "run", output=tmp_path)
     assert (tmp_path / name).read_text() == text
     assert not cache.exists()
@@ -348,7 +348,7 @@ def test_a_precision_that_the_device_lacks_is_replaced_and_told(fitted, tmp_path
     found = fusion.predict([movie(tmp_path / "a.mov")], run, output=tmp_path)
     assert found.exit_code == 0
     assert (
-        "swin: computed with another precision than in training (precision: 'bfloat16' against 'float32')"
+        "swin: computed with another precision than for training (precision: 'bfloat16' against 'float32')"
         in "\n".join(found.warnings)
     )
 

@@ -337,4 +337,4 @@ def test_what_cannot_be_inspected(name, config, store, message):
 def test_a_sheet_is_a_png():
     result = CliRunner().invoke(app, ["inspect", "face", "-c", "c.yaml", "-o", "x.jpg"])
     assert result.exit_code == 2
-    assert "--out x.jpg: expected a name that ends in .png" in result.stderr
+    assert "-o x.jpg: expected a name that ends in .png" in result.stderr

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from extract.au import AUS
+from extract.au import AUS, au_name
 from extract.inputs.annotations import read_au
 
 COLUMNS, PANEL_W, PANEL_H, MARGIN, TOP = 3, 380, 120, 16, 30
@@ -28,8 +28,8 @@ def read_predicted(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Times [T] and probabilities [T, 12] of a table of `fusion predict`; NaN where it has no number."""
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    times = np.array([float(row["time_s"]) for row in rows])
-    named = [next(name for name in (f"AU{au:02d}", f"AU{au}") if name in rows[0]) for au in AUS]
+    times = np.array([float(row["pts_s"]) for row in rows])
+    named = [f"{au_name(au)}_p" for au in AUS]
     return times, np.array([[float(row[name]) if row[name] else np.nan for name in named] for row in rows])
 
 
@@ -48,7 +48,7 @@ def draw(times: NDArray[np.float64], predicted: NDArray[np.float64], true: NDArr
             x = left + (time_s - times[0]) / span * (PANEL_W - MARGIN)
             return x * SCALE, (top + 20 + (1 - value) * (PANEL_H - 34)) * SCALE
 
-        pen.text((left * SCALE, (top + 2) * SCALE), f"AU{au:02d}", fill=TEXT, font=font)
+        pen.text((left * SCALE, (top + 2) * SCALE), au_name(au), fill=TEXT, font=font)
         step = span / max(len(times) - 1, 1)
         for time_s, active in zip(times, true[:, i], strict=True):
             if active == 1:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from extract.au import AUS
+from extract.au import AU_NAMES
 from extract.demo.mesh import FRAME_PX, Mesh, Pose
 from extract.demo.portrait import Floats, load_portrait
 from extract.demo.schedule import Schedule, draw_schedules
@@ -214,7 +214,7 @@ def movie(frames: Iterator[Picture], sound: Samples, seed: int) -> bytes:
 
 
 def _au_table(schedule: Schedule) -> str:
-    rows = [",".join(f"AU{unit}" for unit in AUS), *(",".join(map(str, row)) for row in schedule.labels.tolist())]
+    rows = [",".join(AU_NAMES), *(",".join(map(str, row)) for row in schedule.labels.tolist())]
     return "\n".join(rows) + "\n"
 
 

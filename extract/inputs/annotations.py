@@ -1,6 +1,5 @@
 """Readers of label files: one row per video frame, -1 where nothing was annotated."""
 
-import re
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -9,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract import texts
-from extract.au import AUS
+from extract.au import AU_NAMES, AUS, au_name, au_number
 from extract.errors import ClipError
 
 NOT_ANNOTATED = -1
 NUM_EXPRESSIONS = 8
 
 # OpenFace adds _c for "present: 0 or 1" and _r for an intensity from 0 to 5, which is no label of ours.
-_AU_NAME = re.compile(r"au\s*0*([1-9][0-9]{0,3})(_c|_r)?")
+_PRESENT, _INTENSITY = "_c", "_r"
 _AU_VALUES = {"0": 0, "1": 1, "-1": -1}
 _EXPR_VALUES = {str(value): value for value in range(-1, NUM_EXPRESSIONS)}
 
@@ -34,8 +33,8 @@ class AuLabels:
 def read_au(path: Path) -> AuLabels:
     """Action units of every frame of a movie.
 
-    The layout of Aff-Wild2 (ABAW): a header ``AU1,AU2,...,AU26``, then one line of comma-separated values per frame
-    of the movie. Columns go by their names (``AU1``, ``AU01``, ``au 1``, OpenFace's ``AU01_c``), so they may stand in
+    The layout of Aff-Wild2 (ABAW): a header ``AU01,AU02,...,AU26``, then one line of comma-separated values per frame
+    of the movie. Columns go by their names (``AU01``, ``AU1``, ``au 1``, OpenFace's ``AU01_c``), so they may stand in
     any order, and an AU without a column is -1 throughout. AUs other than the twelve are left out, whatever their
     values are, and named. A column that is no AU at all is refused: ``success`` or ``confidence`` may say that a row's
     zeros mean nothing. A first column ``frame`` must count up by one from 0 or from 1.
@@ -43,7 +42,7 @@ def read_au(path: Path) -> AuLabels:
     Raises:
         ClipError: ``missing_file``, ``unreadable``, or ``bad_labels`` with the line, what it holds and what it should.
     """
-    lines = _lines(path, "a header such as `AU1,AU2,AU4`")
+    lines = _lines(path, "a header such as `AU01,AU02,AU04`")
     aus, left_out, counted = _au_columns(path, lines[0])
     rows = [line.split(",") for line in lines[1:]]
     width = len(aus) + len(left_out) + counted
@@ -102,18 +101,18 @@ def _au_columns(path: Path, header: str) -> tuple[dict[int, int], tuple[str, ...
     """Column of each AU, the AUs that are none of ours, and whether a frame counter stands before them."""
     names = [name.strip() for name in header.split(",")]
     counted = names[0].lower() == "frame"
-    expected = f"a header of AU columns such as `AU1,AU2,AU4`, from {', '.join(f'AU{au}' for au in AUS)}"
+    expected = f"a header of AU columns such as `AU01,AU02,AU04`, from {', '.join(AU_NAMES)}"
     aus: dict[int, int] = {}
     left_out: list[str] = []
     for column, name in enumerate(names[counted:], start=counted):
-        match = _AU_NAME.fullmatch(name.lower())
-        if match is None:
+        kind = next((kind for kind in (_PRESENT, _INTENSITY) if name.lower().endswith(kind)), "")
+        number = au_number(name[: len(name) - len(kind)])
+        if number is None:
             raise _bad(path, 1, f"column {_shown(name.lower())}", expected)
-        number = int(match[1])
-        if number not in AUS or match[2] == "_r":
+        if number not in AUS or kind == _INTENSITY:
             left_out.append(name)
         elif number in aus:
-            raise _bad(path, 1, f"AU{match[1]} twice", "each AU once")
+            raise _bad(path, 1, f"{au_name(number)} twice", "each AU once")
         else:
             aus[number] = column
     if not aus:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from extract.endings import uninterrupted
-from extract.errors import ClipError, MachineError, UsageError, WeightsError
+from extract.errors import ClipError, MachineError, WeightsError
 from extract.inputs.media import Watcher
-from extract.running.recipes import DEFAULT_PRECISION, Prepared
+from extract.running.recipes import Prepared
 from extract.stage import Context, Stage
 
 Item = TypeVar("Item")
@@ -85,25 +85,6 @@ def _memory_is_full(name: str, *, whole_clip: bool) -> ClipError | MachineError:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return ClipError("out_of_memory", "too long for the memory; cut it with start_s and end_s, or use --device cpu")
-
-
-def pick_device(asked: str) -> torch.device:
-    """``auto`` is the first GPU if there is one.
-
-    Raises:
-        UsageError: that device is not there.
-    """
-    if asked == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise UsageError(f"--device {asked}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in DEFAULT_PRECISION:
-        raise UsageError(f"--device {asked}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {asked}: this machine has {torch.cuda.device_count()} GPUs")
-    return device
 
 
 class Reading(Watcher):

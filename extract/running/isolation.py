@@ -21,11 +21,12 @@ from types import FrameType
 from typing import Any, NoReturn, cast
 
 from extract.config import ExtractConfig
+from extract.devices import pick_device
 from extract.errors import AuFusionError
 from extract.inputs.manifest import Clip
 from extract.running import crashes, lease
 from extract.running.clipwork import work_on
-from extract.running.device import LocalEngine, pick_device
+from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Working
 from extract.running.planning import prepared_plan

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.config import ExtractConfig, Remembered, load_extract_config
+from extract.devices import pick_device
 from extract.errors import CorruptError
 from extract.graph import upstream
 from extract.inputs.manifest import Clip
 from extract.records import Record
 from extract.running import crashes, lease
 from extract.running.clipwork import work_on
-from extract.running.device import LocalEngine, pick_device
+from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Outcome, Working
 from extract.running.isolation import IsolatedWorker, Job

@@ -39,7 +39,7 @@ def convert(file: Path, out: Path, architecture: str) -> Converted:
     if architecture not in ARCHITECTURES:
         raise UsageError(f"--architecture {architecture}: expected one of {', '.join(ARCHITECTURES)}")
     if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}: expected a name that ends in .safetensors")
+        raise UsageError(f"-o {out}: expected a name that ends in .safetensors")
     found = official.read(file, architecture)
     metadata = {"architecture": architecture, "made_of": file_sha256(file), "source_sha256": found.source_sha256}
     data = safetensors.torch.save(found.tensors, metadata)
