@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import bench  # noqa: F401 - a fixture of several files
+from tests.hub import site  # noqa: F401 - likewise
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -13,8 +13,8 @@ from extract.running.runner import as_made, run
 from extract.store import Store
 from fusion import cli as fusion_cli
 from fusion.config import FusionConfig, load_fusion_config
+from tests.bench import Bench
 from tests.media_files import pictures, write_clip
-from tests.test_runner import Bench
 
 INSTANCE_KEYS = "inputs, keep, block_rows, batch, precision"
 

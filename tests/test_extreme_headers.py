@@ -13,8 +13,8 @@ import pytest
 from extract.errors import ClipError
 from extract.inputs.manifest import Clip
 from extract.inputs.media import open_video, read_audio
+from tests.bench import Bench
 from tests.media_files import greys, pictures, tone, write_clip
-from tests.test_runner import Bench
 
 
 def patched(path, *patches):

@@ -15,8 +15,8 @@ from extract.config import ExtractConfig
 from extract.inputs import media
 from extract.inputs.manifest import Clip, write_manifest
 from extract.running.selection import Options
+from tests.bench import Bench
 from tests.media_files import pictures, write_clip
-from tests.test_runner import Bench
 from tests.test_vision_chain import INSTANCES, faces
 from tests.toy_stages import AfterRank, Colour, expected_mean
 

@@ -8,8 +8,8 @@ import pytest
 
 from extract.inputs import media
 from extract.running import fingerprints as sources
+from tests.bench import Bench
 from tests.media_files import pictures, write_clip
-from tests.test_runner import Bench
 from tests.toy_stages import Colour, expected_mean
 
 pytestmark = pytest.mark.usefixtures("toys")
