@@ -44,7 +44,10 @@ PREDICT_MAY_IMPORT = {
 
 ONE_USER = {
     "zarr": {"extract/arrays.py"},
-    "av": {"extract/inputs/media.py", "extract/demo/clips.py"},
+    "av": {
+        *(f"extract/inputs/media/{name}.py" for name in ("decoding", "picture", "video", "audio")),
+        "extract/demo/clips.py",
+    },
     "yaml": {
         "extract/texts.py",
         "extract/inputs/manifest.py",
@@ -278,7 +281,7 @@ OK: Tree = {
     "extract/au/losses.py": "import torch\nfrom extract.au import AUS\nfrom . import metrics",
     "extract/arrays.py": "import zarr\nfrom zarr.storage import LocalStore\nzarr.open_array(config=1)",
     "extract/store.py": "from extract import arrays",
-    "extract/inputs/media.py": "import av.container",
+    "extract/inputs/media/decoding.py": "import av.container",
     "extract/cli.py": "from extract import store\ndef main():\n    print('x')",
     "extract/avatar.py": "import fusions, available, zarrish\nprinted = print_ = 1\nprint_(2)",
     "fusion/__init__.py": "from fusion.training import fit",
