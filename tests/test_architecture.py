@@ -50,7 +50,7 @@ ONE_USER = {
     },
     "yaml": {
         "extract/texts.py",
-        "extract/inputs/manifest.py",
+        "extract/inputs/manifest/nodes.py",
         "extract/config.py",
         "fusion/config.py",
         "fusion/runs.py",

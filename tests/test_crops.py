@@ -186,7 +186,7 @@ def test_a_picture_of_another_size_fails_its_clip_alone(tmp_path):
             ["1699999999.jpg"],
             r"1699999999\.jpg: found number 1699999999, expected pictures numbered from 1 to 10,000,000",
         ),
-        (["00001.png", "1.png"], r"found 00001\.png and 1\.png, expected one picture of a frame"),
+        (["00001.png", "1.png"], r"found 00001\.png and 1\.png, expected one picture per frame"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(tmp_path, names, message):
