@@ -42,16 +42,16 @@ def manifest_folder(
     """Take videos and sound files by suffix; NAME.srt|vtt|csv beside a video are its words and labels."""
     from extract.inputs.datasets.folder import own_file, scan_folder
     from extract.inputs.manifest import refuse_existing
-    from extract.inputs.manifest_update import make
+    from extract.inputs.manifest.update import make
 
-    parting = _parting(split_by, val, test, seed, allow_shared_subjects=allow_shared_subjects)
+    rule = _split_rule(split_by, val, test, seed, allow_shared_subjects=allow_shared_subjects)
     if not update:
         refuse_existing(out)  # before a scan that may take long
     scan = scan_folder(root)
     comment = (
         "Made by `extract manifest folder`. Edit it: with `--update` that command adds what is new and keeps the rest."
     )
-    made = make(out, scan.clips, comment, root=root, own=own_file, update=update, parting=parting)
+    made = make(out, scan.clips, comment, root=root, own=own_file, update=update, rule=rule)
     videos = sum(clip.video is not None for clip in scan.clips)
     kinds = f"{videos} videos, {len(scan.clips) - videos} sound files"
     print(
@@ -82,7 +82,7 @@ def manifest_affwild2(
     """Official splits (validation is test), annotations, given crops, two faces of one movie."""
     from extract.inputs.datasets.affwild2 import KNOWN, own_file, scan_affwild2
     from extract.inputs.manifest import load_manifest, refuse_existing
-    from extract.inputs.manifest_update import make
+    from extract.inputs.manifest.update import make
 
     if not update:
         refuse_existing(out)  # before a scan that may take long
@@ -106,10 +106,10 @@ def manifest_affwild2(
     return 0
 
 
-def _parting(
+def _split_rule(
     split_by: str | None, val: float | None, test: float | None, seed: int | None, *, allow_shared_subjects: bool
-) -> Any:  # noqa: ANN401 - manifest_update.Parting, whose module is imported late
-    from extract.inputs.manifest_update import Parting
+) -> Any:  # noqa: ANN401 - manifest.update.SplitRule, whose module is imported late
+    from extract.inputs.manifest.update import SplitRule
 
     if split_by is None:
         if any(given is not None for given in (val, test, seed)) or allow_shared_subjects:
@@ -121,7 +121,7 @@ def _parting(
         raise UsageError(f"--split-by {split_by}: expected subject or source_video")
     if split_by == "subject" and allow_shared_subjects:
         raise UsageError("--split-by subject and --allow-shared-subjects exclude each other")
-    return Parting(
+    return SplitRule(
         "subject" if split_by == "subject" else "source_video",
         val=HELD_OUT_SHARE if val is None else val,
         test=HELD_OUT_SHARE if test is None else test,
@@ -130,7 +130,7 @@ def _parting(
     )
 
 
-def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest_update.Made, whose module is imported late
+def _show_made(out: Path, made: Any) -> None:  # noqa: ANN401 - manifest.update.Made, whose module is imported late
     if made.known:
         print(f"{out}: {made.known} clips were there, {len(made.added)} added{_named(clip.id for clip in made.added)}")
     if made.gone:

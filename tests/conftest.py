@@ -1,6 +1,7 @@
-"""Where tests find real media and golden values."""
+"""What tests of several files use: real media, golden values, toy stages, folders of videos."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,18 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in toy_stages.TOYS:
         monkeypatch.setitem(STAGES, stage.name, stage)
     toy_stages.computed.clear()
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Callable[..., Path]:
+    """Makes empty files below the folder ``v`` and returns it; a scan opens none of them."""
+    root = tmp_path / "v"
+    root.mkdir()
+
+    def touch(*names: str) -> Path:
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        return root
+
+    return touch

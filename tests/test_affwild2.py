@@ -98,8 +98,8 @@ def test_the_training_set_is_parted_by_source_video(tree):
     assert len(seen) > 1
 
 
-def test_an_update_keeps_what_was_written_and_the_parting(tree, tmp_path):
-    """A face that comes later goes where the other face of its movie went, though the seed would part anew."""
+def test_an_update_keeps_what_was_written_and_the_split(tree, tmp_path):
+    """A face that comes later joins the other face of its movie, though the new seed would split otherwise."""
     path = tmp_path / "m.yaml"
     late = [tree / "Third ABAW Annotations" / c / "Train_Set/10-60-1280x720_right.txt" for c in CHALLENGES]
     kept = [file.read_bytes() for file in late]
@@ -216,14 +216,14 @@ def test_two_annotations_of_a_face_are_refused(tree):
 
 
 def test_what_is_no_such_tree_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not there; expected the folder of Aff-Wild2"):
+    with pytest.raises(UsageError, match="does not exist; expected the folder of Aff-Wild2"):
         scan_affwild2(tmp_path / "gone")
     with pytest.raises(UsageError, match="no action unit annotations; expected AU_Detection_Challenge or AU_Set with"):
         scan_affwild2(tmp_path)
     lone = tmp_path / "AU_Set/Train_Set"
     lone.mkdir(parents=True)
     (lone / "a.txt").write_text(au_file("a"))
-    with pytest.raises(UsageError, match=r"1 annotated faces and none makes a clip; a: neither a movie a\.\* nor"):
+    with pytest.raises(UsageError, match=r"1 annotated faces, but none gives a clip; a: neither a movie a\.\* nor"):
         scan_affwild2(tmp_path)
 
     twice = tmp_path / "EXPR_Set/Train_Set"
@@ -286,9 +286,9 @@ def test_what_is_lacking_is_named(tree):
     )
     assert found.notes[2].startswith("without transcript: 5 of 8 clips (first: 102, 122-60-1920x1080-1, 146)")
     assert found.notes[4:] == (
-        "left out, expression labels alone: 1 (first: 7-60-1920x1080); the AU sets decide",
-        f"not used, the second of a name: 1 (first: {tree / 'videos/146.avi'})",
-        "in Train_Set and in Validation_Set, so that results flatter: 1 (first: 10-60-1280x720)",
+        "left out, no AU labels, only expressions: 1 (first: 7-60-1920x1080)",
+        f"not used, another of the same name: 1 (first: {tree / 'videos/146.avi'})",
+        "in both Train_Set and Validation_Set, so results will be too good: 1 (first: 10-60-1280x720)",
     )
     assert not found.left_out
 
@@ -305,6 +305,6 @@ def test_archives_unpacked_into_folders_of_their_name_and_links(tree):
     assert not any("not used" in note for note in after.notes)
 
 
-def test_crops_of_unannotated_faces_are_told_of(tree):
+def test_crops_of_unannotated_faces_are_reported(tree):
     (tree / "cropped_aligned" / "test_video").mkdir()
     assert any("crops of 1 faces without annotations (first: test_video)" in note for note in scan_affwild2(tree).notes)

@@ -158,7 +158,7 @@ def test_a_long_line_is_not_shown_whole(write):
 
 @pytest.mark.parametrize("read", [read_au, read_expr])
 def test_not_text(write, read):
-    with pytest.raises(ClipError, match="found bytes that are no UTF-8 text") as caught:
+    with pytest.raises(ClipError, match="found bytes that are not UTF-8 text") as caught:
         read(write(b"\x89PNG\r\n\xff\xfe\x00"))
     assert caught.value.reason == "bad_labels"
 

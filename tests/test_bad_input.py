@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from extract.cli import app
-from extract.inputs import media
+from extract.inputs.media import decoding
 from extract.store import Store
 from tests.media_files import cut_short, overwrite_packets, pictures, tone, write_clip
 
@@ -191,7 +191,7 @@ def test_times_that_are_absent_or_do_not_increase(desk, tmp_path, monkeypatch, t
     """No container that we can write keeps such times; the decoder is made to give frame 3 another one."""
     odd = write_clip(tmp_path / "odd.mov", pictures(6))
     desk.add("odd", video="odd.mov")
-    real = media._decoded
+    real = decoding.decoded
 
     def decoded(container, stream, damage):
         for number, frame in enumerate(real(container, stream, damage)):
@@ -199,7 +199,7 @@ def test_times_that_are_absent_or_do_not_increase(desk, tmp_path, monkeypatch, t
                 frame.pts = None if time is None else int(time / frame.time_base)
             yield frame
 
-    monkeypatch.setattr(media, "_decoded", decoded)
+    monkeypatch.setattr(decoding, "decoded", decoded)
     line = failed_alone(desk, desk.run(), "odd", "bad_times", *VISUAL)
     assert "repair_pts" in line
     again = desk.run("--set", "frames.repair_pts=true", "--overwrite")

@@ -109,10 +109,10 @@ def test_one_person_in_two_splits_is_refused_before_any_work(shared, command):
     result = extract(*command, "-c", "c.yaml")
     assert result.exit_code == 2
     assert result.stderr == (
-        "extract: data_manifest.yaml: one subject or recording lies in several splits, so that scores would flatter:\n"
+        "extract: data_manifest.yaml: one subject or recording is in several splits, so scores would be too good:\n"
         "  subject anna: train: a (line 4); test: b (line 8)\n"
-        "give all clips of each the same `split:`, or leave `subject:` out where nobody knows it; "
-        "`--allow-shared-subjects` takes them as they are\n"
+        "give all clips of one subject or recording the same `split:`, or leave out `subject:` where it is not known; "
+        "`--allow-shared-subjects` accepts them as they are\n"
     )
     assert not (shared / "store.zarr").exists()
     assert extract(*command, "-c", "c.yaml", "--allow-shared-subjects").exit_code == 0

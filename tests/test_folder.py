@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_listed_is_counted(make, tmp_path, monkeypatch):
         scan_folder(tmp_path / "videos/x")
 
 
-@pytest.mark.parametrize(("name", "found"), [("none", "is not there"), ("file", "is a file")])
+@pytest.mark.parametrize(("name", "found"), [("none", "does not exist"), ("file", "is a file")])
 def test_no_folder(tmp_path, name, found):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=f"{name}: {found}; expected a folder of videos or sound files"):

@@ -12,8 +12,8 @@ import pytest
 
 import extract
 from extract.config import ExtractConfig
-from extract.inputs import media
 from extract.inputs.manifest import Clip, write_manifest
+from extract.inputs.media import open_video, picture
 from extract.running.selection import Options
 from tests.bench import Bench
 from tests.media_files import pictures, write_clip
@@ -47,7 +47,7 @@ def test_the_bytes_are_those_of_whole_groups(media_dir, tmp_path):
 def held(monkeypatch):
     """Decoded frames that are in memory: now, and the most at once."""
     now, most = set(), [0]
-    real = media._rgb
+    real = picture.upright_rgb
 
     def rgb(frame, reformatter):
         image = real(frame, reformatter)
@@ -56,7 +56,7 @@ def held(monkeypatch):
         weakref.finalize(image, now.discard, id(image))
         return image
 
-    monkeypatch.setattr(media, "_rgb", rgb)
+    monkeypatch.setattr(picture, "upright_rgb", rgb)
     return most
 
 
@@ -81,7 +81,7 @@ def test_a_decoded_frame_goes_without_the_garbage_collector(tmp_path):
     gc.collect()
     gc.disable()
     try:
-        assert sum(1 for _ in media.open_video(path).frames()) == 20
+        assert sum(1 for _ in open_video(path).frames()) == 20
         alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
     finally:
         gc.enable()

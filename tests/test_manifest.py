@@ -1,6 +1,5 @@
-"""The manifest: every rule with its line, text as it stands, and files that read back as they were written."""
+"""Reading a manifest: every rule with its line, and text as it is written."""
 
-import os
 import re
 import textwrap
 from pathlib import Path
@@ -9,9 +8,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from extract.errors import MachineError, ManifestError, UsageError
+from extract.errors import ManifestError
 from extract.inputs import manifest
-from extract.inputs.manifest import Clip, Labels, absolute, load_manifest, write_manifest
+from extract.inputs.manifest import Clip, Labels, load_manifest, nodes
 from extract.names import MAX_CHARS, is_legal
 
 GOOD = "version: 1\nclips:\n- {id: a, video: a.mp4}\n"
@@ -35,9 +34,9 @@ def clip_with(line: str) -> str:
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_wrong_with_every_clip_is_not_told_of_every_clip(tmp_path):
+def test_only_the_first_hundred_problems_are_listed(tmp_path):
     (tmp_path / "m.yaml").write_text("version: 1\nclips:\n" + "- {id: a b, video: 1}\n" * 5000)
-    with pytest.raises(ManifestError, match=r"\nand [0-9]+ more of the kind$") as caught:
+    with pytest.raises(ManifestError, match=r"\nand [0-9]+ more problems$") as caught:
         load_manifest(tmp_path / "m.yaml")
     assert len(str(caught.value).splitlines()) == 101
 
@@ -224,12 +223,12 @@ def test_duplicate_ids(write):
     with pytest.raises(ManifestError) as caught:
         load_manifest(path)
     first, second = str(caught.value).splitlines()
-    assert first.startswith(f"{path}:5: id 'a' is that of line 3;")
+    assert first.startswith(f"{path}:5: id 'a' is already used in line 3;")
     assert second.startswith(f"{path}:6: id 'B' differs only in case from 'b' of line 4;")
 
 
 def test_a_repeated_alias_is_a_duplicate(write):
-    with pytest.raises(ManifestError, match=r":3: id 'a' is that of line 3"):
+    with pytest.raises(ManifestError, match=r":3: id 'a' is already used in line 3"):
         load_manifest(write("version: 1\nclips:\n- &one {id: a, video: a}\n- *one\n"))
 
 
@@ -273,10 +272,10 @@ WHOLE_FILES = {
 }
 
 
-@pytest.mark.parametrize("loader", [manifest._Loader, yaml.BaseLoader], ids=["as installed", "without libyaml"])
+@pytest.mark.parametrize("loader", [nodes.LOADER, yaml.BaseLoader], ids=["as installed", "without libyaml"])
 @pytest.mark.parametrize(("text", "message"), WHOLE_FILES.values(), ids=WHOLE_FILES)
 def test_a_file_that_is_no_manifest(tmp_path, text, message, loader, monkeypatch):
-    monkeypatch.setattr(manifest, "_Loader", loader)
+    monkeypatch.setattr(nodes, "LOADER", loader)
     path = tmp_path / "m.yaml"
     path.write_text(text)
     with pytest.raises(ManifestError, match=re.escape(f"{path}{message}")) as caught:
@@ -300,7 +299,7 @@ def test_no_such_file(tmp_path, name, found):
     assert caught.value.exit_code == 2
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write):
+def test_all_mistakes_are_listed_at_once_in_the_order_of_the_file(write):
     path = write(
         """\
         version: 3
@@ -348,173 +347,3 @@ def test_ten_thousand_clips_in_order(tmp_path):
     clips = load_manifest(path)
     assert [clip.id for clip in clips] == [f"c{i}" for i in range(10_000)]
     assert clips[-1].video == tmp_path / "v/9999.mp4"
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-ODD_NAMES = [
-    "a b.mp4",
-    "a: b.mp4",
-    "#a.mp4",
-    "'q'.mp4",
-    '"d".mp4',
-    "é視.mp4",
-    "😀.mp4",
-    "a\nb.mp4",
-    " lead.mp4",
-    "~",
-    "null",
-]
-
-
-def test_what_is_written_reads_back_equal(tmp_path):
-    everything = Clip(
-        id="all",
-        video=tmp_path / "a.mp4",
-        crops=tmp_path.parent / "crops",
-        fps=30000 / 1001,
-        audio=Path("/elsewhere/a.wav"),
-        transcript=tmp_path / "w.srt",
-        labels=Labels(au=tmp_path / "l.csv", expr=tmp_path / "e.txt"),
-        subject="007",
-        source_video="whole",
-        split="test",
-        face="right",
-    )
-    clips = (
-        everything,
-        Clip(id="part", video=tmp_path / "a.mp4", start_s=1e-7, end_s=1e17),
-        *(Clip(id=f"odd{i}", video=tmp_path / name, subject=name) for i, name in enumerate(ODD_NAMES)),
-        *(
-            Clip(id=name, audio=tmp_path / "a.wav", subject=name)
-            for name in ("001", "yes", "null", "1e3", "010", "1.5")
-        ),
-    )
-    path = tmp_path / "m.yaml"
-    write_manifest(path, clips)
-    assert load_manifest(path) == clips
-    assert "video: é視.mp4\n" in path.read_text(encoding="utf-8"), "readable, not escaped"
-
-
-def test_what_is_written_is_what_a_person_would_write(tmp_path):
-    path = tmp_path / "m.yaml"
-    clips = (
-        Clip(id="a", video=tmp_path / "v/a.mp4", labels=Labels(au=tmp_path / "a.csv")),
-        Clip(id="001", audio=Path("/opt/b.wav"), source_video="a", split="val"),
-    )
-    write_manifest(path, clips, comment="Made by hand.\n\nTwo clips.")
-    assert path.read_text() == textwrap.dedent(
-        """\
-        # Made by hand.
-        #
-        # Two clips.
-        version: 1
-        clips:
-        - id: a
-          video: v/a.mp4
-          labels:
-            au: a.csv
-        - id: '001'
-          audio: /opt/b.wav
-          source_video: a
-          split: val
-        """
-    )
-
-
-def test_paths_are_relative_when_near(tmp_path, monkeypatch):
-    home = tmp_path / "home"
-    (home / "project").mkdir(parents=True)
-    monkeypatch.chdir(home)
-    clips = [
-        Clip(id="near", video=home / "data/a.mp4"),
-        Clip(id="far", video=Path("/mnt/data/a.mp4")),
-        Clip(id="shell", video=Path("data/b.mp4")),
-        Clip(id="dots", video=home / "x/../b.mp4"),
-    ]
-    write_manifest(Path("project/m.yaml"), clips)
-    written = yaml.safe_load((home / "project/m.yaml").read_text())["clips"]
-    assert [clip["video"] for clip in written] == [
-        "../data/a.mp4",
-        "/mnt/data/a.mp4",
-        "../data/b.mp4",
-        f"{home}/x/../b.mp4",
-    ]
-
-
-def test_relative_paths_hold_behind_a_linked_folder(tmp_path):
-    (tmp_path / "real/deep").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "real/deep")
-    video = tmp_path / "v/a.mp4"
-    write_manifest(tmp_path / "link/m.yaml", [Clip(id="a", video=video)])
-    assert yaml.safe_load((tmp_path / "link/m.yaml").read_text())["clips"][0]["video"] == "../../v/a.mp4"
-    assert load_manifest(tmp_path / "link/m.yaml")[0].video == video
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "m.yaml"
-    path.write_text(GOOD)
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MachineError, match=r"cannot write .*m\.yaml.*No space left on device"):
-        write_manifest(path, [Clip(id="b", video=tmp_path / "b.mp4")])
-    assert path.read_text() == GOOD
-    assert [file.name for file in tmp_path.iterdir()] == ["m.yaml"]
-
-
-def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path):
-    path = tmp_path / "m.yaml"
-    path.write_text("x" * 10_000)
-    write_manifest(path, [Clip(id="b", video=tmp_path / "b.mp4")])
-    assert load_manifest(path)[0].id == "b"
-    assert [file.name for file in tmp_path.iterdir()] == ["m.yaml"]
-
-
-def test_a_new_file_is_written_only_where_none_is(tmp_path):
-    path = tmp_path / "m.yaml"
-    clips = [Clip(id="b", video=tmp_path / "b.mp4")]
-    write_manifest(path, clips, new=True)
-    assert load_manifest(path) == tuple(clips)
-    path.write_text(GOOD)
-    with pytest.raises(
-        UsageError, match=r"m\.yaml: is there already .* with `--update`, or name another file with `-o"
-    ):
-        write_manifest(path, clips, new=True)
-    assert path.read_text() == GOOD
-
-
-def test_a_folder_in_place_of_the_file(tmp_path):
-    with pytest.raises(UsageError, match="is a folder; name a file with `-o FILE`"):
-        write_manifest(tmp_path, [Clip(id="a", video=tmp_path / "a.mp4")])
-
-
-def test_nothing_to_write(tmp_path):
-    with pytest.raises(ManifestError, match="no clips to write"):
-        write_manifest(tmp_path / "m.yaml", [])
-
-
-def test_two_clips_of_one_id_are_not_written(tmp_path):
-    clips = [Clip(id="a", video=tmp_path / "a.mp4"), Clip(id="A", video=tmp_path / "b.mp4")]
-    with pytest.raises(ManifestError, match="two clips with the ids 'a' and 'A'"):
-        write_manifest(tmp_path / "m.yaml", clips)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_name_that_is_no_text_is_not_written(tmp_path):
-    with pytest.raises(UsageError, match="a file's name is no UTF-8 text"):
-        write_manifest(tmp_path / "m.yaml", [Clip(id="a", video=tmp_path / "a\udcff.mp4")])
-    assert not list(tmp_path.iterdir())
-
-
-def test_absolute():
-    base = Path("/a/b")
-    assert absolute("c", base) == Path("/a/b/c")
-    assert absolute("../c", base) == Path("/a/c")
-    assert absolute("..", base) == Path("/a")
-    assert absolute("../../../c", base) == Path("/c")
-    assert absolute("/c", base) == Path("/c")
-    assert absolute("..c", base) == Path("/a/b/..c")
-    assert str(absolute("c/../d", base)) == "/a/b/c/../d"

@@ -1,4 +1,4 @@
-"""media.py on real clips: times against ffprobe, sound against the checksum that FLAC carries."""
+"""Decoding real clips: times against ffprobe, sound against the checksum that FLAC carries."""
 
 import hashlib
 import json

@@ -22,7 +22,9 @@ READERS = [open_video, read_audio]
 def test_what_is_no_media_file_is_unreadable(tmp_path, read, content):
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
-    with pytest.raises(ClipError, match=r"clip\.mp4 does not open as a media file \(.+\); expected a movie") as caught:
+    with pytest.raises(
+        ClipError, match=r"clip\.mp4 cannot be opened as a media file \(.+\); expected a complete movie"
+    ) as caught:
         read(path)
     assert caught.value.reason == "unreadable"
 
@@ -40,7 +42,9 @@ def test_text_that_ffmpeg_would_play_is_unreadable(tmp_path, read, name, content
     write_clip(tmp_path / "other.mp4", greys(3), codec="mpeg4")
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ClipError, match=rf"{name} is of format {kind}, without picture or sound of its own") as caught:
+    with pytest.raises(
+        ClipError, match=rf"{name} has the format {kind}, without pictures or sound of its own"
+    ) as caught:
         read(path)
     assert caught.value.reason == "unreadable"
 
@@ -49,20 +53,20 @@ def test_text_that_ffmpeg_would_play_is_unreadable(tmp_path, read, name, content
 def test_a_playlist_never_reaches_for_the_network(tmp_path, read):
     path = tmp_path / "clip.m3u8"
     path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
-    with pytest.raises(ClipError, match=r"clip\.m3u8 does not open"):
+    with pytest.raises(ClipError, match=r"clip\.m3u8 cannot be opened"):
         read(path)
 
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_missing_file_is_named(tmp_path, read):
-    with pytest.raises(ClipError, match=r"gone\.mp4 is not there; correct its path in the manifest") as caught:
+    with pytest.raises(ClipError, match=r"gone\.mp4 does not exist; correct its path in the manifest") as caught:
         read(tmp_path / "gone.mp4")
     assert caught.value.reason == "missing_file"
 
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_folder_is_unreadable(tmp_path, read):
-    with pytest.raises(ClipError, match=r"does not open as a media file \(.*directory"):
+    with pytest.raises(ClipError, match=r"cannot be opened as a media file \(.*directory"):
         read(tmp_path)
 
 
@@ -84,7 +88,7 @@ def test_titles_in_old_encodings_do_not_matter(tmp_path):
 
 def test_a_video_stream_of_which_nothing_decodes(tmp_path):
     path = overwrite_packets(write_clip(tmp_path / "clip.mov", pictures(4), sound=tone(1)), 0)
-    with pytest.raises(ClipError, match=r"the video stream of clip\.mov holds no frame .*4 packets refused") as caught:
+    with pytest.raises(ClipError, match=r"the video stream of clip\.mov has no frame .*4 packets refused") as caught:
         open_video(path)
     assert caught.value.reason == "no_frames"
     assert len(read_audio(path).samples) == 16_000
@@ -99,7 +103,7 @@ def test_a_video_stream_without_packets(tmp_path):
         place = data.index(table, track) + entries_at
         data[place : place + 4] = b"\x00" * 4
     path.write_bytes(data)
-    with pytest.raises(ClipError, match=r"the video stream of clip\.mov holds no frame") as caught:
+    with pytest.raises(ClipError, match=r"the video stream of clip\.mov has no frame") as caught:
         open_video(path)
     assert caught.value.reason == "no_frames"
     assert len(read_audio(path).samples) == 16_000
@@ -185,7 +189,7 @@ def test_the_sound_of_a_truncated_movie_says_so(tmp_path):
 
 def test_a_truncated_movie_without_its_index_is_unreadable(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", pictures(20), codec="libx264", index_first=False)
-    with pytest.raises(ClipError, match=r"clip_torn\.mp4 does not open .*was it copied to its end\?") as caught:
+    with pytest.raises(ClipError, match=r"clip_torn\.mp4 cannot be opened .*was the whole of it copied\?") as caught:
         open_video(cut_short(path, 0.7))
     assert caught.value.reason == "unreadable"
 
@@ -194,7 +198,7 @@ def test_a_torn_index_leaves_a_stream_of_no_known_codec(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", greys(20), codec="libx264", index_first=False)
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"stsd") - 4])  # the box that names the codec, and all after it, is lost
-    with pytest.raises(ClipError, match=r"clip\.mp4 holds no frame .*no decoder for its codec"):
+    with pytest.raises(ClipError, match=r"clip\.mp4 has no frame .*no decoder for its codec"):
         open_video(path)
 
 

@@ -11,7 +11,8 @@ import pytest
 from av.rational import AVRational
 
 from extract.errors import ClipError
-from extract.inputs.media import _fraction, _time_base, open_video, repair_times
+from extract.inputs.media import open_video, repair_times
+from extract.inputs.media.decoding import fraction, time_base
 from tests.media_files import greys, payloads, pictures, write_clip
 
 
@@ -148,10 +149,10 @@ def test_ffmpeg_itself_gives_the_times_that_were_patched(tmp_path):
 
 def test_time_bases_of_both_kinds_are_read_exactly():
     """PyAV gives Fractions up to version 18 and AVRational from 19 on, where 0/1 says that nothing is stated."""
-    assert _fraction(AVRational(1001, 30_000)) == Fraction(1001, 30_000)
-    assert _fraction(Fraction(1, 25)) == Fraction(1, 25)
-    assert _fraction(AVRational(0, 1)) is None
-    assert _fraction(None) is None
-    with pytest.raises(ClipError, match=r"stream 3 states no time base; write the file anew") as caught:
-        _time_base(SimpleNamespace(index=3, time_base=None))
+    assert fraction(AVRational(1001, 30_000)) == Fraction(1001, 30_000)
+    assert fraction(Fraction(1, 25)) == Fraction(1, 25)
+    assert fraction(AVRational(0, 1)) is None
+    assert fraction(None) is None
+    with pytest.raises(ClipError, match=r"stream 3 states no time base; re-encode the file") as caught:
+        time_base(SimpleNamespace(index=3, time_base=None))
     assert caught.value.reason == "bad_times"

@@ -73,14 +73,14 @@ def test_exact_names():
     ("call", "message"),
     [
         (lambda: hold_out(people(3), 1.0, 0), "a share of 1 cannot be held out"),
-        (lambda: hold_out([Member("a", "v"), Member("b", "v")], 0.1, 0), "1 group of clips .* cannot be parted"),
+        (lambda: hold_out([Member("a", "v"), Member("b", "v")], 0.1, 0), "1 group of clips .* cannot be split"),
         (lambda: folds(people(2), 3, 0), "2 groups of clips cannot make 3 folds; expected 2 to 2"),
         (lambda: folds(people(2), 1, 0), "cannot make 1 folds"),
         (lambda: by_names(people(2), {"test": ["c9"]}), "split test: no clip is named c9"),
         (lambda: by_names(people(2), {"test": ["c1"], "train": ["c1"]}), "clip c1 is in the splits test and train"),
         (
             lambda: by_names([Member("a", "v"), Member("b", "v")], {"test": ["a"], "train": ["b"]}),
-            "one recording or person lie in several splits: a in test, b in train",
+            "one recording or person are in several splits: a in test, b in train",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_small_share_still_gets_somebody():
 @pytest.mark.parametrize(
     ("members", "given", "shares", "message"),
     [
-        (people(5), {}, (-0.1, 0.1), "expected two shares from 0 up whose sum is less than 1"),
+        (people(5), {}, (-0.1, 0.1), "expected two shares of at least 0 whose sum is less than 1"),
         (people(5), {}, (0.1, float("nan")), "expected two shares"),
         (people(5), {}, (float("inf"), 0), "expected two shares"),
         (people(5), {}, (0.5, 0.5), "expected two shares"),
@@ -220,13 +220,13 @@ def test_a_small_share_still_gets_somebody():
             people(3),
             {f"c{i}": "train" for i in range(3)},
             (0.1, 0),
-            "0 groups .* cannot fill val; .* take `split:` lines",
+            "0 groups .* cannot fill val; .* remove `split:` lines",
         ),
         (
             [Member("a", "v"), Member("b", "v"), Member("c", "w")],
             {"a": "train", "b": "test"},
             (0, 0.1),
-            "source_video v lies in several splits already: a in train, b in test",
+            "source_video v is already in several splits: a in train, b in test",
         ),
     ],
 )

@@ -114,13 +114,17 @@ HEADER = "word,start_s,end_s\n"
         ("a.csv", HEADER + "a,-1,1\n", r"a\.csv:2: found time -1"),
         ("a.csv", HEADER + "a,0,5000000\n", r"a\.csv:2: found time 5e\+06"),
         ("a.csv", HEADER + "a,0:01,1\n", r"a\.csv:2: found time '0:01', expected seconds"),
-        ("a.csv", HEADER + "well, yes,0,1\n", r"a\.csv:2: found 4 columns; a word with a comma stands in quotes"),
+        (
+            "a.csv",
+            HEADER + "well, yes,0,1\n",
+            r"a\.csv:2: found 4 columns, expected word,start_s,end_s; quote words with commas",
+        ),
         ("a.csv", HEADER + "a,1\n", r"a\.csv:2: found 2 columns"),
         ("a.srt", "1\n00:00:02,000 -> 00:00:03,000\na\n", r"a\.srt:1: found '1', expected a cue"),
         ("a.srt", "1\n00:00:02 --> 00:00:03,000\na\n", r"a\.srt:2: found '00:00:02 --> 00:00:03,000', expected"),
         ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\na\n", r"a\.srt:2: found an end at 2 s before the start at 3 s"),
         ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:02.000\na<00:00:05.000>b\n", r"a\.vtt:3: found an end at 5 s|before the"),
-        ("a.json", "{", r"a\.json:1: found no JSON"),
+        ("a.json", "{", r"a\.json:1: found invalid JSON"),
         ("a.json", "[]", r"a\.json:1: found '\[\]', expected an object with a list `segments`"),
         ("a.json", '{"segments": [1]}', r"a\.json, segment 0: found 1, expected an object"),
         ("a.json", '{"segments": [{"start": "0", "end": 1, "text": "a"}]}', "segment 0: found time '0', expected sec"),
@@ -128,10 +132,14 @@ HEADER = "word,start_s,end_s\n"
         ("a.json", '{"segments": [{"start": 0, "end": 1}]}', "segment 0: found text None, expected text"),
         ("a.json", '{"segments": [{"words": [2]}]}', "segment 0: found 2, expected a word as an object"),
         ("a.srt", f"1\n{'9' * 5000}:00:00,000 --> 00:00:03,000\na\n", r"a\.srt:2: found '9999"),
-        ("a.json", "[" * 200_000, r"a\.json:1: found no JSON"),
-        ("a.json", '{"segments": ' * 100_000, r"a\.json:1: found no JSON"),
+        ("a.json", "[" * 200_000, r"a\.json:1: found invalid JSON"),
+        ("a.json", '{"segments": ' * 100_000, r"a\.json:1: found invalid JSON"),
         ("a.json", f'{{"segments": [{{"start": 0, "end": 1{"0" * 400}, "text": "a"}}]}}', "segment 0: found time 1000"),
-        ("a.json", f'{{"segments": [{{"start": 0, "end": {"1" * 5000}, "text": "a"}}]}}', r"a\.json:1: found no JSON"),
+        (
+            "a.json",
+            f'{{"segments": [{{"start": 0, "end": {"1" * 5000}, "text": "a"}}]}}',
+            r"a\.json:1: found invalid JSON",
+        ),
         ("a.json", '{"segments": [{"start": 0, "end": 1, "text": "a \\ud800"}]}', r"found '\\ud800', which is no text"),
         ("a.txt", "hello", r"a\.txt: found suffix '\.txt', expected \.csv, \.srt, \.vtt, \.json"),
     ],
@@ -143,7 +151,7 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, name, text, message):
 
 
 def test_bytes_that_are_no_text(tmp_path):
-    with pytest.raises(ClipError, match=r"a\.csv:2: found bytes that are no UTF-8 text") as refused:
+    with pytest.raises(ClipError, match=r"a\.csv:2: found bytes that are not UTF-8 text") as refused:
         read(tmp_path, "a.csv", HEADER + "Grüße,0,1\n", encoding="latin-1")
     assert refused.value.reason == "bad_transcript"
 

@@ -1,4 +1,4 @@
-"""Readers of label files: one row per video frame, -1 where nothing was annotated."""
+"""Reads label files: one row per video frame, -1 where nothing was annotated."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +14,7 @@ from extract.errors import ClipError
 NOT_ANNOTATED = -1
 NUM_EXPRESSIONS = 8
 
-# OpenFace adds _c for "present: 0 or 1" and _r for an intensity from 0 to 5, which is no label of ours.
+# OpenFace adds _c for presence, 0 or 1, and _r for an intensity from 0 to 5, which is not used as a label.
 _PRESENT, _INTENSITY = "_c", "_r"
 _AU_VALUES = {"0": 0, "1": 1, "-1": -1}
 _EXPR_VALUES = {str(value): value for value in range(-1, NUM_EXPRESSIONS)}
@@ -34,13 +34,13 @@ def read_au(path: Path) -> AuLabels:
     """Action units of every frame of a movie.
 
     The layout of Aff-Wild2 (ABAW): a header ``AU01,AU02,...,AU26``, then one line of comma-separated values per frame
-    of the movie. Columns go by their names (``AU01``, ``AU1``, ``au 1``, OpenFace's ``AU01_c``), so they may stand in
-    any order, and an AU without a column is -1 throughout. AUs other than the twelve are left out, whatever their
+    of the movie. Columns go by their names (``AU01``, ``AU1``, ``au 1``, OpenFace's ``AU01_c``), so they may be in
+    any order, and an AU without a column is -1 throughout. AUs other than the twelve are skipped, whatever their
     values are, and named. A column that is no AU at all is refused: ``success`` or ``confidence`` may say that a row's
     zeros mean nothing. A first column ``frame`` must count up by one from 0 or from 1.
 
     Raises:
-        ClipError: ``missing_file``, ``unreadable``, or ``bad_labels`` with the line, what it holds and what it should.
+        ClipError: ``missing_file``, ``unreadable``, or ``bad_labels`` with the line, what was found and expected.
     """
     lines = _lines(path, "a header such as `AU01,AU02,AU04`")
     aus, left_out, counted = _au_columns(path, lines[0])
@@ -76,9 +76,9 @@ def read_expr(path: Path) -> NDArray[np.int8]:
 
 
 def _lines(path: Path, header: str) -> list[str]:
-    """Lines of the file from the header to the last one that holds anything; a blank one between is refused."""
+    """Lines of the file from the header to the last one that is not blank; a blank line before it is refused."""
     try:
-        # Universal newlines, and a byte order mark dropped: label files pass through spreadsheets.
+        # Any line ends, and no byte order mark: label files pass through spreadsheets.
         text = texts.read_text(path).rstrip()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ClipError(
@@ -87,7 +87,7 @@ def _lines(path: Path, header: str) -> list[str]:
     except OSError as error:
         raise ClipError("unreadable", f"{path}: cannot read the label file ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ClipError("bad_labels", f"{path}: found bytes that are no UTF-8 text, expected a label file") from error
+        raise ClipError("bad_labels", f"{path}: found bytes that are not UTF-8 text, expected a label file") from error
     if not text:
         raise _bad(path, 1, "an empty file", header)
     lines = text.split("\n")
@@ -98,7 +98,7 @@ def _lines(path: Path, header: str) -> list[str]:
 
 
 def _au_columns(path: Path, header: str) -> tuple[dict[int, int], tuple[str, ...], bool]:
-    """Column of each AU, the AUs that are none of ours, and whether a frame counter stands before them."""
+    """Column of each AU, the names of columns that are skipped, and whether a frame counter precedes them."""
     names = [name.strip() for name in header.split(",")]
     counted = names[0].lower() == "frame"
     expected = f"a header of AU columns such as `AU01,AU02,AU04`, from {', '.join(AU_NAMES)}"
@@ -121,7 +121,7 @@ def _au_columns(path: Path, header: str) -> tuple[dict[int, int], tuple[str, ...
 
 
 def _check_count(path: Path, tokens: list[str]) -> None:
-    """A frame column that jumps means that rows are missing: every later label would sit on the wrong frame."""
+    """Refuse a frame column that jumps: rows are missing, and every later label would belong to the wrong frame."""
     counts = [int(token) if len(token) < 20 and token.strip().isdecimal() else None for token in tokens]
     first = 0 if counts[:1] == [0] else 1
     for row, count in enumerate(counts):
@@ -131,7 +131,7 @@ def _check_count(path: Path, tokens: list[str]) -> None:
 
 
 def _values(path: Path, tokens: list[str], width: int, table: dict[str, int], expected: str) -> NDArray[np.int8]:
-    """Tokens, row after row, to numbers [N, width]; only the spellings of ``table`` pass."""
+    """Numbers [N, width] of tokens, row after row; only the spellings in ``table`` are accepted."""
     get = table.get
     codes = [get(token.strip()) for token in tokens]
     if None in codes:

@@ -1,7 +1,7 @@
-"""Face crops that a clip brings along: a folder of pictures named by frame number, as Aff-Wild2's ``cropped_aligned``.
+"""Face crops given with a clip: a folder of pictures named by frame number, like Aff-Wild2's ``cropped_aligned``.
 
-``00001.jpg`` belongs to the first frame. A number without a picture is a frame without a face. Pictures that are not
-named by a number are left out and counted.
+``00001.jpg`` belongs to the first frame. A number without a picture is a frame without a face. Files that are not
+numbered pictures are skipped and counted.
 """
 
 import hashlib
@@ -21,24 +21,23 @@ from extract.errors import ClipError
 from extract.inputs.media import VideoFrame
 
 SIZE_PX = 112
-"""Side of a crop, given or cut: the template of `cropped_aligned`."""
-
+"""Side of a crop, given or computed: that of `cropped_aligned`."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MOST_FRAMES = 10_000_000
-"""More is no video (four days at 30 a second): a name such as ``1699999999.jpg`` counts something else than frames."""
+"""No video has more (four days at 30 per second): a name such as ``1699999999.jpg`` numbers something else."""
 LONE_FRAME_S = 1 / 30
-"""How long the only frame of a movie is taken to last."""
+"""Assumed duration of the only frame of a movie."""
 
 
 class Pictures(Protocol):
-    """What the runner decodes: a movie, or what stands for one."""
+    """What the runner decodes: a movie, or what takes its place."""
 
     notes: dict[str, Any]
     declared_frames: int | None
 
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
-        """Every frame in order; pixels only of those that are wanted. Asks of every frame: the pass plans by it."""
+        """Every frame in order, pixels only where ``wanted(index)``; it is called for each: the pass relies on it."""
 
     def __enter__(self) -> Self: ...
 
@@ -55,7 +54,7 @@ class CropFolder:
     by_frame: dict[int, str]
     """Row on the frame clock (the picture's number - 1) -> file name."""
     left_out: int
-    """Files that are no numbered picture."""
+    """Number of files that are no numbered pictures."""
 
     @property
     def num_frames(self) -> int:
@@ -64,10 +63,11 @@ class CropFolder:
 
 
 def list_crops(path: Path) -> CropFolder:
-    """Look a folder of crops through; no picture is read.
+    """List a folder of crops; no picture is opened.
 
     Raises:
-        ClipError: ``missing_file``, ``unreadable``, or ``bad_crops``: two files of one number, or one of no frame.
+        ClipError: ``missing_file``, ``unreadable``, or ``bad_crops``: two files of the same number, or a number that
+            no frame has.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(path))
@@ -89,13 +89,13 @@ def list_crops(path: Path) -> CropFolder:
                 f"{path / name}: found number {row + 1}, expected pictures numbered from 1 to {MOST_FRAMES:,}",
             )
         if row in by_frame:
-            raise ClipError("bad_crops", f"{path}: found {by_frame[row]} and {name}, expected one picture of a frame")
+            raise ClipError("bad_crops", f"{path}: found {by_frame[row]} and {name}, expected one picture per frame")
         by_frame[row] = name
     return CropFolder(path, by_frame, left_out)
 
 
 def listing_stamp(path: Path) -> tuple[int, int]:
-    """Number of files, and a hash of their names, sizes and times: what tells that a folder is unchanged.
+    """Number of files, and a hash of their names, sizes and times: equal as long as the folder is unchanged.
 
     Raises:
         OSError: it cannot be listed.
@@ -107,7 +107,7 @@ def listing_stamp(path: Path) -> tuple[int, int]:
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result:
-    """Of the file; of the link itself where it leads nowhere: the listing is no less readable for it."""
+    """Status of the file, or of the link itself if its target is missing: the folder can be listed all the same."""
     try:
         return entry.stat()
     except FileNotFoundError:
@@ -121,7 +121,7 @@ def folder_sha256(path: Path, of_file: Callable[[Path], str]) -> str:
         of_file: sha256 of one picture.
 
     Raises:
-        ClipError: as ``list_crops``, and what ``of_file`` raises, as are OSErrors.
+        ClipError: as ``list_crops``. Errors of ``of_file`` pass through.
     """
     digest = hashlib.sha256()
     folder = list_crops(path)
@@ -130,8 +130,8 @@ def folder_sha256(path: Path, of_file: Callable[[Path], str]) -> str:
     return digest.hexdigest()
 
 
-class _Whole:
-    """Nothing to close."""
+class _NothingToClose:
+    """A context manager that does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +140,7 @@ class _Whole:
         return None
 
 
-class GivenCrops(_Whole):
+class GivenCrops(_NothingToClose):
     """A folder's pictures as frames, one per row of the frame clock; a row without a readable picture has no image.
 
     Notes: ``missing_crops``, ``left_out_files`` and, by ``note_unreadable``, ``unreadable_crops {count, first}``.
@@ -149,8 +149,8 @@ class GivenCrops(_Whole):
     def __init__(self, folder: CropFolder, num_frames: int) -> None:
         self._folder = folder
         self.declared_frames: int | None = num_frames
-        told = {"missing_crops": num_frames - len(folder.by_frame), "left_out_files": folder.left_out}
-        self.notes: dict[str, Any] = {name: number for name, number in told.items() if number}
+        counts = {"missing_crops": num_frames - len(folder.by_frame), "left_out_files": folder.left_out}
+        self.notes: dict[str, Any] = {name: number for name, number in counts.items() if number}
 
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
         """Raises ClipError as ``read_crop``."""
@@ -160,21 +160,21 @@ class GivenCrops(_Whole):
             yield VideoFrame(row, 0.0, read_crop(self._folder.path / name) if asked and name is not None else None)
 
     def note_unreadable(self, valid: NDArray[np.bool_]) -> None:
-        """Note the pictures that are there and gave no row, once ``valid`` [T] is whole.
+        """Note the pictures that gave no valid row; ``valid`` [T] is that of all rows.
 
-        By what is stored, not by what was read: an earlier run may have read some of them.
+        This goes by what is stored, not by what was read, because an earlier run may have read some of them.
         """
-        torn = [name for row, name in sorted(self._folder.by_frame.items()) if not valid[row]]
-        if torn:
-            self.notes["unreadable_crops"] = {"count": len(torn), "first": torn[0]}
+        damaged = [name for row, name in sorted(self._folder.by_frame.items()) if not valid[row]]
+        if damaged:
+            self.notes["unreadable_crops"] = {"count": len(damaged), "first": damaged[0]}
 
 
 def read_crop(path: Path) -> NDArray[np.uint8] | None:
     """RGB [112, 112, 3], C-contiguous; None for a damaged picture.
 
     Raises:
-        ClipError: ``bad_crops``: a picture of another size is aligned in another way; ``unreadable``: the disk does
-            not give the file, which says nothing about the face.
+        ClipError: ``bad_crops``: the picture has another size, so it is aligned in another way; ``unreadable``: the
+            disk does not return the file, which says nothing about the face.
     """
     try:
         data = path.read_bytes()
@@ -182,23 +182,23 @@ def read_crop(path: Path) -> NDArray[np.uint8] | None:
         raise ClipError("unreadable", f"{path}: {error.strerror or error}") from None
     try:
         with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as opened:
-            width, height = opened.size  # of the header: a picture of another size is not decoded
+            width, height = opened.size  # from the header: a picture of another size is not decoded
             if (width, height) == (SIZE_PX, SIZE_PX):
                 if opened.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip to the lowest 8
                     return np.repeat((np.asarray(opened) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
                 return np.array(opened.convert("RGB"), dtype=np.uint8)
     except Image.DecompressionBombError as error:
         raise ClipError("bad_crops", f"{path}: {error}; expected {SIZE_PX} x {SIZE_PX} pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # what Pillow raises for torn files
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # what Pillow raises for damaged files
         return None
     raise ClipError(
         "bad_crops",
-        f"{path}: found {width} x {height} pixels, expected {SIZE_PX} x {SIZE_PX} as `cropped_aligned` has",
+        f"{path}: found {width} x {height} pixels, expected {SIZE_PX} x {SIZE_PX} as in `cropped_aligned`",
     )
 
 
-class Continued(_Whole):
-    """A movie whose crops reach beyond its last frame: times go on at the last interval.
+class Continued(_NothingToClose):
+    """A movie whose crops reach beyond its last frame: the times continue at the last interval.
 
     Notes: the movie's, and ``frames_beyond_movie``.
     """
@@ -224,11 +224,11 @@ class Continued(_Whole):
         step_s = last_s - before_s if given > 1 else LONE_FRAME_S
         for row in range(given, self._num_frames):
             if wanted is not None:
-                wanted(row)  # there are no pixels to give
+                wanted(row)  # there are no pixels to return
             yield VideoFrame(row, last_s + (row - given + 1) * step_s, None)
 
 
-class Assumed(_Whole):
+class Assumed(_NothingToClose):
     """Times of crops without a movie: row / fps. Notes: ``time: assumed``."""
 
     def __init__(self, fps: float, num_frames: int) -> None:
@@ -239,5 +239,5 @@ class Assumed(_Whole):
     def frames(self, wanted: Callable[[int], bool] | None = None) -> Iterator[VideoFrame]:
         for row in range(self.declared_frames or 0):
             if wanted is not None:
-                wanted(row)  # there are no pixels to give
+                wanted(row)  # there are no pixels to return
             yield VideoFrame(row, row / self._fps, None)

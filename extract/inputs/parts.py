@@ -1,4 +1,4 @@
-"""Source parts of a clip: which files and choices each stands for, and what a stage gets that reads one."""
+"""Source parts of a clip: the files or the choice behind each of them, and what a stage that reads one is given."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from extract.inputs.manifest import Clip
 
 
 def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
-    """A choice that the manifest makes for a clip; None where it makes none."""
+    """A choice that the manifest makes for a clip; None if it makes none."""
     if part == "choice.face":
         return clip.face
     if part == "choice.fps":
@@ -19,7 +19,7 @@ def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
 
 
 def part_files(clip: Clip, part: str) -> tuple[Path, ...]:
-    """The files of a source part; none where the clip does not bring it."""
+    """The files of a source part; none if the clip does not have it."""
     named = {
         "media": (clip.video,),
         "audio": (clip.audio,),
@@ -31,14 +31,14 @@ def part_files(clip: Clip, part: str) -> tuple[Path, ...]:
 
 
 def read_part(clip: Clip, part: str) -> dict[str, Any]:
-    """What a clip stage that declares ``part`` gets of it, by input name; {} for parts that the runner decodes.
+    """What a clip stage that declares ``part`` is given, by input name; {} for parts that the runner decodes.
 
-    ``labels.au`` int8 [rows, 12] and ``labels.expr`` int8 [rows], None each where the clip has none;
-    ``labels.left_out``: columns that are none of the twelve AUs; ``transcript``: a Transcript or None;
+    ``labels.au`` int8 [rows, 12] and ``labels.expr`` int8 [rows], each None if the clip has none;
+    ``labels.left_out``: columns of AUs other than the twelve; ``transcript``: a Transcript or None;
     ``choice.face``: str or None.
 
     Raises:
-        ClipError: the file is missing or is not as it should be.
+        ClipError: the file is missing or malformed.
     """
     if part == "labels":
         au = annotations.read_au(clip.labels.au) if clip.labels.au else None

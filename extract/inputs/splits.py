@@ -1,6 +1,6 @@
-"""Parting clips so that nobody is on both sides: groups by source video and subject, shares, folds, exact names.
+"""Splits clips so that no person is in two splits: groups by source video and subject, shares, folds, exact names.
 
-Pure functions over names; everybody who parts clips uses them.
+Pure functions over names; everything that splits clips uses them.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ class Member:
 
 
 def groups(members: Iterable[Member]) -> list[tuple[str, ...]]:
-    """Ids that must lie together, as sorted tuples in sorted order.
+    """Ids that must stay together, as sorted tuples in sorted order.
 
-    Two clips of one recording belong together, two of one person do, and so do two that a third one links.
+    Two clips of one recording belong together, as do two of one person, and two that a third clip links.
     """
     parent: dict[str, str] = {}
 
@@ -55,8 +55,8 @@ def groups(members: Iterable[Member]) -> list[tuple[str, ...]]:
 def hold_out(members: Iterable[Member], share: float, seed: int) -> set[str]:
     """Ids of about ``share`` of the groups, at least one and never all of them.
 
-    A group's place is decided by a hash of the seed and its first id, so the order of the clips does not matter and a
-    clip that is added moves few others.
+    A group's place is decided by a hash of the seed and its first id, so the order of the clips does not matter, and an
+    added clip moves few others.
 
     Raises:
         UsageError: fewer than two groups, or a share that is not between 0 and 1.
@@ -66,14 +66,14 @@ def hold_out(members: Iterable[Member], share: float, seed: int) -> set[str]:
     parts = _shuffled(groups(members), seed)
     if len(parts) < 2:
         raise UsageError(
-            f"{len(parts)} group of clips (one source video or person) cannot be parted; expected two or more"
+            f"{len(parts)} group of clips (one source video or person) cannot be split; expected two or more"
         )
     number = min(max(round(share * len(parts)), 1), len(parts) - 1)
     return {clip for part in parts[:number] for clip in part}
 
 
 def folds(members: Iterable[Member], k: int, seed: int) -> list[set[str]]:
-    """Ids of ``k`` folds: every clip in one, nobody in two, the numbers of clips as even as the groups allow.
+    """Ids of ``k`` folds: every clip in one, no person in two, the numbers of clips as even as the groups allow.
 
     Raises:
         UsageError: fewer groups than folds.
@@ -82,7 +82,7 @@ def folds(members: Iterable[Member], k: int, seed: int) -> list[set[str]]:
     if not 1 < k <= len(parts):
         raise UsageError(f"{len(parts)} groups of clips cannot make {k} folds; expected 2 to {len(parts)}")
     found: list[set[str]] = [set() for _ in range(k)]
-    for part in parts:  # the largest first, each to the fold that has least
+    for part in parts:  # the largest first, each to the smallest fold
         min(found, key=len).update(part)
     return found
 
@@ -91,7 +91,7 @@ def by_names(members: Iterable[Member], wanted: Mapping[str, Collection[str]]) -
     """Clip -> split, for splits given by exact names.
 
     Raises:
-        UsageError: a name that no clip has, one in two splits, or two splits that share a recording or a person.
+        UsageError: a name that no clip has, a name in two splits, or two splits that share a recording or a person.
     """
     members = list(members)
     known = {member.id for member in members}
@@ -104,14 +104,14 @@ def by_names(members: Iterable[Member], wanted: Mapping[str, Collection[str]]) -
             if found.setdefault(name, split) != split:
                 raise UsageError(f"clip {name} is in the splits {found[name]} and {split}")
     for crossing in crossings(members, found):
-        told = ", ".join(f"{clips[0]} in {split}" for split, clips in crossing.clips.items())
-        raise UsageError(f"clips of one recording or person lie in several splits: {told}")
+        where = ", ".join(f"{clips[0]} in {split}" for split, clips in crossing.clips.items())
+        raise UsageError(f"clips of one recording or person are in several splits: {where}")
     return found
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Clips that belong together and lie in several splits."""
+    """Clips that belong together but are in several splits."""
 
     clips: Mapping[str, tuple[str, ...]]
     """Split -> its clips of this group."""
@@ -120,17 +120,17 @@ class Crossing:
 
 
 def crossings(members: Iterable[Member], split_of: Mapping[str, str]) -> list[Crossing]:
-    """Where the parting ``split_of`` (clip -> split) breaks the rule that no group lies in two splits.
+    """Where ``split_of`` (clip -> split) breaks the rule that no group is in two splits.
 
-    A group is told once for each subject or source video that it tears apart; once in all if its clips in different
-    splits are linked only by further ones.
+    A group is listed once for each subject or source video that is in several splits; once in all if its clips in
+    different splits are linked only by further ones.
     """
     by_id = {member.id: member for member in members}
     found: list[Crossing] = []
     for part in groups(by_id.values()):
         if len({split_of[clip] for clip in part if clip in split_of}) < 2:
             continue
-        torn = [
+        shared = [
             Crossing(clips, f"{key} {name}")
             for key in ("subject", "source_video")
             for name in dict.fromkeys(getattr(by_id[clip], key) for clip in part)
@@ -138,7 +138,7 @@ def crossings(members: Iterable[Member], split_of: Mapping[str, str]) -> list[Cr
             and len(clips := _by_split((clip for clip in part if getattr(by_id[clip], key) == name), split_of)) > 1
         ]
         linked = "subjects and source videos that further clips link"
-        found += torn or [Crossing(_by_split(part, split_of), linked)]
+        found += shared or [Crossing(_by_split(part, split_of), linked)]
     return found
 
 
@@ -161,24 +161,25 @@ def assign(
 ) -> dict[str, str]:
     """Clip -> split for the clips that are not in ``given``: shares ``val`` and ``test`` of all clips, else train.
 
-    A group that ``given`` puts into a split stays there whole. The others are shuffled by the seed; the test set is
-    made of the first of them whose numbers of clips add up as closely as any do, the validation set of those left.
+    A group of which ``given`` puts a clip into a split goes there whole. The others are shuffled by the seed. The test
+    set is made of the first of them whose numbers of clips come closest to its share, the validation set of the rest.
 
     Args:
-        given: clip -> split, as it is to stay.
-        left_out: clips that get no split; they link others all the same.
+        given: clip -> split, not to be changed.
+        left_out: clips that get no split; they still link others.
 
     Raises:
-        UsageError: shares that are none, too few groups for the splits asked for, or ``given`` tears a group apart.
+        UsageError: invalid shares, too few groups for the splits, or ``given`` puts a group into several.
     """
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UsageError(
-            f"--val {val:g} --test {test:g}: expected two shares from 0 up whose sum is less than 1; the rest is train"
+            f"--val {val:g} --test {test:g}: expected two shares of at least 0 whose sum is less than 1; "
+            "the rest is train"
         )
     members = list(members)
     for crossing in crossings(members, given):
-        told = ", ".join(f"{clips[0]} in {split}" for split, clips in crossing.clips.items())
-        raise UsageError(f"{crossing.shared} lies in several splits already: {told}; put it into one first")
+        where = ", ".join(f"{clips[0]} in {split}" for split, clips in crossing.clips.items())
+        raise UsageError(f"{crossing.shared} is already in several splits: {where}; put it into one first")
     number = dict.fromkeys(SPLITS, 0)  # of clips, those of `given` included
     found: dict[str, str] = {}
     free: list[tuple[str, ...]] = []
@@ -196,7 +197,7 @@ def assign(
     if total and len(free) < len(empty):
         raise UsageError(
             f"{len(free)} group{'s' * (len(free) != 1)} of clips without a split (a subject or recording each) cannot "
-            f"fill {', '.join(empty)}; ask for less (`--val 0`, `--test 0`), or take `split:` lines out"
+            f"fill {', '.join(empty)}; ask for less (`--val 0`, `--test 0`), or remove `split:` lines"
         )
     for split, clips in wanted.items():
         if not clips:
@@ -213,14 +214,14 @@ def assign(
 
 
 _Chain: TypeAlias = "tuple[int, _Chain | None]"
-"""The last place of a sum, and the chain of those before it: sums share their beginnings."""
+"""The last place of a sum, and the chain of those before it: sums share their first terms."""
 
 
 def _nearest(sizes: Sequence[int], wanted: float, most: int, *, may_be_none: bool) -> list[int]:
-    """Places of at most ``most`` sizes whose sum is as near to ``wanted`` as any, in order; the first places that do.
+    """Places of at most ``most`` sizes whose sum is as near to ``wanted`` as possible, in order; the first of several.
 
-    Place by place, every sum that can be made is kept with the fewest places that make it. Of the sums beyond
-    ``wanted`` only the least is of use.
+    Place by place, every possible sum is kept with the fewest places that give it. Of the sums above
+    ``wanted``, only the smallest is of use.
     """
     made: dict[int, tuple[int, _Chain | None]] = {0: (0, None)}
     beyond = nearest = math.inf
@@ -228,7 +229,7 @@ def _nearest(sizes: Sequence[int], wanted: float, most: int, *, may_be_none: boo
     def off(total: float) -> float:
         return abs(total - wanted) if total or may_be_none else math.inf
 
-    step = math.gcd(*sizes)  # sums are multiples of it: once the nearest multiple is made, nothing can be nearer
+    step = math.gcd(*sizes)  # sums are multiples of it: once the nearest multiple is reached, nothing can be nearer
     closest = min(map(off, (step * (wanted // step), step * (wanted // step + 1)))) if step and wanted > 0 else 0.0
     for place, size in enumerate(sizes):
         if nearest <= closest:

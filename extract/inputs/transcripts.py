@@ -1,10 +1,10 @@
-"""Readers of given transcripts: words and when they are spoken, on the clip's presentation clock.
+"""Reads given transcripts: words, and when they are spoken on the clip's presentation clock.
 
-* ``.csv``: the header ``word,start_s,end_s``, a word per row;
-* ``.srt`` and ``.vtt``: subtitles. A cue's words share its time in proportion to their letters, unless the cue itself
-  carries word times (``<00:00:01.250>``, WebVTT);
-* ``.json``: what Whisper writes: ``segments``, with ``words`` where they were asked for; a segment without is read as a
-  subtitle.
+* ``.csv``: the header ``word,start_s,end_s``, then one word per row;
+* ``.srt`` and ``.vtt``: subtitles. A cue's words share its time in proportion to their letters, unless the cue
+  contains times of words (``<00:00:01.250>``, WebVTT);
+* ``.json``: what Whisper writes: ``segments``, with ``words`` if they were requested; a segment without them is read
+  like a subtitle.
 """
 
 import csv
@@ -41,23 +41,23 @@ class Transcript:
 
     words: tuple[Word, ...]
     notes: dict[str, Any] = field(default_factory=dict)
-    """``spread_words``: how many have no time of their own but a share of their cue's."""
+    """``spread_words``: how many words have no time of their own, only a share of their cue's."""
 
 
 def read_transcript(path: Path) -> Transcript:
     """Read a transcript by its suffix.
 
-    Words that overlap are two people talking and stay as they are. Blank words and cues are left out.
+    Words that overlap (two people talk) stay as they are. Blank words and cues are skipped.
 
     Raises:
-        ClipError: ``missing_file``, ``unreadable``, or ``bad_transcript`` with the line, what it holds and what it
-            should: a time that is no number, negative or beyond ``MAX_S``, an end before its start, another form.
+        ClipError: ``missing_file``, ``unreadable``, or ``bad_transcript`` with the line, what was found and what is
+            expected: a time that is no number, negative or beyond ``MAX_S``, an end before its start, another format.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ClipError("bad_transcript", f"{path}: found suffix {path.suffix!r}, expected {', '.join(_READERS)}")
     try:
-        # A byte order mark is dropped and line ends are made one: transcripts pass through spreadsheets and editors.
+        # A byte order mark is dropped and line ends are unified: transcripts pass through spreadsheets and editors.
         text = texts.read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ClipError("missing_file", f"{path}: no such transcript; check the clip in the manifest") from None
@@ -65,7 +65,7 @@ def read_transcript(path: Path) -> Transcript:
         raise ClipError("unreadable", f"{path}: cannot read the transcript ({error.strerror})") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise _bad(path, line, "bytes that are no UTF-8 text", "UTF-8") from None
+        raise _bad(path, line, "bytes that are not UTF-8 text", "UTF-8") from None
     given = list(reader(path, text))
     words = sorted((word for word, _ in given), key=lambda word: (word.start_s, word.end_s))
     spread = sum(is_spread for _, is_spread in given)
@@ -89,8 +89,7 @@ def _csv(path: Path, text: str) -> Given:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(HEADER):
-                told = f"{len(row)} columns; a word with a comma stands in quotes"
-                raise _bad(path, rows.line_num, told, ",".join(HEADER))
+                raise _bad(path, rows.line_num, f"{len(row)} columns", f"{','.join(HEADER)}; quote words with commas")
             start_s, end_s = (_number(path, rows.line_num, cell) for cell in row[1:])
             yield from _word(path, rows.line_num, row[0], start_s, end_s)
     except csv.Error as error:
@@ -100,8 +99,8 @@ def _csv(path: Path, text: str) -> Given:
 def _json(path: Path, text: str) -> Given:
     try:
         whole = json.loads(text)
-    except (ValueError, RecursionError) as error:  # the latter: brackets within brackets without end
-        raise _bad(path, getattr(error, "lineno", 1), f"no JSON ({error})", "Whisper's `segments`") from None
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested without end
+        raise _bad(path, getattr(error, "lineno", 1), f"invalid JSON ({error})", "Whisper's `segments`") from None
     segments = whole.get("segments") if isinstance(whole, dict) else None
     if not isinstance(segments, list):
         raise _bad(path, 1, _shown(text), "an object with a list `segments`, as Whisper writes it")
@@ -130,7 +129,7 @@ def _spoken(path: Path, where: str, value: dict[str, Any], key: str) -> tuple[st
             raise _bad(path, where, f"time {_shown(time)}", "seconds")
         if abs(time) > MAX_S:  # before it is made a float, which a whole number may be too large for
             raise _bad(path, where, f"time {_shown(time)}", f"seconds from 0 to {MAX_S:g}")
-    return said, float(start_s), float(end_s)  # type: ignore[arg-type]  # both were looked at
+    return said, float(start_s), float(end_s)  # type: ignore[arg-type]  # checked above
 
 
 # ---- subtitles -----------------------------------------------------------------------------------------------------
@@ -138,13 +137,13 @@ def _spoken(path: Path, where: str, value: dict[str, Any], key: str) -> tuple[st
 _TIME = r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _ARROW = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _INLINE = re.compile(rf"<{_TIME}>")
-# Of so many characters at most: to look for each one's end through the whole text would take the square of its length.
+# At most so many characters: a search for the end of each tag through the whole text would take quadratic time.
 _TAG = re.compile(r"<[^>]{0,1000}>|\{\\[^}]{0,1000}\}")
 _NO_CUE = ("WEBVTT", "NOTE", "STYLE", "REGION")
 
 
 def _subtitles(path: Path, text: str) -> Given:
-    """Blocks between blank lines; the line with the arrow gives the time, what follows is said."""
+    """Blocks between blank lines; the line with the arrow gives the time, the lines below it are spoken."""
     lines = text.split("\n")
     number = 0
     while number < len(lines):
@@ -172,7 +171,7 @@ def _seconds(parts: Sequence[str | None]) -> float:
 
 
 def _cue(path: Path, where: int | str, said: str, start_s: float, end_s: float) -> Given:
-    """The words of a cue, each with its share of the time; inline times part the cue first."""
+    """The words of a cue, each with its share of the time; inline times split the cue first."""
     parts = _INLINE.split(said)  # text, then (4 groups of a time, text) again and again
     begins = [start_s, *(_seconds(parts[i : i + 4]) for i in range(1, len(parts), 5))]
     texts = [html.unescape(_TAG.sub("", part)).split() for part in parts[::5]]
@@ -199,12 +198,12 @@ SUFFIXES = tuple(_READERS)
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
-# JSON can name them, and no text holds them.
+# Surrogates: JSON can name them, but no text contains them.
 _HALF_A_LETTER = re.compile("[\ud800-\udfff]")
 
 
 def _word(path: Path, where: int | str, text: str, start_s: float, end_s: float) -> Given:
-    """The word, if it is one: blank text is none."""
+    """The word; nothing if the text is blank."""
     _check(path, where, start_s, end_s)
     spelled = " ".join(text.split())
     if _HALF_A_LETTER.search(spelled):

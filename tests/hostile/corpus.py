@@ -54,7 +54,7 @@ def try_media(
             return
         for violation in found:
             file = waiting.get(violation.what, files[0])
-            tally.violations.append(Violation(file.clip, f"{violation.told} [{file.told}]"))
+            tally.violations.append(Violation(file.clip, f"{violation.message} [{file.description}]"))
             say(f"VIOLATION {tally.violations[-1]}")
         if ended.stopped is None:
             tally.count(store, waiting, instances)
@@ -86,15 +86,15 @@ def try_alone(case: small.Case, sources: Path, root: Path, tally: Tally, say: Sa
     found = trial.judge_words(ended, case.name)
     if not found and ended.code not in case.codes:
         expected = " or ".join(map(str, case.codes))
-        told = f"exit code {ended.code}, expected {expected}: {ended.err[-300:]}{ended.out[-300:]}"
-        found.append(Violation(case.name, told))
+        message = f"exit code {ended.code}, expected {expected}: {ended.err[-300:]}{ended.out[-300:]}"
+        found.append(Violation(case.name, message))
     if not found and ended.code in {2, 3} and list(store.glob("*/*/zarr.json")):
         found.append(Violation(case.name, f"exit code {ended.code}, and yet work was begun"))
     spared = {str(root.parent / name) for name in ("said.out", "said.err")} | {
         str(work.parent / name) for name in _OURS
     }
     after = trial.left_as_it_was(root.parent, [store])
-    found += [v for v in trial.changes(before, after, case.name) if not v.told.startswith(tuple(spared))]
+    found += [v for v in trial.changes(before, after, case.name) if not v.message.startswith(tuple(spared))]
     _add(case.name, ended, tally)
     tally.files["stopped" if ended.stopped else f"exit {ended.code}"] += 1
     tally.reasons[f"{case.kind}: {'stopped' if ended.stopped else f'exit {ended.code}'}"] += 1

@@ -1,11 +1,14 @@
 """A seeded sample of the corpus: 30 damaged media files and ten broken small ones. `make fuzz` tries all."""
 
+import os
 import random
+import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.hostile import corpus, media, small, trial
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched in /proc")
@@ -79,8 +82,31 @@ def test_the_same_number_makes_the_same_file(media_dir, tmp_path):
         (tmp_path / folder).mkdir()
     for number in range(0, media.COUNT - len(media.SPECIAL), 7):
         first, second = (media.make(number, media_dir, tmp_path / folder) for folder in ("a", "b"))
-        assert first.told == second.told
+        assert first.description == second.description
         assert first.path.read_bytes() == second.path.read_bytes()
+
+
+DIGEST = """
+import hashlib, sys
+from pathlib import Path
+from tests.hostile import media
+numbers = range(media.COUNT - len(media.SPECIAL))
+files = [media.make(number, Path(sys.argv[1]), Path(sys.argv[2])).path.read_bytes() for number in numbers]
+print(hashlib.sha256(b"".join(files)).hexdigest())
+"""
+
+
+def test_files_do_not_depend_on_the_order_of_sets(media_dir, tmp_path):
+    """Which differs from process to process: a number that names a file must name it in the next run, too."""
+    digests = set()
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        arguments = [sys.executable, "-c", DIGEST, str(media_dir), str(tmp_path / seed)]
+        ended = subprocess.run(
+            arguments, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        )
+        digests.add(ended.stdout)
+    assert len(digests) == 1
 
 
 def test_files_are_damaged_and_differ_from_each_other(media_dir, tmp_path):
@@ -106,7 +132,7 @@ def python(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", "exit code -11"),
         ("raise ValueError", "a traceback"),
@@ -117,10 +143,10 @@ def python(code: str) -> list[str]:
         ("import subprocess, sys; subprocess.run([sys.executable, '-c', 'a = b\"x\" * 10**9; input()'])", "memory of"),
     ],
 )
-def test_a_command_that_lies_dies_hangs_or_grows_is_noticed(tmp_path, code, told):
+def test_a_command_that_lies_dies_hangs_or_grows_is_noticed(tmp_path, code, message):
     (tmp_path / "work").mkdir()
     ended = trial.watched(python(code), tmp_path / "work", longest_s=2, most_bytes=500_000_000)
-    assert told in "; ".join(violation.told for violation in trial.judge_words(ended, "it"))
+    assert message in "; ".join(violation.message for violation in trial.judge_words(ended, "it"))
 
 
 def test_a_good_command_is_not_blamed(tmp_path):
@@ -139,5 +165,5 @@ def test_files_made_removed_and_changed_are_noticed(tmp_path):
     (tmp_path / "changed").write_text("longer")
     (tmp_path / "made").write_text("")
     found = trial.changes(before, trial.left_as_it_was(tmp_path, [tmp_path / "store"]), "it")
-    told = [violation.told.removeprefix(f"{tmp_path}/") for violation in found]
-    assert told == ["changed was changed", "made was made", "removed was removed"]
+    messages = [violation.message.removeprefix(f"{tmp_path}/") for violation in found]
+    assert messages == ["changed was changed", "made was made", "removed was removed"]

@@ -73,10 +73,10 @@ class Violation:
 
     what: str
     """The clip, or the command."""
-    told: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.told}"
+        return f"{self.what}: {self.message}"
 
 
 # ---- running -------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def judge_words(ended: Ended, whose: str) -> list[Violation]:
         wrong.append(f"exit code {ended.code} without a line that begins with `extract: `: {ended.err[-500:]}")
     if "\0" in ended.err or len(ended.err) > 100_000:
         wrong.append(f"{len(ended.err)} characters on standard error")
-    return [Violation(whose, told) for told in wrong]
+    return [Violation(whose, message) for message in wrong]
 
 
 def judge_run(ended: Ended, store: Path, clips: Iterable[str], instances: Sequence[str], whose: str) -> list[Violation]:
@@ -233,8 +233,8 @@ def judge_run(ended: Ended, store: Path, clips: Iterable[str], instances: Sequen
     if report is None:
         return [Violation(whose, f"exit code {ended.code} and no report: {ended.err[-500:]}")]
     if not ended.code == report["exit_code"] == (1 if report["failures"] else 0):
-        told = f"exit code {ended.code}, report {report['exit_code']}, {len(report['failures'])} failures"
-        wrong.append(Violation(whose, told))
+        message = f"exit code {ended.code}, report {report['exit_code']}, {len(report['failures'])} failures"
+        wrong.append(Violation(whose, message))
     if report["busy"] or report["damaged"]:
         wrong.append(Violation(whose, f"busy {report['busy']}, damaged {report['damaged']}"))
     failures = {(failure["clip"], failure["instance"]): failure for failure in report["failures"]}
@@ -250,15 +250,16 @@ def judge_run(ended: Ended, store: Path, clips: Iterable[str], instances: Sequen
             known = {"done": (None,), "empty": EMPTY_REASONS, "failed": FAILED_REASONS}[record.state]
             if record.reason not in known or record.reason in OURS:
                 wrong.append(Violation(clip, f"{name}: {record.state}, reason {record.reason}: {record.message}"))
-            told = failures.pop((clip, name), None)
-            if (record.state == "failed") != (told is not None) or (told and told["reason"] != record.reason):
+            reported = failures.pop((clip, name), None)
+            differs = bool(reported) and reported["reason"] != record.reason
+            if (record.state == "failed") != (reported is not None) or differs:
                 wrong.append(
-                    Violation(clip, f"{name}: the store says {record.state} {record.reason}, the report {told}")
+                    Violation(clip, f"{name}: the store says {record.state} {record.reason}, the report {reported}")
                 )
             if record.state == "failed" and not (record.message or "").strip():
                 wrong.append(Violation(clip, f"{name}: failed without a message"))
             if record.state == "done":
-                wrong += [Violation(clip, told) for told in _wrong_values(opened, clip, name, record.rows)]
+                wrong += [Violation(clip, message) for message in _wrong_values(opened, clip, name, record.rows)]
     wrong += [Violation(clip, f"{name}: in the report alone") for clip, name in failures]
     if any(dict(counted[name]) != report["instances"].get(name, {}) for name in instances):
         wrong.append(Violation(whose, f"the store holds {counted}, the report says {report['instances']}"))

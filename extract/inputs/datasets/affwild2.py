@@ -1,13 +1,13 @@
-"""Aff-Wild2 (Kollias and Zafeiriou, ABAW challenges) as it is handed out, to manifest entries.
+"""Aff-Wild2 (Kollias and Zafeiriou, ABAW challenges) as it is distributed, to manifest entries.
 
-Looked for below the folder given, at any depth: the annotations of action units (``AU_Detection_Challenge`` or
-``AU_Set`` with ``Train_Set`` and ``Validation_Set``) and, where there are any, of expressions; the folder
+Looked for below the given folder, at any depth: the annotations of action units (``AU_Detection_Challenge`` or
+``AU_Set`` with ``Train_Set`` and ``Validation_Set``) and, if there are any, of expressions; the folder
 ``cropped_aligned`` with one folder of crops per annotated face; the movies; transcripts named like their movie, beside
 it or in a folder ``transcripts`` (``.srt``, else ``.vtt``, else Whisper's ``.json``, else ``.csv`` of words).
 
 Two faces of one movie are annotated as ``NAME_left`` and ``NAME_right``: two clips with crops and labels of their own
-that share the movie NAME, so its frame times, sound and words. The official validation set is the test split; the
-official training set is parted 90/10 by source video.
+that share the movie NAME and with it frame times, sound and words. The official validation set is the test split; the
+official training set is split 90/10 by source video.
 """
 
 import math
@@ -36,10 +36,10 @@ EXPR_FOLDERS = (
 )
 SETS = TRAIN, VALIDATION = "Train_Set", "Validation_Set"
 CROPS = "cropped_aligned"
-"""Also as the beginning of a folder's name, for crops unpacked in parts."""
+"""Also the beginning of a folder's name, for crops that come in several archives."""
 TRANSCRIPTS = "transcripts"
 TRANSCRIPT_SUFFIXES = (".srt", ".vtt", ".json", ".csv")
-"""The first that is there is taken."""
+"""The first that exists is taken."""
 SIDES: Mapping[str, Literal["left", "right"]] = {"_left": "left", "_right": "right"}
 VAL_SHARE = 0.1
 
@@ -48,41 +48,41 @@ KNOWN = {
     "annotated frames": {TRAIN: "1,359,690 (ABAW3), 1,359,523 (ABAW5)", VALIDATION: "445,845"},
     "annotated frames without a crop": {TRAIN: "2,829", VALIDATION: "9"},
 }
-"""What published readers of the official sets counted; a tree of another year differs."""
+"""What others published about the official sets; the data of another year differs."""
 
 
 @dataclass(frozen=True)
 class AffWild2:
-    """What a tree holds."""
+    """What the data set's folder holds."""
 
     clips: tuple[Clip, ...]
     counts: dict[str, dict[str, int]]
     """What is counted -> official set -> how many; the keys are those of KNOWN."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Annotated face that makes no clip -> why."""
+    """Annotated face that gives no clip -> why."""
     notes: tuple[str, ...] = ()
 
 
 def scan_affwild2(
     root: Path, *, seed: int = 0, fps: float | None = None, known: Mapping[str, str] = MappingProxyType({})
 ) -> AffWild2:
-    """Find what belongs together.
+    """Find the clips of the data set and the files of each.
 
     Args:
-        seed: of the 90/10 parting.
-        fps: for crops whose movie is not there; None leaves them out.
-        known: source video -> split, of an earlier parting: train and val stay as they were.
+        seed: of the 90/10 split.
+        fps: for crops without a movie; None leaves them out.
+        known: source video -> split of an earlier scan: train and val stay as they were.
 
     Raises:
-        UsageError: no annotations, two of one name, or nothing that makes a clip; ``fps`` is no rate.
+        UsageError: no annotations, two of the same name, or none that gives a clip; ``fps`` is no rate.
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise UsageError(f"--fps {fps:g}: expected frames per second, more than 0")
     if not root.is_dir():
         raise UsageError(
-            f"{root}: {'is a file' if root.exists() else 'is not there'}; expected the folder of Aff-Wild2"
+            f"{root}: {'is a file' if root.exists() else 'does not exist'}; expected the folder of Aff-Wild2"
         )
-    tree = _look_through(absolute(root, Path.cwd()))
+    tree = _scan(absolute(root, Path.cwd()))
     if not tree.au:
         raise UsageError(
             f"{root}: no action unit annotations; expected {' or '.join(AU_FOLDERS)} with {TRAIN} and {VALIDATION} "
@@ -116,12 +116,12 @@ def scan_affwild2(
             )
     if not clips:
         first = next(iter(left_out.items()))
-        raise UsageError(f"{root}: {len(left_out)} annotated faces and none makes a clip; {first[0]}: {first[1]}")
-    return AffWild2(_parted(clips, seed, known), counts.found, left_out, _notes(tree, clips))
+        raise UsageError(f"{root}: {len(left_out)} annotated faces, but none gives a clip; {first[0]}: {first[1]}")
+    return AffWild2(_with_val(clips, seed, known), counts.found, left_out, _notes(tree, clips))
 
 
-def _parted(clips: list[Clip], seed: int, known: Mapping[str, str]) -> tuple[Clip, ...]:
-    """A tenth of the training set's source videos becomes ``val``. A single video stays whole."""
+def _with_val(clips: list[Clip], seed: int, known: Mapping[str, str]) -> tuple[Clip, ...]:
+    """A tenth of the training set's source videos becomes ``val``; if there is only one, it stays in ``train``."""
     members = [Member(clip.id, clip.source_video) for clip in clips if clip.split == "train"]
     several = len({member.source_video for member in members}) > 1
     held_out = hold_out(members, VAL_SHARE, seed) if several else set()
@@ -134,7 +134,7 @@ def _parted(clips: list[Clip], seed: int, known: Mapping[str, str]) -> tuple[Cli
 
 
 def own_file(clip: Clip) -> Path | None:
-    """What no other clip of the set has: two faces share their movie."""
+    """A file that no other clip of the set has: two faces share their movie."""
     return clip.crops or clip.labels.au
 
 
@@ -151,7 +151,7 @@ def _bare(name: str) -> tuple[str, Literal["largest", "left", "right"]]:
 
 @dataclass
 class _Tree:
-    """Where everything lies."""
+    """Where everything is."""
 
     au: dict[str, tuple[str, Path]] = field(default_factory=dict)
     """Face -> official set and annotation file."""
@@ -161,10 +161,10 @@ class _Tree:
     words: dict[str, list[Path]] = field(default_factory=dict)
     """Name -> files that may be its transcript."""
     passed_over: list[Path] = field(default_factory=list)
-    """A second movie or folder of crops of one name."""
+    """Further movies or folders of crops of the same name."""
 
     def transcript(self, name: str) -> Path | None:
-        """Of the movie ``name``: a table of that name elsewhere may hold anything."""
+        """The transcript of the movie ``name``; a table of that name elsewhere may hold anything."""
         movie = self.movies.get(name)
         for path in sorted(self.words.get(name, ()), key=lambda path: TRANSCRIPT_SUFFIXES.index(path.suffix.lower())):
             near = path.parent.name == TRANSCRIPTS or (movie is not None and path.parent == movie.parent)
@@ -174,12 +174,12 @@ class _Tree:
         return None
 
     def take(self, into: dict[str, Path], name: str, path: Path) -> None:
-        """Keep the first of a name."""
+        """Keep the first path of each name."""
         if into.setdefault(name, path) != path:
             self.passed_over.append(path)
 
 
-def _look_through(root: Path) -> _Tree:
+def _scan(root: Path) -> _Tree:
     tree = _Tree()
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -194,7 +194,7 @@ def _look_through(root: Path) -> _Tree:
             for name in folders:
                 if not name.startswith(CROPS):
                     tree.take(tree.crops, name, here / name)
-            # Not down into a million pictures; but an archive unpacked into a folder of its name lies one deeper.
+            # Do not descend into a million pictures; an archive unpacked into a folder of its own is one level deeper.
             folders[:] = [name for name in folders if name.startswith(CROPS)]
             continue
         if here.name in SETS and here.parent.name in {*AU_FOLDERS, *EXPR_FOLDERS}:
@@ -204,7 +204,7 @@ def _look_through(root: Path) -> _Tree:
             continue
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
-            if stem.startswith("."):  # what some systems leave beside a file
+            if stem.startswith("."):  # such as the files that macOS puts beside others
                 continue
             if suffix.lower() in VIDEO_SUFFIXES:
                 tree.take(tree.movies, stem, here / name)
@@ -230,13 +230,13 @@ def _annotation(tree: _Tree, path: Path) -> None:
 
 
 class _Counts:
-    """The numbers that others published, counted here."""
+    """Counts the numbers that others published."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, int]] = {what: dict.fromkeys(sets, 0) for what, sets in KNOWN.items()}
 
     def add(self, official: str, path: Path, crops: Path | None) -> None:
-        """One annotation file. What is wrong in it is its clip's failure later; here it counts what it can."""
+        """Count one annotation file. Errors in it fail its clip later; here, what can be read is counted."""
         self.found["annotation files"][official] += 1
         try:
             lines = path.read_bytes().splitlines()[1:]
@@ -264,12 +264,12 @@ def _notes(tree: _Tree, clips: list[Clip]) -> tuple[str, ...]:
     if unused := sorted(set(tree.crops) - set(tree.au)):
         notes.append(f"crops of {len(unused)} faces without annotations{_first(unused)} are not used")
     if other := sorted(set(tree.expr) - set(tree.au)):
-        notes.append(f"left out, expression labels alone: {len(other)}{_first(other)}; the AU sets decide")
+        notes.append(f"left out, no AU labels, only expressions: {len(other)}{_first(other)}")
     if tree.passed_over:
-        notes.append(f"not used, the second of a name: {len(tree.passed_over)}{_first(tree.passed_over)}")
+        notes.append(f"not used, another of the same name: {len(tree.passed_over)}{_first(tree.passed_over)}")
     sides = {official: {_bare(name)[0] for name, (of, _) in tree.au.items() if of == official} for official in SETS}
     if both := sorted(sides[TRAIN] & sides[VALIDATION]):
-        notes.append(f"in {TRAIN} and in {VALIDATION}, so that results flatter: {len(both)}{_first(both)}")
+        notes.append(f"in both {TRAIN} and {VALIDATION}, so results will be too good: {len(both)}{_first(both)}")
     return tuple(notes)
 
 

@@ -1,19 +1,20 @@
 """Any folder of recordings to manifest entries: `extract manifest folder DIR -o FILE`.
 
-What belongs together lies side by side and shares a stem. For a video ``NAME.mp4``:
+Files that belong together are in one folder and share a stem. For a video ``NAME.mp4``:
 
 * ``NAME.srt``, else ``NAME.vtt``, else ``NAME.json`` with Whisper's ``segments``, is its transcript;
-* ``NAME.csv`` is its AU labels; with the header ``word,start_s,end_s`` it is its transcript instead (the others go
-  first); what ``fusion predict`` wrote beside a movie is neither;
-* ``NAME.wav`` is a clip of its own: the video has its sound already, and whether this file is that sound, cut, delayed
-  or something else cannot be told from its name. Both clips get one ``source_video``, so no split parts them.
+* ``NAME.csv`` is its AU labels; with the header ``word,start_s,end_s`` it is its transcript instead (the others take
+  precedence); what ``fusion predict`` wrote beside a movie is neither;
+* ``NAME.wav`` is a clip of its own: the video has sound already, and the name does not say whether this file is the
+  same sound, a part of it, delayed, or something else. Both clips get one ``source_video``, so no split separates
+  them.
 
-A sound file has no frames to label: it takes a transcript only. Everything else is left out and counted.
+A sound file has no frames to label, only a transcript. All other files are left out and counted.
 
-A clip's id is made from its own path alone, so that ids stay when files are added: folders and stem joined by "-"
-(``x/a.mp4`` is ``x-a``), other characters than A-Z a-z 0-9 . _ - become "_". Where two files ask for one id, the
-container named first below keeps it and the other adds its suffix (``a.mp4`` is ``a``, ``a.avi`` is ``a.avi``) or, if
-its name had to be changed, a hash of its path. A name whose letters do not exist in ASCII always gets the hash.
+A clip's id is made from its own path alone, so that ids do not change when files are added: folders and stem joined by
+"-" (``x/a.mp4`` is ``x-a``), characters other than A-Z a-z 0-9 . _ - replaced by "_". If two files would have the same
+id, the container named first below keeps it and the other adds its suffix (``a.mp4`` is ``a``, ``a.avi`` is ``a.avi``)
+or, if its name had to be changed, a hash of its path. A name whose letters do not exist in ASCII always gets the hash.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"),
     *(".mts", ".m2ts", ".ts", ".3gp", ".ogv", ".mxf", ".asf", ".vob"),
 )
-"""Containers of video, the usual ones first: of two files of one name the first in this list keeps the plain id."""
+"""Containers of video, the usual ones first: of two files with one name, the first in this list keeps the plain id."""
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".wma", ".aif", ".aiff"),
@@ -54,19 +55,19 @@ class FolderScan:
     clips: tuple[Clip, ...]
     """In the order of their paths; ``video`` or ``audio`` is set, by the kind of file."""
     left_out: Mapping[str, int]
-    """Number of files not taken, by suffix in small letters; what has none is named in brackets: ``(no suffix)``."""
+    """Number of files not taken, by suffix in lower case; others by a name in brackets, such as ``(no suffix)``."""
     notes: tuple[str, ...]
-    """What may surprise, a line each: files of one name side by side."""
+    """What may come as a surprise, a line each: files of the same name side by side."""
 
 
 def scan_folder(root: Path) -> FolderScan:
-    """Find the videos and sound files below a folder, links to folders included, hidden names and stores not.
+    """Find the videos and sound files below a folder; links to folders are followed, hidden names and stores skipped.
 
     Raises:
         UsageError: ``root`` is no folder, cannot be listed, or holds no video or sound file.
     """
     if not root.is_dir():
-        what = "is a file" if root.exists() else "is not there"
+        what = "is a file" if root.exists() else "does not exist"
         raise UsageError(f"{root}: {what}; expected a folder of videos or sound files")
     left_out: Counter[str] = Counter()
     by_stem: dict[PurePosixPath, list[PurePosixPath]] = {}
@@ -91,7 +92,7 @@ def scan_folder(root: Path) -> FolderScan:
 
 
 def _files(root: Path, left_out: Counter[str]) -> Iterator[PurePosixPath]:
-    """Files below ``root`` as relative paths; what cannot be listed or named is counted in ``left_out``."""
+    """Files below ``root`` as relative paths; those that cannot be listed or named are counted in ``left_out``."""
 
     def unlisted(error: OSError) -> None:
         if error.filename == str(root):
@@ -105,7 +106,7 @@ def _files(root: Path, left_out: Counter[str]) -> Iterator[PurePosixPath]:
             folders.clear()
             continue
         seen.add(real)
-        # A store beside the videos holds many files and no recording.
+        # A store beside the videos holds many files, but no recording.
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".zarr"))
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
         for name in sorted(names):
@@ -114,7 +115,7 @@ def _files(root: Path, left_out: Counter[str]) -> Iterator[PurePosixPath]:
             path = relative / name
             try:
                 str(path).encode()
-            except UnicodeEncodeError:  # bytes that are no UTF-8: a manifest cannot name this file
+            except UnicodeEncodeError:  # not UTF-8: a manifest cannot name this file
                 left_out["(name that is not UTF-8)"] += 1
                 continue
             yield path
@@ -129,7 +130,7 @@ def _rank(path: PurePosixPath) -> tuple[int, PurePosixPath]:
 
 
 class _Beside:
-    """Files of one stem in one folder: which of them belong to the recordings among them."""
+    """Files with one stem in one folder: which of them belong to the recordings among them."""
 
     def __init__(self, base: Path, paths: list[PurePosixPath]) -> None:
         self.base = base
@@ -160,7 +161,7 @@ class _Beside:
 
 
 def own_file(clip: Clip) -> Path | None:
-    """The recording that a scanned clip is."""
+    """The recording of a scanned clip."""
     return clip.video or clip.audio
 
 
@@ -170,7 +171,7 @@ def is_transcript_table(path: Path) -> bool:
 
 
 def is_whisper(path: Path) -> bool:
-    """Whether a JSON file looks like Whisper's: any other program may have put one there."""
+    """Whether a JSON file looks like Whisper's, not like another program's."""
     try:
         return b'"segments"' in path.read_bytes()
     except OSError:
@@ -178,7 +179,7 @@ def is_whisper(path: Path) -> bool:
 
 
 def _begins(path: Path) -> str:
-    """The first line; nothing of a file that cannot be read: the run will tell."""
+    """The first line; empty if the file cannot be read: the run will report that."""
     try:
         with path.open("rb") as file:
             return file.readline(200).decode("utf-8-sig", errors="replace").strip()
@@ -187,7 +188,7 @@ def _begins(path: Path) -> str:
 
 
 def clip_of_file(path: Path, own: str) -> Clip:
-    """One video or sound file with the transcript beside it, without labels; the id is its stem and ``own``."""
+    """One video or sound file with the transcript beside it, without labels; its id is the stem, "-" and ``own``."""
     base = absolute(path, Path.cwd()).parent
     beside = [PurePosixPath(name) for name in os.listdir(base) if PurePosixPath(name).stem == path.stem]
     clip_id = f"{_legal(path.stem).text[: MAX_CHARS - len(own) - 1]}-{own}"
@@ -200,11 +201,11 @@ def clip_of_file(path: Path, own: str) -> Clip:
 
 
 def _ids(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """An id for each file, distinct also where capital and small letters are one."""
+    """An id for each file, unique even where case is ignored."""
     named = {path: _legal("-".join(path.with_suffix("").parts)) for path in paths}
     taken: set[str] = set()
     ids: dict[PurePosixPath, str] = {}
-    # Names that needed no change choose first: a new file with an odd name takes no id away.
+    # Unchanged names are served first: a new file with an odd name takes no id away.
     for path in sorted(paths, key=lambda path: (named[path].changed, *_rank(path))):
         ids[path] = next(name for name in _candidates(path, named[path]) if name.lower() not in taken)
         taken.add(ids[path].lower())
@@ -213,13 +214,13 @@ def _ids(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
 
 @dataclass(frozen=True)
 class _Named:
-    """A path as an id would spell it."""
+    """A path, spelled as an id."""
 
     text: str
     changed: bool
-    """Some character had to be replaced."""
+    """A character had to be replaced."""
     lost: bool
-    """A letter or digit had no counterpart: other names may well give the same text."""
+    """A letter or digit had no counterpart, so that other names may give the same text."""
 
 
 def _legal(name: str) -> _Named:
@@ -230,13 +231,13 @@ def _legal(name: str) -> _Named:
 
 
 def _candidates(path: PurePosixPath, named: _Named) -> Iterator[str]:
-    """Ids that a file would take, the nicest first; the last ones are its own alone."""
+    """Possible ids of a file, the nicest first; the last ones are unique to it."""
     if not named.lost and is_legal(named.text):
         yield named.text
         if not named.changed and is_legal(with_suffix := named.text + path.suffix.lower()):
             yield with_suffix
     own = hashlib.sha256(str(path).encode()).hexdigest()
-    for chars in (8, 32):  # 8 do but for thousands of names in another script, which all look like "_"
+    for chars in (8, 32):  # 8 suffice, except for thousands of names in another script, which all become "_"
         yield f"{named.text[: MAX_CHARS - chars - 1]}-{own[:chars]}"
 
 
