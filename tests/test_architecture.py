@@ -201,6 +201,19 @@ def core_names_a_stage(tree: Tree) -> list[str]:
     return found
 
 
+LONGEST_FILE, LONGEST_CLASS = 450, 250
+"""Lines. What is longer is hard to read from top to bottom."""
+
+
+def too_long(tree: Tree) -> list[str]:
+    found = [f"{path}:{text.count(chr(10))} lines" for path, text in tree.items() if text.count("\n") > LONGEST_FILE]
+    for path, text in tree.items():
+        for node in ast.walk(ast.parse(text, path)):
+            if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_CLASS:
+                found.append(f"{path}:{node.lineno} class {node.name}")
+    return found
+
+
 def imports_past_the_door(tree: Tree) -> list[str]:
     return [
         f"{path}:{line} imports {name}"
@@ -328,6 +341,8 @@ BAD: list[tuple[Callable[[Tree], list[str]], str, str, str]] = [
     (imports_past_the_door, "extract/x.py", "import zarr.codecs as c", ":1 imports zarr.codecs"),
     (imports_past_the_door, "fusion/x.py", "def f():\n    import av", ":2 imports av"),
     (imports_past_the_door, "extract/store.py", "from yaml import dump", ":1 imports yaml.dump"),
+    (too_long, "extract/x.py", "x = 1\n" * 451, ":451 lines"),
+    (too_long, "extract/x.py", "class C:\n" + "    x = 1\n" * 250, ":1 class C"),
     (imports_by_computed_name, "extract/x.py", "importlib.import_module(name)", ":1"),
     (global_zarr_settings, "extract/arrays.py", "def f():\n    with zarr.config.set({}):\n        pass", ":2"),
     (global_zarr_settings, "extract/arrays.py", "from zarr import config", ":1"),
@@ -352,6 +367,14 @@ def test_the_packages(check):
 def test_the_check_itself(check, path, text, finding):
     assert check(OK) == []
     assert check(OK | {path: text}) == [path + finding]
+
+
+def test_no_file_of_tests_or_tools_is_too_long():
+    folders = [ROOT / "tests", ROOT / "tools", ROOT / "benchmarks"]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    tree = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    assert {"tests/test_architecture.py", "tools/demo.py"} <= set(tree)
+    assert too_long(tree) == []
 
 
 @pytest.mark.parametrize(
