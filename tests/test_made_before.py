@@ -7,6 +7,7 @@ these stores stale, as it does those of users: then the file is made anew, by th
 
 import csv
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -218,10 +219,15 @@ def test_what_is_lost_is_computed_again(made, tmp_path):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_an_old_run_is_evaluated_to_the_old_numbers(made, split):
     found = command(fusion_app, "evaluate", *OF_RUNS, "--run", "runs/whole", "--split", split, "--json")
-    expected = told(made, f"evaluate_{split}")
-    assert_holds(json.loads(found), expected)
-    if split != "test":
-        assert_holds(expected, json.loads((made / "runs/whole/metrics.json").read_text())[split])
+    metrics = json.loads((made / "runs/whole/metrics.json").read_text())  # of the splits that fitting saw
+    assert_holds(json.loads(found), two_digits(metrics[split] if split in metrics else told(made, "evaluate_test")))
+
+
+def two_digits(value: Any) -> Any:
+    """``AU1`` as ``AU01``: the old program wrote both, today's writes one."""
+    if isinstance(value, dict):
+        return {re.sub(r"^AU(\d)$", r"AU0\1", key): two_digits(below) for key, below in value.items()}
+    return value
 
 
 def test_the_old_store_is_fitted_to_the_old_run(made, tmp_path):
@@ -264,9 +270,11 @@ def test_an_old_run_predicts_the_old_table(made, tmp_path):
             assert np.array_equal(now[name][sure], then[name][sure]), name
         else:
             assert np.array_equal(now[name], then[name]), name
-    facts = [json.loads((folder / "b.json").read_text()) for folder in (tmp_path, made / "predicted")]
-    del facts[1]["units"]  # words for people
-    assert_holds(*facts)
+    facts, old_facts = (json.loads((folder / "b.json").read_text()) for folder in (tmp_path, made / "predicted"))
+    assert len(facts["warnings"]) == len(old_facts["warnings"])
+    for words in ("warnings", "units"):  # they are for people and may change
+        del old_facts[words]
+    assert_holds(facts, old_facts)
 
 
 def table(path: Path) -> dict[str, np.ndarray]:
