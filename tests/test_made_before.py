@@ -1,8 +1,8 @@
-"""A store and fitted runs made at commit a53b87f: today's code takes them for its own.
+"""A store and fitted runs made at commit a53b87f: today's code accepts them as its own.
 
-``tools/make_old_store.py`` made them and says what is in the file. Whoever moves code around and changes a recipe, a
-fingerprint, a stored byte or the format of a run finds it here. A stage whose ``version`` was raised on purpose makes
-these stores stale, as it does those of users: then the file is made anew, by that commit.
+``tools/make_old_store.py`` made them and lists what the file holds. A change of a recipe, a fingerprint, a stored byte
+or the format of a run fails here. If a stage's ``version`` is raised on purpose, these stores become stale, as users'
+stores do: then make the file again with the commit that raised it.
 """
 
 import csv
@@ -28,23 +28,23 @@ OF_CLIPS = ("-c", "config.yaml", "--manifest", "manifest.yaml", "--device", "cpu
 OF_RUNS = ("--features", "store.zarr", "--device", "cpu")
 
 OF_THIS_RUN = {"run", "time", "versions"}
-"""Parts of a record's provenance that every run has for itself."""
+"""Parts of a record's provenance that differ from run to run."""
 
 TOLERANCES = {
-    # Rounded to float16 from networks whose last digits depend on CPU and number of threads.
+    # Networks, rounded to float16: their last digits depend on the CPU and the number of threads.
     **dict.fromkeys(("swin/feature", "swin_tokens/token", "hubert/feature", "roberta/token"), 2e-3),
     "hubert_first/feature": 1e-4,
-    # In a picture enlarged with a last grey level that may differ, dlib's trees may take another branch.
+    # A pixel of the enlarged picture may differ by one level, and dlib's trees may then take another branch.
     "landmarks/point": 5e-3,
     "ghfeat/code": 5e-2,
     "crop/point": 1e-6,
 }
-"""Most that values of another machine may differ, over the largest of the array. Others are equal to the byte."""
+"""Largest difference allowed, relative to the array's largest value. Arrays not listed must be equal to the byte."""
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
-    """The folder as it was made, and still is when all tests are through."""
+    """The folder as it was made; it is unchanged when the tests end."""
     folder = tmp_path_factory.mktemp("made")
     with tarfile.open(PACKED) as archive:
         archive.extractall(folder, filter="data")
@@ -68,9 +68,9 @@ def command(app, *arguments: str | Path) -> str:
     return result.stdout
 
 
-def told(folder: Path, name: str) -> Any:
-    """What a command said at that commit."""
-    return json.loads((folder / "told" / f"{name}.json").read_text())
+def printed(folder: Path, name: str) -> Any:
+    """What a command printed at that commit."""
+    return json.loads((folder / "printed" / f"{name}.json").read_text())
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -101,7 +101,7 @@ def assert_same_instance(found: Path, expected: Path, clip: str, instance: str) 
     record_now, record_then = (json.loads(those["zarr.json"])["attributes"] for those in (now, then))
     provenance_now, provenance_then = record_now.pop("provenance"), record_then.pop("provenance")
     assert record_now == record_then, (clip, instance)
-    for part in provenance_then.keys() - OF_THIS_RUN:  # what later versions note besides is no matter
+    for part in provenance_then.keys() - OF_THIS_RUN:  # what later versions add may stay
         assert provenance_now[part] == provenance_then[part], (clip, instance, part)
     stores = [extract.open_store(found), extract.open_store(expected)]
     for name in {path.partition("/")[0] for path in then if "/" in path}:
@@ -127,12 +127,12 @@ def assert_same_model(found: dict[str, torch.Tensor], expected: dict[str, torch.
 
 def test_every_instance_of_every_clip_is_finished(made):
     plan = json.loads(command(extract_app, "plan", *OF_CLIPS, "--store", "store.zarr", "--json"))
-    assert plan == told(made, "plan")
+    assert plan == printed(made, "plan")
     needs = {(clip, name): task["need"] for clip, tasks in plan.items() for name, task in tasks.items()}
     assert set(needs.values()) == {"finished", "transient"}
     recorded = {(path.parts[0], path.parts[1]) for path in map(Path, files(made / "store.zarr")) if len(path.parts) > 2}
     assert {one for one, need in needs.items() if need == "finished"} == recorded
-    assert_holds(json.loads(command(extract_app, "status", "--store", "store.zarr", "--json")), told(made, "status"))
+    assert_holds(json.loads(command(extract_app, "status", "--store", "store.zarr", "--json")), printed(made, "status"))
 
 
 def test_the_store_holds_what_it_is_meant_to_show(made):
@@ -220,7 +220,7 @@ def test_what_is_lost_is_computed_again(made, tmp_path):
 def test_an_old_run_is_evaluated_to_the_old_numbers(made, split):
     found = command(fusion_app, "evaluate", *OF_RUNS, "--run", "runs/whole", "--split", split, "--json")
     metrics = json.loads((made / "runs/whole/metrics.json").read_text())  # of the splits that fitting saw
-    assert_holds(json.loads(found), two_digits(metrics[split] if split in metrics else told(made, "evaluate_test")))
+    assert_holds(json.loads(found), two_digits(metrics[split] if split in metrics else printed(made, "evaluate")))
 
 
 def two_digits(value: Any) -> Any:
