@@ -118,7 +118,7 @@ class ClipWork:
                 continue
             if node.writer is not None:
                 node.writer.finish(rows)
-                if isinstance(video, GivenCrops):
+                if isinstance(video, GivenCrops) and isinstance(node.stage, SourceStage):
                     video.note_unreadable(node.writer.valid())
             notes = video.notes if video and isinstance(node.stage, SourceStage) else None
             lengths = {output.name: rows for output in node.prepared.instance.kept}
