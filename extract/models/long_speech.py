@@ -164,7 +164,7 @@ class _PositionBias:
         self.queries_at_once = max(1, BIAS_NUMBERS // (len(ahead) * num_steps))
 
     def of(self, attention: Any, rows: "Tensor", start: int) -> "Tensor":  # noqa: ANN401 - transformers' module
-        """[heads, n, S] for the steps ``start`` to ``start + n``, whose states before the queries are ``rows`` [n, D]."""
+        """[heads, n, S] for the n steps from ``start`` on; ``rows`` [n, D]: what the queries are made of."""
         import torch
 
         stop = start + len(rows)

@@ -12,8 +12,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 def resized(images: "Tensor | list[Tensor]", side: int, interpolation: Interpolation) -> "Tensor":
     """uint8 [B, H, W, 3], or a list of [H, W, 3] of several sizes -> float32 [B, 3, side, side] in [0, 1].
 
-    Antialiased. A picture that is not square is squeezed. Bicubic overshoots at edges and is cut to [0, 1], as Pillow
-    does by rounding to bytes.
+    Antialiased. A picture that is not square is squeezed. Bicubic overshoots at edges and is cut to [0, 1], which is
+    all that bytes can hold.
     """
     import torch
 

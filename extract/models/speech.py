@@ -1,8 +1,8 @@
 """Speech encoders of the wav2vec 2.0 kind as transformers builds them: four families, whose sizes config.json says.
 
-HuBERT (arXiv 2106.07447), WavLM (2110.13900), wav2vec 2.0 (2006.11477) and data2vec (2202.03555) share convolutions over
-the samples, a positional convolution and a transformer; they differ in how they were trained, and in a few details that
-transformers' modules know.
+HuBERT (arXiv 2106.07447), WavLM (2110.13900), wav2vec 2.0 (2006.11477) and data2vec (2202.03555) share convolutions
+over the samples, a positional convolution and a transformer; they differ in how they were trained, and in a few details
+that transformers' modules know.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,12 +103,13 @@ def build(family: Family, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - t
         WavLMModel,
     )
 
-    config_type, model_type = {
+    classes: dict[Family, tuple[Any, Any]] = {
         "hubert": (HubertConfig, HubertModel),
         "wavlm": (WavLMConfig, WavLMModel),
         "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
         "data2vec": (Data2VecAudioConfig, Data2VecAudioModel),
-    }[family]
+    }
+    config_type, model_type = classes[family]
     with torch.device("meta"):
         model = model_type(config_type.from_dict({**config, **TRAINING_ONLY}))
     model.train(False)
@@ -125,11 +126,17 @@ def random_weights(
 
 
 def load(
-    family: Family, weights: Weights, width: int, kernels: Sequence[int], strides: Sequence[int]
+    family: Family,
+    weights: Weights,
+    width: int,
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    layer: int | Literal["last"],
 ) -> Any:  # noqa: ANN401 - transformers' model of the family
     """The network that the folder's ``config.json`` describes, with its weights, on the CPU, in eval mode.
 
-    ``width``, ``kernels`` and ``strides`` are what the stage declared its outputs by, and must be the folder's own.
+    ``width``, ``kernels`` and ``strides`` are what the stage declared its outputs by, and must be the folder's own;
+    ``layer`` must be one of its layers.
 
     Raises:
         WeightsError: no ``config.json``, or of another family or size; tensors are missing, or are too many.
@@ -145,6 +152,9 @@ def load(
         raise WeightsError(
             f"weights {weights.spec!r}: transformers builds no {family} from its config.json: {error}"
         ) from error
+    num_layers = len(model.encoder.layers)
+    if layer != "last" and layer > num_layers:
+        raise WeightsError(f"weights {weights.spec!r} have layers 0 to {num_layers}, the config says layer {layer}")
     tensors = named_like_transformers(weights.tensors(), prefix=FAMILIES[family].prefix)
     tensors = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith(HEADS)}
     load_strictly(model, tensors, weights.spec, assign=True)
@@ -198,8 +208,11 @@ def named_like_transformers(tensors: "dict[str, Tensor]", *, prefix: str) -> "di
     return renamed
 
 
-def keep_layers(model: Any, num_layers: int) -> "nn.Module":  # noqa: ANN401 - transformers' model of the family
-    """Cut the encoder after ``num_layers`` and take its final norm off. Returns that norm (identity if it has none).
+def keep_layers(
+    model: Any,  # noqa: ANN401 - transformers' model of the family
+    layer: int | Literal["last"],
+) -> "nn.Module":
+    """Cut the encoder after ``layer`` and take its final norm off. Returns that norm (identity if it has none).
 
     ``model(...).last_hidden_state`` is then the raw output of the last layer kept, in every version of transformers
     (which differ in whether their last hidden state is normed), and the layers after it are not computed.
@@ -207,7 +220,7 @@ def keep_layers(model: Any, num_layers: int) -> "nn.Module":  # noqa: ANN401 - t
     from torch import nn
 
     encoder: Any = model.encoder
-    encoder.layers = encoder.layers[:num_layers]
+    encoder.layers = encoder.layers[: None if layer == "last" else layer]
     if not is_stable(model):
         return nn.Identity()  # the encoder's layer_norm stands before its first layer here
     norm: nn.Module = encoder.layer_norm

@@ -70,8 +70,7 @@ class Hubert(ClipStage[HubertConfig]):
             raise ValueError("stage hubert needs weights")
         self._precision = context.precision
         model = hubert.load(self.config.architecture, context.weights)
-        layers = hubert.ARCHITECTURES[self.config.architecture].num_layers
-        final_norm = speech.keep_layers(model, layers if self.config.layer == "last" else self.config.layer)
+        final_norm = speech.keep_layers(model, self.config.layer)
         self._model = model
         self._final_norm = final_norm if self.config.layer == "last" else nn.Identity()
         for module in (self._model, self._final_norm):
