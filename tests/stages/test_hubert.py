@@ -13,8 +13,8 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 from extract.errors import WeightsError
 from extract.inputs.media import Sound, read_audio
 from extract.models import hubert, long_speech, random, waveform
-from extract.running.clip_inputs import SamplesOnDisk
 from extract.models.waveform import normalised
+from extract.running.clip_inputs import SamplesOnDisk
 from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig
 from extract.weights import files, resolving
 from tests.contract import ClipContract, ClipInputs, context

@@ -1,6 +1,6 @@
 import json
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def official(family, **sizes):
 
 
 class Small(ClipContract):
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     def stage(self):
         return Speech(SpeechConfig(**(SMALL | self.settings)))
@@ -73,25 +73,25 @@ class Small(ClipContract):
 
 
 class TestHubertFamily(Small):
-    settings = {"family": "hubert"}
+    settings: ClassVar[dict[str, Any]] = {"family": "hubert"}
 
 
 class TestWavlmFamily(Small):
-    settings = {"family": "wavlm", "layer": 1, "dtype": "float16"}
+    settings: ClassVar[dict[str, Any]] = {"family": "wavlm", "layer": 1, "dtype": "float16"}
 
 
 class TestWav2vec2Family(Small):
-    settings = {"family": "wav2vec2", "normalise": False}
+    settings: ClassVar[dict[str, Any]] = {"family": "wav2vec2", "normalise": False}
 
 
 class TestData2vecFamily(Small):
-    settings = {"family": "data2vec"}
+    settings: ClassVar[dict[str, Any]] = {"family": "data2vec"}
 
 
 class TestOtherConvolutions(Small):
     """Another clock: 64 samples a step, 10 + 2 * 4 + 2 * 16 seen."""
 
-    settings = {"conv_kernel": (10, 3, 3), "conv_stride": (4, 4, 4)}
+    settings: ClassVar[dict[str, Any]] = {"conv_kernel": (10, 3, 3), "conv_stride": (4, 4, 4)}
 
     def clips(self):
         return [clip(16_000), clip(1_601, 1, 2.43), clip(49), clip(50)]
@@ -201,7 +201,6 @@ def test_random_weights_are_of_family_and_width():
 
 def test_a_file_of_pre_training_loads_without_its_heads(tmp_path):
     """As facebook/wav2vec2-large-lv60 is: prefix, quantizer, projections, mask vector, old names of the weight norm."""
-    _, model_type = OFFICIAL["wav2vec2"]
     encoder = official("wav2vec2", **LIKE_LARGE)
     whole = Wav2Vec2ForPreTraining(encoder.config)
     whole.wav2vec2 = encoder

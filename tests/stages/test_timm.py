@@ -1,7 +1,7 @@
 import itertools
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def feature(stage, images):
 
 
 class Pictures(RowsContract):
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     def stage(self):
         return Timm(TimmConfig(**(SMALL | self.settings)))
@@ -61,27 +61,27 @@ class TestVit(Pictures):
 class TestConvnext(Pictures):
     """A grid [C, H, W], and a norm that stands in the head."""
 
-    settings = {"architecture": "test_convnext", "pool": "head", "interpolation": "bilinear"}
+    settings: ClassVar[dict[str, Any]] = {"architecture": "test_convnext", "pool": "head", "interpolation": "bilinear"}
 
 
 class TestResnet(Pictures):
     """Batch norms."""
 
-    settings = {"architecture": "test_resnet", "pool": "avg", "dtype": "float16"}
+    settings: ClassVar[dict[str, Any]] = {"architecture": "test_resnet", "pool": "avg", "dtype": "float16"}
 
 
 class TestEfficientnet(Pictures):
-    settings = {"architecture": "test_efficientnet", "pool": "head"}
+    settings: ClassVar[dict[str, Any]] = {"architecture": "test_efficientnet", "pool": "head"}
 
 
 class TestMambaout(Pictures):
     """A grid [H, W, C], and a head that widens it."""
 
-    settings = {"architecture": "test_mambaout", "pool": "head"}
+    settings: ClassVar[dict[str, Any]] = {"architecture": "test_mambaout", "pool": "head"}
 
 
 class TestByobnet(Pictures):
-    settings = {"architecture": "test_byobnet", "pool": "avg"}
+    settings: ClassVar[dict[str, Any]] = {"architecture": "test_byobnet", "pool": "avg"}
 
 
 class TestPicturesOfSeveralSizes(RowsContract):
@@ -109,7 +109,9 @@ def timms_own(architecture, image_px):
 FAMILIES = ["test_vit", "test_resnet", "test_efficientnet", "test_convnext", "test_mambaout", "test_byobnet"]
 
 
-@pytest.mark.parametrize(("architecture", "pool"), [*itertools.product(FAMILIES, ("avg", "head")), ("test_vit", "token")])
+@pytest.mark.parametrize(
+    ("architecture", "pool"), [*itertools.product(FAMILIES, ("avg", "head")), ("test_vit", "token")]
+)
 def test_features_are_timms(architecture, pool):
     images = faces(2)
     stage = ready(architecture=architecture, pool=pool)
@@ -251,8 +253,8 @@ def test_a_missing_tensor_is_named(tmp_path):
     [
         (
             {"architecture": "vit_smal_patch14_dinov2"},
-            r"instance dinov2 \(stage timm\): architecture 'vit_smal_patch14_dinov2': timm [\d.]+ has none of that name; "
-            "did you mean 'vit_small_patch14_dinov2'",
+            r"instance dinov2 \(stage timm\): architecture 'vit_smal_patch14_dinov2': timm [\d.]+ has none of that "
+            "name; did you mean 'vit_small_patch14_dinov2'",
         ),
         ({"architecture": "vit_small_patch14_dinov2.lvd142m"}, "did you mean 'vit_small_patch14_dinov2'"),
         ({"architecture": "???"}, r"`timm.list_models\(\)` names them"),
