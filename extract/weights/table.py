@@ -166,7 +166,7 @@ TABLE = by_key((
         "clip-vit-b16",
         "vit_base_patch16_clip_quickgelu_224",
         "vit_base_patch16_clip_224.openai",
-        licence="MIT",
+        licence="MIT (its repository; its model card calls any deployed use out of scope)",
         trained_on="400 million pairs of a picture and its text, gathered from the web",
         note="the projection to the space of texts, head.*, is dropped; trained with QuickGELU, hence the architecture",
     ),
