@@ -19,15 +19,19 @@ from typer.testing import CliRunner
 import extract
 from extract.au import AUS
 from extract.cli import app as extract_app
-from extract.config import load_extract_config
+from extract.config import ExtractConfig, load_extract_config
+from extract.errors import WeightsError
 from extract.graph import build_graph
 from extract.inputs.manifest import Clip, Labels, write_manifest
 from extract.registry import STAGES
+from extract.running.planning import make_plan
+from extract.running.selection import Options
 from extract.weights.table import TABLE
 from fusion.cli import app as fusion_app
 from fusion.config import load_fusion_config
 from tests.conftest import ROOT
-from tests.media_files import tone, write_clip
+from tests.media_files import pictures, tone, write_clip
+from tests.stages.test_speech import official
 
 DOC = (ROOT / "docs" / "adding-an-encoder.md").read_text(encoding="utf-8")
 BY_CONFIG, BY_A_FILE = DOC.split("\n## By a file\n")
@@ -94,6 +98,29 @@ def test_by_config_the_commands_run_as_they_stand(media_dir, tmp_path, monkeypat
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     assert all(row["dinov2"] == row["wavlm"] == "1" and 0 < float(row["AU12_p"]) < 1 for row in rows)
+
+
+def test_whole_frames_and_weights_that_are_gone(tmp_path):
+    """Pictures of ``frames`` instead of crops, sound through a folder's WavLM; then the folder is not needed again."""
+    official("wavlm").save_pretrained(tmp_path / "weights")
+    clip = Clip(id="a", video=write_clip(tmp_path / "a.mov", pictures(4), sound=tone(0.3)))
+    picture = {"architecture": "test_vit", "image_px": 64, "interpolation": "bilinear", "pool": "avg"}
+    picture |= {"mean": [0.5] * 3, "std": [0.5] * 3, "weights": "random", "inputs": {"crop": "frames"}}
+    sound = {"family": "wavlm", "weights": str(tmp_path / "weights"), "width": 48, "normalise": True}
+    config = ExtractConfig.model_validate({
+        "instances": {"scene": {"stage": "timm", **picture}, "wavlm": {"stage": "speech", **sound}}
+    })
+    report = extract.run([clip], tmp_path / "store.zarr", config)
+    assert (report.exit_code, report.failures) == (0, [])
+    store = extract.open_store(tmp_path / "store.zarr")
+    assert store.read("a", "scene", "feature").values.shape == (4, 64)
+    assert store.read("a", "wavlm", "feature").values.shape == (14, 48)
+    shutil.rmtree(tmp_path / "weights")
+    plan, _, _ = make_plan(config, [clip], tmp_path / "store.zarr", Options(), "cpu")
+    assert plan.tasks["a"]["wavlm"].need == "finished"
+    other = ExtractConfig.model_validate({"instances": {"wavlm": {"stage": "speech", **sound, "layer": 1}}})
+    with pytest.raises(WeightsError, match=r"wavlm: weights .* are no key .* and no such path"):
+        make_plan(other, [clip], tmp_path / "store.zarr", Options(), "cpu")
 
 
 # -- the presets ------------------------------------------------------------------------------------------------------
