@@ -113,10 +113,14 @@ def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instan
         if slot not in slots:
             raise ConfigError(f"instance {name}: no input slot {slot!r}; slots are {', '.join(slots) or 'none'}")
     _refuse_unheeded(name, stage, entry)
-    keepable = [o.name for o in stage.outputs if isinstance(stage, RowsStage) and None not in o.sizes]
+    try:
+        outputs = stage.outputs
+    except ConfigError as error:  # their sizes may depend on what no field alone can tell
+        raise ConfigError(f"{where}: {error}") from None
+    keepable = [o.name for o in outputs if isinstance(stage, RowsStage) and None not in o.sizes]
     for kept in entry.keep:
         if kept not in keepable:
-            fitting = ", ".join(o.name for o in stage.outputs if not o.kept and o.name in keepable)
+            fitting = ", ".join(o.name for o in outputs if not o.kept and o.name in keepable)
             raise ConfigError(f"instance {name}: cannot keep {kept!r}; can keep: {fitting or 'nothing more'}")
     return Instance(name, stage, {slot: entry.inputs.get(slot, slot) for slot in slots}, entry)
 

@@ -14,8 +14,10 @@ from extract.stages.hubert import Hubert
 from extract.stages.labels import Labels
 from extract.stages.landmarks import Landmarks
 from extract.stages.roberta import Roberta
+from extract.stages.speech import Speech
 from extract.stages.superres import Superres
 from extract.stages.swin import Swin
+from extract.stages.timm import Timm
 from extract.stages.transcribe import Transcribe
 from extract.stages.wave import Wave
 
@@ -43,7 +45,9 @@ STAGES = by_name((
     Align,
     Ghfeat,
     Swin,
+    Timm,
     Hubert,
+    Speech,
     Transcribe,
     Roberta,
     Labels,

@@ -180,6 +180,10 @@ CORE = (
 )
 
 
+ALSO_A_PACKAGE = ("extract/running/runner.py", "timm")
+"""There it is the library, whose version goes into records."""
+
+
 def core_names_a_stage(tree: Tree) -> list[str]:
     """A stage's name as a string, or an import of its module: stages declare their roles instead."""
     found = []
@@ -192,7 +196,10 @@ def core_names_a_stage(tree: Tree) -> list[str]:
         found += [
             f"{path}:{node.lineno} names {node.value}"
             for node in ast.walk(ast.parse(text, path))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in STAGES
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value in STAGES
+            and (path, node.value) != ALSO_A_PACKAGE
         ]
     return found
 

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 
 from extract.errors import WeightsError
 from extract.models import random
+from extract.registry import STAGES
 from extract.stages.detections import Detections, DetectionsConfig
 from extract.stages.hubert import Hubert, HubertConfig
 from extract.stages.labels import Labels, LabelsConfig
+from extract.stages.speech import Speech, SpeechConfig
 from extract.stages.swin import Swin, SwinConfig
 from extract.weights import table
 from extract.weights.files import cache_folder, file_sha256, path_sha256
@@ -87,23 +89,16 @@ def test_drawn_tensors_are_not_shared():
 
 
 def test_the_table():
-    assert list(TABLE) == [
-        "swin-tiny",
-        "hubert-xlarge-ll60k",
-        "hubert-large-ll60k",
-        "hubert-base-ls960",
-        "roberta-large",
-        "roberta-base",
-        "realesrgan-x4plus",
-        "realesr-general-x4v3",
-        "ghfeat-ffhq-256",
-        "dlib-68-landmarks",
-    ]
-    for row in TABLE.values():
+    assert {"swin-tiny", "hubert-xlarge-ll60k", "roberta-large", "realesrgan-x4plus", "ghfeat-ffhq-256"} <= set(TABLE)
+    assert {"dinov2-small", "clip-vit-b16", "wavlm-base-plus", "wav2vec2-large-lv60"} <= set(TABLE)
+    for key, row in TABLE.items():
+        assert row.key == key
         assert row.licence
         assert row.trained_on
         assert row.source.startswith("https://" if row.package is None else "Python package")
         assert row.sha256 is None or len(row.sha256) == 64
+        for stage in row.stages:
+            assert row.settings.keys() <= STAGES[stage].config_type.model_fields.keys(), key
 
 
 def test_a_key_given_twice_is_refused():
@@ -171,6 +166,20 @@ def test_weights_of_another_stage_or_architecture_are_refused(tmp_path):
         resolve("swin-tiny", Hubert(HubertConfig()), cache=tmp_path)
     with pytest.raises(WeightsError, match=r"base, the config says xlarge; use --set h\.architecture=base"):
         resolve("hubert-base-ls960", Hubert(HubertConfig()), cache=tmp_path, instance="h")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"family": "hubert"}, r"'wavlm-large' are of family wavlm, the config says hubert; use --set w\.family=wavlm"),
+        ({"width": 768}, r"'wavlm-large' are of width 1024, the config says 768; use --set w\.width=1024"),
+    ],
+)
+def test_weights_of_other_settings_are_refused(tmp_path, said, message):
+    """Before they are fetched: they are not even here."""
+    config = {"family": "wavlm", "weights": "wavlm-large", "width": 1024, "normalise": True} | said
+    with pytest.raises(WeightsError, match=message):
+        resolve("wavlm-large", Speech(SpeechConfig(**config)), cache=tmp_path, instance="w")
 
 
 def test_an_unknown_spec_is_refused():

@@ -1,1 +1,1 @@
-"""Architectures only; where their weights come from is ``weights.py``."""
+"""Architectures, and how their inputs are made ready; where their weights come from is ``weights/``."""

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from extract.models import hubert
+from extract.models import hubert, speech
 from extract.stage import ClipResult, ClipStage, Context, Output, StageConfig
-from extract.stages.wave import WAVE_HZ, Samples
+from extract.stages.wave import WAVE_HZ
 from extract.timeline import Regular
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 # The convolutions hop 320 samples and see 400 (25 ms): one second has 49 steps, not 50.
 HUBERT_STEPS = Regular(hop_s=Fraction(320, WAVE_HZ), window_s=Fraction(400, WAVE_HZ))
@@ -44,7 +43,7 @@ class HubertConfig(StageConfig):
 class Hubert(ClipStage[HubertConfig]):
     """Hidden states of one transformer layer, as of the whole clip at once: nothing is cut or padded.
 
-    A recording of more than a minute goes through in blocks, with the same values (``hubert.hidden_of_long``).
+    A recording of more than a minute goes through in blocks, with the same values (``long_speech.hidden_of_long``).
     """
 
     name = "hubert"
@@ -71,8 +70,7 @@ class Hubert(ClipStage[HubertConfig]):
             raise ValueError("stage hubert needs weights")
         self._precision = context.precision
         model = hubert.load(self.config.architecture, context.weights)
-        layers = hubert.ARCHITECTURES[self.config.architecture].num_layers
-        final_norm = hubert.keep_layers(model, layers if self.config.layer == "last" else self.config.layer)
+        final_norm = speech.keep_layers(model, self.config.layer)
         self._model = model
         self._final_norm = final_norm if self.config.layer == "last" else nn.Identity()
         for module in (self._model, self._final_norm):
@@ -87,40 +85,14 @@ class Hubert(ClipStage[HubertConfig]):
         if num_steps == 0:
             return ClipResult({}, {"samples": len(samples)}, empty="too_short")
         with torch.inference_mode():
-            moments = whole_moments(samples) if self.config.normalise else None
-
-            def wave(start: int, stop: int) -> "Tensor":
-                part = samples[start:stop]
-                return (part if moments is None else normalised(part, moments)).to(self._precision)
-
-            if hubert.is_long(num_steps):
-                hidden = hubert.hidden_of_long(self._model, self._final_norm, wave, len(samples))  # [S, D]
-            else:
-                hidden = self._final_norm(self._model(wave(0, len(samples))[None]).last_hidden_state[0])
+            hidden = speech.hidden_states(
+                self._model,
+                self._final_norm,
+                samples,
+                num_steps,
+                normalise=self.config.normalise,
+                precision=self._precision,
+            )
         centres = torch.from_numpy(HUBERT_STEPS.centres_s(num_steps, inputs["wave.start_s"]))
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
         return ClipResult({"feature": hidden.float(), "centre_s": centres})
-
-
-MOMENTS_OF = 2 * hubert.BLOCK_STEPS * hubert.HOP + hubert.SEEN
-"""Samples whose mean and variance are taken together: of a recording of one block all; those of others are joined."""
-
-
-def whole_moments(samples: "Samples") -> hubert.Moments:
-    """Mean and variance of the whole recording, in float64: an hour is 6e7 samples."""
-    moments = hubert.Moments()
-    for start in range(0, len(samples), MOMENTS_OF):
-        moments.add(samples[start : start + MOMENTS_OF])
-    return moments
-
-
-def normalised(part: "Tensor", moments: hubert.Moments | None = None) -> "Tensor":
-    """(x - mean) / sqrt(var + 1e-7), as transformers' extractor does, with the moments of the whole recording.
-
-    ``None``: ``part`` is the whole recording.
-    """
-    import torch
-
-    moments = moments or whole_moments(part)
-    scaled: Tensor = (part - moments.mean) / torch.sqrt(moments.variance + 1e-7)
-    return scaled.float()

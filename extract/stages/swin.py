@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from extract.models import swin
+from extract.models import pictures, swin
 from extract.stage import VALID, Context, Output, RowsBatch, RowsStage, StageConfig
 from extract.timeline import FRAMES
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -84,18 +85,13 @@ class Swin(RowsStage[SwinConfig]):
 
 def prepare(images: "Tensor", config: SwinConfig) -> "Tensor":
     """uint8 [B, H, W, 3] -> float32 [B, 3, crop, crop]: resized, the middle cut out, normalised."""
-    from torch.nn import functional
-
-    size = (config.resize, config.resize)
-    planes = images.permute(0, 3, 1, 2).float() / 255
-    planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)
+    planes = pictures.resized(images, config.resize, "bilinear")
     edge = (config.resize - config.crop) // 2
     planes = planes[:, :, edge : edge + config.crop, edge : edge + config.crop]
     if config.normalise == "half":
-        return (planes - 0.5) / 0.5
+        return pictures.normalised(planes, HALF, HALF)
     if config.normalise == "imagenet":
-        mean, std = (planes.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return (planes - mean) / std
+        return pictures.normalised(planes, IMAGENET_MEAN, IMAGENET_STD)
     # A picture of one colour has no deviation; one grey level spread over all values is the least that means anything.
     std = planes.std(dim=(1, 2, 3), correction=0, keepdim=True).clamp(min=1 / 255)
     return (planes - planes.mean(dim=(1, 2, 3), keepdim=True)) / std

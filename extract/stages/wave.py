@@ -1,26 +1,12 @@
 """The sound of a clip: 16 kHz mono."""
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol
 
 from extract.stage import Output, SourceStage, StageConfig
 from extract.timeline import Regular
 
 WAVE_HZ = 16_000
 SAMPLES = Regular(hop_s=Fraction(1, WAVE_HZ), window_s=Fraction(1, WAVE_HZ))
-
-
-if TYPE_CHECKING:
-    import torch
-
-
-class Samples(Protocol):
-    """``wave.samples`` as a stage gets it: a Tensor [n], or what stands for one whose samples lie on the disk."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, part: slice) -> "torch.Tensor":
-        """Consecutive samples, float32."""
 
 
 class WaveConfig(StageConfig):

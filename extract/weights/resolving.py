@@ -28,6 +28,10 @@ class WeightsUser(Protocol):
     def architecture(self) -> str | None:
         """What the config says; None for a stage with one architecture."""
 
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - each stage has a config of its own
+        """The stage's settings, for a row of the table that names some."""
+
     def random_weights(self) -> "Mapping[str, np.ndarray[Any, Any]]":
         """Tensors by name for ``random``."""
 
@@ -87,6 +91,13 @@ def _resolve_key(
             f"weights {row.key!r} are of architecture {row.architecture}, the config says {asked}; "
             f"use --set {instance}.architecture={row.architecture}, or other weights"
         )
+    for setting, wanted in row.settings.items():
+        said = getattr(stage.config, setting, None)
+        if said != wanted:
+            raise WeightsError(
+                f"weights {row.key!r} are of {setting} {wanted}, the config says {said}; "
+                f"use --set {instance}.{setting}={wanted}, or other weights"
+            )
     path, missing = locate(row, cache)
     if missing:
         means = "--offline forbids fetching them" if offline else "a run fetches nothing"

@@ -1,7 +1,7 @@
 """Published weights: where each lies, what it was trained on, under which licence."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 RANDOM = "random"
 """The spec that draws weights by name instead of reading a file; the result is called untrained everywhere."""
@@ -35,6 +35,8 @@ class WeightsRow:
     """Address of the one file, for what lies on a release page; ``None``: ``source`` is a repository of the hub."""
     by_hand: bool = False
     """The one file is offered on a page that no program may read; the user puts it into the cache folder."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What the stage's config must say besides: field -> value."""
     note: str = ""
 
     @property
@@ -95,6 +97,43 @@ def _roberta(key: str, architecture: str) -> WeightsRow:
     )
 
 
+def _timm(key: str, architecture: str, repository: str, *, licence: str, trained_on: str, note: str = "") -> WeightsRow:
+    return WeightsRow(
+        key=key,
+        stages=("timm",),
+        architecture=architecture,
+        source=f"{HUB}/timm/{repository}",
+        files=(),
+        licence=licence,
+        trained_on=trained_on,
+        sha256=None,
+        note=note,
+    )
+
+
+def _speech(
+    key: str, owner: str, family: str, width: int, *, licence: str, trained_on: str, note: str = ""
+) -> WeightsRow:
+    return WeightsRow(
+        key=key,
+        stages=("speech",),
+        architecture=None,
+        source=f"{HUB}/{owner}/{key}",
+        files=("config.json", "preprocessor_config.json"),
+        licence=licence,
+        trained_on=trained_on,
+        sha256=None,
+        settings={"family": family, "width": width},
+        note=note,
+    )
+
+
+LVD = "LVD-142M, pictures gathered from the web, without labels"
+WAVLM = {
+    "licence": "CC-BY-SA-3.0 as its hub page has it; its authors' code repository says MIT",
+    "trained_on": "Libri-Light, GigaSpeech, VoxPopuli: 94,000 h",
+}
+
 X4PLUS_SHA256 = "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"
 
 TABLE = by_key((
@@ -109,9 +148,42 @@ TABLE = by_key((
         sha256=None,
         note="the classifier head.* is dropped",
     ),
+    _timm(
+        "dinov2-small",
+        "vit_small_patch14_dinov2",
+        "vit_small_patch14_dinov2.lvd142m",
+        licence="Apache-2.0",
+        trained_on=LVD,
+    ),
+    _timm(
+        "dinov2-base",
+        "vit_base_patch14_dinov2",
+        "vit_base_patch14_dinov2.lvd142m",
+        licence="Apache-2.0",
+        trained_on=LVD,
+    ),
+    _timm(
+        "clip-vit-b16",
+        "vit_base_patch16_clip_quickgelu_224",
+        "vit_base_patch16_clip_224.openai",
+        licence="MIT (its repository; its model card calls any deployed use out of scope)",
+        trained_on="400 million pairs of a picture and its text, gathered from the web",
+        note="the projection to the space of texts, head.*, is dropped; trained with QuickGELU, hence the architecture",
+    ),
     _hubert("hubert-xlarge-ll60k", "xlarge", "Libri-Light, 60,000 h"),
     _hubert("hubert-large-ll60k", "large", "Libri-Light, 60,000 h"),
     _hubert("hubert-base-ls960", "base", "LibriSpeech, 960 h"),
+    _speech("wavlm-base-plus", "microsoft", "wavlm", 768, **WAVLM),
+    _speech("wavlm-large", "microsoft", "wavlm", 1024, **WAVLM),
+    _speech(
+        "wav2vec2-large-lv60",
+        "facebook",
+        "wav2vec2",
+        1024,
+        licence="Apache-2.0",
+        trained_on="Libri-Light, 60,000 h",
+        note="the quantizer and projections of pre-training are dropped",
+    ),
     _roberta("roberta-large", "large"),
     _roberta("roberta-base", "base"),
     _realesrgan("realesrgan-x4plus", "v0.1.0", "RealESRGAN_x4plus.pth", sha256=X4PLUS_SHA256),

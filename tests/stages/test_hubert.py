@@ -12,9 +12,10 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from extract.errors import WeightsError
 from extract.inputs.media import Sound, read_audio
-from extract.models import hubert, random
+from extract.models import hubert, long_speech, random, waveform
+from extract.models.waveform import normalised
 from extract.running.clip_inputs import SamplesOnDisk
-from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig, normalised
+from extract.stages.hubert import HUBERT_STEPS, Hubert, HubertConfig
 from extract.weights import files, resolving
 from tests.contract import ClipContract, ClipInputs, context
 
@@ -173,14 +174,14 @@ def test_positions_of_half_an_hour_to_the_last_bit(num_steps):
     hidden = torch.from_numpy(random.normal("hidden", "x", num_steps * 64).astype(np.float32)).view(num_steps, 64)
     with torch.inference_mode():
         expected = hidden + positions(hidden[None])[0]
-        hubert._add_positions(positions, hidden)
+        long_speech._add_positions(positions, hidden)
     assert torch.equal(hidden, expected)
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_recording_of_one_block_goes_through_at_once(monkeypatch):
     """Stores made before recordings were cut keep their values: nothing of the cutting is reached."""
-    monkeypatch.setattr(hubert, "hidden_of_long", None)
+    monkeypatch.setattr(long_speech, "hidden_of_long", None)
     samples = speech(3_071 * 320 + 399)
     stage = ready()
     assert torch.equal(run(stage, samples).arrays["feature"], at_once(stage, samples))
@@ -193,7 +194,7 @@ def test_blocks_of_published_widths(monkeypatch):
     """The convolutions of large, and one layer of its width."""
     wide = hubert.Architecture(1024, num_layers=1, heads=16, mlp_width=4096, stable_layer_norm=True)
     monkeypatch.setitem(hubert.ARCHITECTURES, "large", wide)
-    monkeypatch.setattr(hubert, "BLOCK_STEPS", 256)  # 5 s; the queries of one block are taken as those of all
+    monkeypatch.setattr(long_speech, "BLOCK_STEPS", 256)  # 5 s; the queries of one block are taken as those of all
     samples = speech(1_000 * 320)
     stage = ready(architecture="large")
     whole = at_once(stage, samples)
@@ -215,7 +216,7 @@ def test_a_norm_over_time_is_of_the_whole_recording(monkeypatch, normalise):
 
 def test_moments_that_are_joined_are_those_of_all():
     x = torch.from_numpy(random.normal("moments", "x", 10_007)).reshape(1, -1) * torch.tensor([[1.0], [1e-3]]) + 5
-    moments = hubert.Moments()
+    moments = waveform.Moments()
     for start, stop in ((0, 1), (1, 700), (700, 10_007)):
         moments.add(x[:, start:stop])
     assert torch.allclose(moments.mean, x.double().mean(dim=1), rtol=1e-12)
