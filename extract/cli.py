@@ -241,7 +241,7 @@ def inspect_(
 def demo(
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other people and clips.", min=0)] = 0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for them. (default: demo, or demo/seed_N)")
+        Path | None, typer.Option("-o", "--output", help="Folder for the clips. (default: demo, or demo/seed_N)")
     ] = None,
     quiet: Quiet = False,
 ) -> int:
