@@ -31,6 +31,7 @@ from extract.running.runner import Progress
 from extract.running.selection import Options
 from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
+from extract.weights.table import TABLE
 from fusion.config import ContextModality, FrameModality
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
@@ -244,12 +245,21 @@ def _rebuilt(fitted: FittedModel) -> dict[str, Any]:
         recipe = recipes[name]
         entry = instances[name] = {"stage": recipe["stage"], **recipe["config"]}
         if "weights" in recipe:
-            entry["weights"] = fitted.weights.get(recipe["weights"], recipe["weights"])
+            entry["weights"] = _spec_of(recipe["weights"], fitted)
         entry["inputs"] = {slot: named(slot, below) for slot, below in recipe["inputs"].items()}
 
     for name in fitted.recipes:
         add(name)
     return {"instances": instances}
+
+
+def _spec_of(sha256: str, fitted: FittedModel) -> str:
+    """What a config calls these weights: as the run's clips did, else as the table does.
+
+    Clips that brought their crops needed no detector, so the run does not say what its weights were called.
+    """
+    known = (row.key for row in TABLE.values() if row.sha256 == sha256)
+    return fitted.weights.get(sha256) or next(known, sha256)
 
 
 def _precisions(fitted: FittedModel, graph: Mapping[str, Instance]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import extract
@@ -404,3 +405,26 @@ def test_the_default_run_is_the_newest_and_named(fitted, tmp_path, monkeypatch):
     told = json.loads(result.stdout)
     assert told["run"] == "runs/only"
     assert told["written"][0]["table"] == "a.csv"
+
+
+def test_a_run_on_given_crops_takes_the_detector_of_the_table(media_dir, tmp_path):
+    """Its clips needed no detector, so only the recipe names one: by its sha256, which the table has."""
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for number, image in enumerate(pictures(8), start=1):
+        Image.fromarray(np.resize(image, (112, 112, 3))).save(crops / f"{number:05d}.png")
+    (tmp_path / "labels.csv").write_text("AU01,AU12\n" + "1,0\n0,1\n" * 4)
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "extract:\n  instances:\n    labels: {}\n"
+        "    swin: {weights: random, architecture: small, resize: 64, crop: 64, normalise: per_image}\n"
+        "fusion:\n  modalities:\n    swin: {kind: frame, instance: swin, array: feature, project: 8}\n"
+        "  training: {max_epochs: 1}\n"
+    )
+    clip = Clip(id="given", crops=crops, fps=25.0, labels=Labels(au=tmp_path / "labels.csv"), split="train")
+    assert extract.run([clip], tmp_path / "s.zarr", str(config)).exit_code == 0
+    fusion.fit(tmp_path / "s.zarr", tmp_path / "run", str(config))
+    rebuilt = _rebuilt(Run(tmp_path / "run").model())
+    assert rebuilt["instances"]["detections"]["weights"] == "dlib-68-landmarks"
+    found = fusion.predict([media_dir / "one_face.mp4"], tmp_path / "run", output=tmp_path / "predicted")
+    assert [written.frames for written in found.written] == [72]

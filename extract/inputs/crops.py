@@ -15,7 +15,6 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from extract.errors import ClipError
 from extract.inputs.media import VideoFrame
@@ -176,6 +175,8 @@ def read_crop(path: Path) -> NDArray[np.uint8] | None:
         ClipError: ``bad_crops``: the picture has another size, so it is aligned in another way; ``unreadable``: the
             disk does not return the file, which says nothing about the face.
     """
+    from PIL import Image, UnidentifiedImageError  # here: planning imports this module and reads no picture
+
     try:
         data = path.read_bytes()
     except OSError as error:
