@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from extract import names
 from extract.arrays import FRAME_AXIS, Arrays, Layout
-from extract.config import suggestion
 from extract.damage import Damage, InstanceCheck
 from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError
 from extract.frame_table import TIMES, FrameTable
+from extract.names import suggestion
 from extract.records import Record, attributes_in
 from extract.stage import VALID
 

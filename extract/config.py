@@ -1,7 +1,6 @@
 """The experiment file: one YAML with the sections ``extract:`` and ``fusion:``, read once, checked key by key."""
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from extract import texts
 from extract.errors import ConfigError
+from extract.names import nearest, suggestion
 
 LARGEST_BATCH = 32
 """Rows of frames that flow through a run together; no micro-batch is larger."""
@@ -166,18 +166,6 @@ def describe(error: ValidationError, model: type[BaseModel], also: Sequence[str]
         else:
             lines.append(f"  {path}: {finding['msg']}, found {finding['input']!r}")
     return "\n".join(lines)
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """The nearest of the known names, else all of them."""
-    near = nearest(name, known)
-    return f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
-
-
-def nearest(name: str, known: Sequence[str], similarity: float = 0.6) -> str | None:
-    """The known name that ``name`` is most likely a misspelling of, if one is at least so similar (0 to 1)."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=similarity)
-    return near[0] if near else None
 
 
 def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

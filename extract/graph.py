@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from extract.config import ExtractConfig, InstanceConfig, suggestion, validated
+from extract.config import ExtractConfig, InstanceConfig, validated
 from extract.errors import ConfigError, UsageError
 from extract.inputs.manifest import Clip
 from extract.inputs.parts import part_files
-from extract.names import LEGAL, is_legal
+from extract.names import LEGAL, is_legal, suggestion
 from extract.registry import STAGES
 from extract.stage import ClipStage, Output, RowsStage, Stage
 
@@ -111,7 +111,9 @@ def _instance(name: str, entry: InstanceConfig, path: tuple[str, ...]) -> Instan
     slots = dict.fromkeys(wanted.partition(".")[0] for wanted in stage.inputs)
     for slot in entry.inputs:
         if slot not in slots:
-            raise ConfigError(f"instance {name}: no input slot {slot!r}; slots are {', '.join(slots) or 'none'}")
+            raise ConfigError(
+                f"instance {name}: no input slot {slot!r}; {suggestion(slot, slots) if slots else 'it has none'}"
+            )
     _refuse_unheeded(name, stage, entry)
     try:
         outputs = stage.outputs
@@ -146,7 +148,7 @@ def select(graph: Mapping[str, Instance], stages: Sequence[str]) -> tuple[str, .
     for asked in stages:
         found = {n for n, instance in graph.items() if asked in {n, instance.stage.name}}
         if not found:
-            raise UsageError(f"--stage {asked}: no such instance or stage in the config; it has {', '.join(graph)}")
+            raise UsageError(f"--stage {asked}: no such instance or stage in the config; {suggestion(asked, graph)}")
         wanted |= found
     return tuple(name for name in graph if name in wanted)
 

@@ -20,10 +20,11 @@ from extract import blocks, names
 from extract.arrays import Arrays, chunk_name
 from extract.blocks import BlockWriter
 from extract.clip_view import ClipView, Rows
-from extract.config import SECTIONS, Remembered, suggestion
+from extract.config import SECTIONS, Remembered
 from extract.damage import Damage, InstanceCheck
 from extract.errors import ConfigError, CorruptError, StoreError
 from extract.files import LocalFiles
+from extract.names import suggestion
 from extract.records import REMEDY, Record, attributes_in, group_json
 from extract.stage import Output
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from extract.damage import Damage
 from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.inputs.manifest import Clip, load_manifest
+from extract.names import nearest
 from extract.records import Record
 from extract.registry import STAGES
 from extract.running import lease
@@ -51,7 +52,8 @@ def check(store: Store, clips: Sequence[str] = ()) -> Checked:
     held = store.clips()
     for asked in clips:
         if asked not in held:
-            raise UsageError(f"--clip {asked}: the store has no such clip")
+            near = nearest(asked, held)
+            raise UsageError(f"--clip {asked}: the store has no such clip{f'; did you mean {near!r}?' if near else ''}")
     found: list[Damage] = []
     finished = unfinished = 0
     chosen = [clip for clip in held if not clips or clip in clips]

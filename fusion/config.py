@@ -8,8 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from extract.au import AUS
 from extract.au.losses import POS_WEIGHT, SOFT_MARGIN_WEIGHT
-from extract.config import SECTIONS, Frozen, Remembered, apply_overrides, load_section, suggestion, validated
+from extract.config import SECTIONS, Frozen, Remembered, apply_overrides, load_section, validated
 from extract.errors import ConfigError
+from extract.names import suggestion
 
 
 class FrameModality(Frozen):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.au import AUS
-from extract.config import suggestion
 from extract.errors import ConfigError, StoreError
+from extract.names import suggestion
 from extract.store import Store
 from extract.timeline import centred_windows, neighbours
 from fusion.config import AnyModality, ContextModality, FusionConfig, StepsModality, TokensModality

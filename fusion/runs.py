@@ -28,9 +28,10 @@ import yaml
 from extract import texts
 from extract.archives import too_large
 from extract.au import au_name, au_number
-from extract.config import nearest, suggestion, validated
+from extract.config import validated
 from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
+from extract.names import nearest, suggestion
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
 

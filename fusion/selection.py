@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from extract.config import nearest, suggestion
 from extract.errors import CorruptError, UnfinishedError, UsageError
 from extract.inputs.splits import SPLITS, Member, crossings
+from extract.names import nearest, suggestion
 from extract.records import Record
 from extract.store import Store
 

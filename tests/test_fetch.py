@@ -219,7 +219,7 @@ def test_files_put_by_hand_are_pinned_as_they_are(site, tmp_path):
 
 @pytest.mark.usefixtures("site")
 def test_unknown_keys_and_packages_are_refused(monkeypatch):
-    with pytest.raises(UsageError, match="weights 'nte': no such key; `extract weights list` shows them"):
+    with pytest.raises(UsageError, match="weights 'nte': no such key; did you mean 'net'"):
         get("nte")
     row = WeightsRow(
         "packed", ("swin",), None, "a package", ("x",), "MIT", "noise", None, package="no_such_package_here"

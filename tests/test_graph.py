@@ -35,7 +35,7 @@ def test_one_stage_may_stand_under_several_names():
         ({"colour": {"gain": "much"}}, r"gain: .*found 'much'"),
         ({"colour": {"gain": float("nan")}}, r"gain: .*finite number, found nan"),
         ({"colour": {"gain": float("inf")}}, r"gain: .*finite number, found inf"),
-        ({"colour": {"inputs": {"image": "frames"}}}, "no input slot 'image'; slots are frames"),
+        ({"colour": {"inputs": {"image": "frames"}}}, "no input slot 'image'; known: frames"),
         ({"contrast": {"inputs": {"colour": "frames"}}}, r"contrast needs frames.corner; frames gives pts_s, image"),
         ({"colour": {"keep": ["median"]}}, "cannot keep 'median'; can keep: corner"),
         ({"frames": {"keep": ["image"]}}, "cannot keep 'image'; can keep: nothing more"),
@@ -51,7 +51,7 @@ def test_a_graph_that_cannot_be_is_refused_by_name(instances, message):
 
 def test_a_stage_that_is_not_in_the_config_is_refused():
     with pytest.raises(
-        UsageError, match="--stage ghfeat: no such instance or stage in the config; it has frames, colour"
+        UsageError, match="--stage ghfeat: no such instance or stage in the config; known: frames, colour"
     ):
         select(graph(colour={}), ["ghfeat"])
 

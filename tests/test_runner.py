@@ -195,7 +195,7 @@ def test_clips_shards_and_limits(bench):
     for wrong in ("0/2", "3/2", "1", "a/b", "-1/2"):
         with pytest.raises(UsageError, match=f"--shard {wrong}: expected k/n"):
             chosen(shard=wrong)
-    with pytest.raises(UsageError, match="--clip aa: the manifest has no such clip; did you mean a"):
+    with pytest.raises(UsageError, match="--clip aa: the manifest has no such clip; did you mean 'a'"):
         chosen(clips=["aa"])
 
 

@@ -66,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predicted", type=Path, help="table of `fusion predict`")
     parser.add_argument("labels", type=Path, help="label file of the same movie")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="PNG to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write")
     asked = parser.parse_args(arguments)
     times, predicted = read_predicted(asked.predicted)
     true = read_au(asked.labels).au
     if len(true) != len(times):
         raise SystemExit(f"{asked.labels}: {len(true)} rows of labels for {len(times)} frames of {asked.predicted}")
     title = f"{asked.predicted.stem}: probability (line) and frames labelled active (bands)"
-    draw(times, predicted, true, title).save(asked.out, optimize=True)
-    print(f"{asked.out}: {len(times)} frames of {asked.predicted.stem}")
+    draw(times, predicted, true, title).save(asked.output, optimize=True)
+    print(f"{asked.output}: {len(times)} frames of {asked.predicted.stem}")
 
 
 if __name__ == "__main__":

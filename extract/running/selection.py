@@ -1,6 +1,5 @@
 """Which clips and instances a run works on, and how."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import cast
 from extract.config import ExtractConfig
 from extract.errors import UsageError
 from extract.inputs.manifest import Clip, load_manifest, refuse_shared
+from extract.names import nearest
 from extract.weights.lock import lock_file
 
 
@@ -52,8 +52,8 @@ def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:
     known = {clip.id: clip for clip in clips}
     for asked in options.clips:
         if asked not in known:
-            near = difflib.get_close_matches(asked, known, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            near = nearest(asked, known)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"--clip {asked}: the manifest has no such clip{hint}")
     chosen = [clip for clip in clips if not options.clips or clip.id in options.clips]
     if options.shard is not None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from extract.errors import MachineError, UsageError, WeightsError
+from extract.names import suggestion
 from extract.weights import table
 from extract.weights.files import cache_folder, file_sha256, path_sha256
 from extract.weights.lock import LOCK, pinned_sha256, read_lock
@@ -63,7 +64,7 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(L
     """
     for key in keys:
         if key not in table.TABLE:
-            raise UsageError(f"weights {key!r}: no such key; `extract weights list` shows them")
+            raise UsageError(f"weights {key!r}: no such key; {suggestion(key, table.TABLE)}")
     cache = cache or cache_folder()
     fetched: list[str] = []
     by_hand: list[str] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from extract.errors import WeightsError
+from extract.names import nearest
 from extract.weights import table
 from extract.weights.files import Weights, arrays_sha256, cache_folder, file_sha256, path_sha256, tensor_file
 from extract.weights.lock import LOCK, pinned_sha256, read_lock
@@ -67,8 +68,10 @@ def resolve(
         return _resolve_key(table.TABLE[spec], stage, cache or cache_folder(), offline, instance, of_file, lock)
     path = Path(os.path.expanduser(spec))  # which leaves ~ as it is where there is no home
     if not path.exists():
-        known = ", ".join(key for key, row in table.TABLE.items() if stage.name in row.stages)
-        raise WeightsError(f"weights {spec!r} are no key ({known or 'none'} for this stage) and no such path")
+        known = [key for key, row in table.TABLE.items() if stage.name in row.stages]
+        near = nearest(spec, known)
+        hint = f"did you mean {near!r}?" if near else f"{', '.join(known) or 'none'} for this stage"
+        raise WeightsError(f"weights {spec!r} are no key ({hint}) and no such path")
     if path.is_dir():
         tensor_file(path)
     return Weights(spec, path_sha256(path, of_file), "unknown (local)", "unknown (local)", path=path)

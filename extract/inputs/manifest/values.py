@@ -1,7 +1,6 @@
 """The values of a manifest: from YAML nodes to text, numbers and paths, with every problem by its line."""
 
 import contextlib
-import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from extract.errors import ManifestError
 from extract.inputs.manifest.clip import Labels
 from extract.inputs.manifest.nodes import Node, described, is_mapping, is_null, is_plain, is_scalar, is_text, line_of
 from extract.inputs.manifest.paths import absolute
+from extract.names import nearest
 
 SHOWN_PROBLEMS = 100
 """Problems that a refusal lists: beyond them, the same one probably concerns every clip."""
@@ -66,8 +66,8 @@ def entries_of(node: Node, known: Collection[str], whose: str, problems: Problem
 
 
 def _suggestion(key: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"expected one of {', '.join(known)}"
+    near = nearest(key, known)
+    return f"did you mean `{near}`?" if near else f"expected one of {', '.join(known)}"
 
 
 def read_value(entry: Entry, key: str, base: Path, problems: Problems) -> Any:  # noqa: ANN401 - by its key
