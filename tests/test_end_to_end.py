@@ -70,10 +70,10 @@ def test_clips_without_a_face_or_picture_are_empty(faces):
         assert (store.record(clip, "faces").state, store.record(clip, "faces").reason) == ("empty", "no_video")
 
 
-def test_the_headers_lie_is_told(faces):
+def test_the_headers_lie_is_reported(faces):
     store, report = faces
     assert store.record("no_face", "frames").rows == 95
-    assert any("the header declares 98 frames, 95 decode" in line for line in report["warnings"])
+    assert any("the header declares 98 frames, 95 decode" in warning["message"] for warning in report["warnings"])
 
 
 def test_stored_times_are_ffprobes(faces, golden_dir):
