@@ -18,6 +18,7 @@ FUSION_MAY_IMPORT = {
     "records",
     "timeline",
     "inputs.splits",
+    "names",
     "errors",
     "au",
     "config",

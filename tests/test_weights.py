@@ -183,8 +183,10 @@ def test_weights_of_other_settings_are_refused(tmp_path, said, message):
 
 
 def test_an_unknown_spec_is_refused():
-    with pytest.raises(WeightsError, match=r"'swin-huge' are no key \(did you mean 'swin-tiny'\?\) and no such path"):
+    with pytest.raises(WeightsError, match=r"'swin-huge' are no key \(swin-tiny for this stage\) and no such path"):
         resolve("swin-huge", TINY)
+    with pytest.raises(WeightsError, match=r"'swin-tinny' are no key \(did you mean 'swin-tiny'\?\) and no such path"):
+        resolve("swin-tinny", TINY)
 
 
 def test_a_stage_without_weights_draws_none():
