@@ -14,7 +14,7 @@ class WaveConfig(StageConfig):
 
 
 class Wave(SourceStage[WaveConfig]):
-    """Samples in [-1, 1] from the audio's own start, gaps filled with silence; the runner fills it from ``inputs/media``.
+    """Samples in [-1, 1] from the audio's own start, gaps filled with silence; filled by the runner.
 
     They come as a Tensor [n]; those of more than five minutes as ``SamplesOnDisk``, which is read slice by slice. With
     them comes ``wave.start_s``: the time of the first one on the clip's clock, a float.
