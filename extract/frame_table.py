@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.au import AUS
+from extract.au import AU_NAMES
 from extract.errors import WeightsError
 
 TIMES = "pts_s"
-AU_NAMES = tuple(f"AU{unit:02d}" for unit in AUS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ class FrameTable:
 
 
 def _are_action_units(name: str, values: NDArray[Any]) -> bool:
-    return name.endswith(".au") and values.shape[1:] == (len(AUS),)
+    return name.endswith(".au") and values.shape[1:] == (len(AU_NAMES),)
 
 
 def _flat_names(name: str, values: NDArray[Any]) -> list[str]:
