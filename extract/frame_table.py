@@ -15,7 +15,7 @@ from extract.errors import WeightsError
 TIMES = "pts_s"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FrameTable:
     """Columns on the frame clock of one clip: ``table["swin.feature"]`` is [T, D]."""
 
@@ -33,6 +33,10 @@ class FrameTable:
 
     def __len__(self) -> int:
         return len(self.columns[TIMES])
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}  {values.dtype} {list(values.shape)}" for name, values in self.columns.items()]
+        return "\n".join([f"clip {self.clip}, {len(self)} frames", *lines])
 
     def to_pandas(self) -> Any:  # noqa: ANN401 - a pandas.DataFrame
         """A ``pandas.DataFrame`` with a row per frame.

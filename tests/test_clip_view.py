@@ -314,6 +314,13 @@ def test_what_xarray_is_given(table, monkeypatch):
     assert coordinates["labels.au.axis1"][1].tolist() == AUS
 
 
+def test_a_table_is_shown_in_short(table):
+    shown = repr(table).splitlines()
+    assert shown[0] == f"clip a, {T} frames"
+    assert shown[1] == f"  pts_s  float64 [{T}]"
+    assert shown[-1] == f"  labels.au  int8 [{T}, 12]"
+
+
 def test_a_pandas_data_frame(table):
     pytest.importorskip("pandas")
     frame = table.to_pandas()

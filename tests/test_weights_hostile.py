@@ -45,7 +45,7 @@ def test_a_zip_bomb_is_refused_unread(tmp_path, monkeypatch):
 
 def test_a_shared_runs_model_is_no_bomb_either(tmp_path):
     bomb(tmp_path / "model.pt")
-    with pytest.raises(CorruptError, match=r"would unpack to .*is the run from somebody you know"):
+    with pytest.raises(CorruptError, match=r"would unpack to .*do you trust the source of this run"):
         Run(tmp_path).model()
 
 

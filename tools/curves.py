@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     true = read_au(asked.labels).au
     if len(true) != len(times):
         raise SystemExit(f"{asked.labels}: {len(true)} rows of labels for {len(times)} frames of {asked.predicted}")
-    title = f"{asked.predicted.stem}: probability (line) and frames labelled active (bands)"
+    span = f"{asked.predicted.stem}, {times[0]:.1f} to {times[-1]:.1f} s"
+    title = f"{span}: probability, 0 to 1 (line), and frames labelled active (bands)"
     draw(times, predicted, true, title).save(asked.output, optimize=True)
     print(f"{asked.output}: {len(times)} frames of {asked.predicted.stem}")
 
