@@ -56,7 +56,7 @@ def test_another_picture_makes_the_features_stale_and_leaves_sound_and_labels(tm
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    """Blocks of 4 rows: what is there is not read again, and the bytes are those of an unbroken run."""
+    """Blocks of 4 rows: existing blocks are not read again, and the bytes are those of an unbroken run."""
     config = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"block_rows": 4})})
     clip = Clip(id="a", crops=draw_crops(tmp_path / "c", range(1, 13)), fps=25)
     for number in (2, 6):

@@ -145,7 +145,7 @@ def write_demo(folder: Path, seed: int, say: Callable[[str], None]) -> int:
         try:
             _draw(pool, folder, seed, lacking, say)
         except BaseException:
-            # Their shares take minutes; a clip's movie is written last, so what is there is whole.
+            # Their shares take minutes; a clip's movie is written last, so an existing movie is whole.
             for process in active_children():
                 process.terminate()
             raise
@@ -176,7 +176,7 @@ def _leave_stops_to_the_parent() -> None:
 
 
 def write_clips(folder: Path, seed: int, ids: Sequence[str]) -> None:
-    """Draw and write these clips. A clip's movie is written last, by rename: what is there is complete."""
+    """Draw and write these clips. A clip's movie is written last, by rename: an existing movie is complete."""
     cv2.setNumThreads(1)  # two processes are faster than two threads here, and much faster than both
     threadpool_limits(1)
     files = LocalFiles(folder)
