@@ -1,8 +1,9 @@
 """Features of 16 kHz speech by any encoder of four families that transformers builds."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -14,90 +15,62 @@ from extract.timeline import Regular
 if TYPE_CHECKING:
     import numpy as np
 
+    from extract.weights.files import Weights
 
-class SpeechConfig(StageConfig):
-    """What fixes shape and time of the output is said here, so that planning and ``status`` need no weights.
 
-    The other sizes (layers, heads, norms) are those of the weights folder's own ``config.json``, whose content is part
-    of the weights' sha256. The fields that both have must agree.
-    """
+class EncoderConfig(StageConfig):
+    """What every speech encoder is asked for."""
 
-    family: speech.Family
-    weights: str
-    """A key, or a folder with ``config.json`` and the tensors, as transformers saves it. ``random``: two layers."""
-    width: int = Field(ge=1)
-    """Features per step: ``hidden_size``."""
     layer: int | Literal["last"] = Field(default="last", union_mode="left_to_right")
     """k: raw output of transformer layer k, 0 being the input of the first. ``last``: the last layer after the final
     norm, where the network has one (``do_stable_layer_norm``)."""
     normalise: bool
     """Whole recording to mean 0 and variance 1 first: ``do_normalize`` of ``preprocessor_config.json``."""
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    """The convolutions over the samples, which fix the clock. These, which all published encoders of the four families
-    have, hop 320 samples (20 ms) and see 400 (25 ms)."""
     dtype: Literal["float16", "float32"] = "float16"
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "SpeechConfig":
-        if self.layer != "last" and self.layer < 0:
-            raise ValueError(f"layer is {self.layer}, expected 0 or more, or last")
-        if not self.conv_kernel or len(self.conv_kernel) != len(self.conv_stride):
-            raise ValueError(
-                f"conv_kernel has {len(self.conv_kernel)} numbers and conv_stride {len(self.conv_stride)}, expected "
-                "one of each per convolution"
-            )
-        if min(self.conv_kernel + self.conv_stride) < 1:
-            raise ValueError(f"conv_kernel {self.conv_kernel}, conv_stride {self.conv_stride}: expected 1 or more each")
-        groups = speech.TOY["num_conv_pos_embedding_groups"]
-        if self.weights == "random" and self.width % groups:
-            raise ValueError(f"width is {self.width}; with weights: random it must be a multiple of {groups}")
-        return self
+
+EncoderConfigT = TypeVar("EncoderConfigT", bound=EncoderConfig)
 
 
-class Speech(ClipStage[SpeechConfig]):
+class SpeechEncoder(ClipStage[EncoderConfigT]):
     """Hidden states of one transformer layer, as of the whole clip at once: nothing is cut or padded.
 
-    A recording of more than a minute goes through in blocks, with the same values, in every family
-    (``long_speech.hidden_of_long``): what the families do differently, WavLM's gated position bias and data2vec's
-    several positional convolutions, is given to each block as the whole recording has it. Below that WavLM holds its
-    bias whole, in transformers' own way: a minute through WavLM large takes 2.5 GB for it in float32.
+    A recording of more than a minute goes through in blocks, with the same values (``long_speech.hidden_of_long``).
     """
 
-    name = "speech"
-    version = 1
-    config_type = SpeechConfig
     inputs = ("wave.samples",)
     device = "gpu"
 
     @property
+    @abstractmethod
     def steps(self) -> Regular:
         """Its clock."""
-        return speech.clock(self.config.conv_kernel, self.config.conv_stride, WAVE_HZ)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Features per step."""
+
+    @abstractmethod
+    def load(self, weights: "Weights") -> Any:  # noqa: ANN401 - transformers' model of the family
+        """The network with its weights."""
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         return (
-            Output("feature", self.steps, ("feature",), (self.config.width,), self.config.dtype),
+            Output("feature", self.steps, ("feature",), (self.width,), self.config.dtype),
             Output("centre_s", self.steps, (), (), "float64"),
         )
-
-    def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
-        config = self.config
-        return speech.random_weights(config.family, config.width, config.conv_kernel, config.conv_stride)
 
     def setup(self, context: Context) -> None:
         from torch import nn
 
-        config = self.config
         if context.weights is None:
-            raise ValueError("stage speech needs weights")
+            raise ValueError(f"stage {self.name} needs weights")
         self._precision = context.precision
-        self._model = speech.load(
-            config.family, context.weights, config.width, config.conv_kernel, config.conv_stride, config.layer
-        )
-        final_norm = speech.keep_layers(self._model, config.layer)
-        self._final_norm = final_norm if config.layer == "last" else nn.Identity()
+        self._model = self.load(context.weights)
+        final_norm = speech.keep_layers(self._model, self.config.layer)
+        self._final_norm = final_norm if self.config.layer == "last" else nn.Identity()
         for module in (self._model, self._final_norm):
             module.to(context.device, context.precision)
 
@@ -121,3 +94,66 @@ class Speech(ClipStage[SpeechConfig]):
         centres = torch.from_numpy(self.steps.centres_s(num_steps, inputs["wave.start_s"]))
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
         return ClipResult({"feature": hidden.float(), "centre_s": centres})
+
+
+class SpeechConfig(EncoderConfig):
+    """What fixes shape and time of the output is said here, so that planning and ``status`` need no weights.
+
+    The other sizes (layers, heads, norms) are those of the weights folder's own ``config.json``, whose content is part
+    of the weights' sha256. The fields that both have must agree.
+    """
+
+    family: speech.Family
+    weights: str
+    """A key, or a folder with ``config.json`` and the tensors, as transformers saves it. ``random``: two layers."""
+    width: int = Field(ge=1)
+    """Features per step: ``hidden_size``."""
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    """The convolutions over the samples, which fix the clock. These, which all published encoders of the four families
+    have, hop 320 samples (20 ms) and see 400 (25 ms)."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "SpeechConfig":
+        if self.layer != "last" and self.layer < 0:
+            raise ValueError(f"layer is {self.layer}, expected 0 or more, or last")
+        if not self.conv_kernel or len(self.conv_kernel) != len(self.conv_stride):
+            raise ValueError(
+                f"conv_kernel has {len(self.conv_kernel)} numbers and conv_stride {len(self.conv_stride)}, expected "
+                "one of each per convolution"
+            )
+        if min(self.conv_kernel + self.conv_stride) < 1:
+            raise ValueError(f"conv_kernel {self.conv_kernel}, conv_stride {self.conv_stride}: expected 1 or more each")
+        groups = speech.TOY["num_conv_pos_embedding_groups"]
+        if self.weights == "random" and self.width % groups:
+            raise ValueError(f"width is {self.width}; with weights: random it must be a multiple of {groups}")
+        return self
+
+
+class Speech(SpeechEncoder[SpeechConfig]):
+    """An encoder of the family that the config names.
+
+    What the families do differently in the blocks of a long recording, WavLM's gated position bias and data2vec's
+    several positional convolutions, is given to each block as the whole recording has it. Below a minute WavLM holds
+    its bias whole, in transformers' own way: a minute through WavLM large takes 2.5 GB for it in float32.
+    """
+
+    name = "speech"
+    version = 1
+    config_type = SpeechConfig
+
+    @property
+    def steps(self) -> Regular:
+        return speech.clock(self.config.conv_kernel, self.config.conv_stride, WAVE_HZ)
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
+        config = self.config
+        return speech.random_weights(config.family, config.width, config.conv_kernel, config.conv_stride)
+
+    def load(self, weights: "Weights") -> Any:  # noqa: ANN401 - transformers' model of the family
+        config = self.config
+        return speech.load(config.family, weights, config.width, config.conv_kernel, config.conv_stride, config.layer)
