@@ -146,18 +146,8 @@ def predict(
     where = Run(run) if run is not None else Run.newest()
     fitted = where.model()
     torch_device = pick_device(device)
-    clips: dict[str, tuple[Path, Clip]] = {}
-    predictions = Predictions(where.path)
-    for video in dict.fromkeys(Path(video) for video in videos):
-        if video.exists() and not video.is_file():
-            predictions.failed[video] = "is not a file"  # reading a named pipe could wait forever
-            continue
-        try:
-            clip = clip_of_file(video, file_sha256(video)[:8])
-        except OSError as error:
-            predictions.failed[video] = f"cannot be read ({error.strerror})"
-            continue
-        clips.setdefault(clip.id, (video, clip))
+    clips, failed = _as_clips(videos)
+    predictions = Predictions(where.path, failed=failed)
     names = _file_names(clips)
     _refuse_foreign(Path(output), names.values())
 
@@ -319,6 +309,23 @@ def _warnings(fitted: FittedModel) -> list[str]:
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def _as_clips(videos: Iterable[str | Path]) -> tuple[dict[str, tuple[Path, Clip]], dict[Path, str]]:
+    """Clip -> (video, clip), each content once; and the videos that cannot be read, with why."""
+    clips: dict[str, tuple[Path, Clip]] = {}
+    failed: dict[Path, str] = {}
+    for video in dict.fromkeys(Path(video) for video in videos):
+        if video.exists() and not video.is_file():
+            failed[video] = "is not a file"  # reading a named pipe could wait forever
+            continue
+        try:
+            clip = clip_of_file(video, file_sha256(video)[:8])
+        except OSError as error:
+            failed[video] = f"cannot be read ({error.strerror})"
+            continue
+        clips.setdefault(clip.id, (video, clip))
+    return clips, failed
 
 
 def _file_names(clips: Mapping[str, "tuple[Path, Clip]"]) -> dict[str, str]:

@@ -165,7 +165,10 @@ def test_a_run_computes_nothing_and_changes_no_byte(made, tmp_path):
 
 @pytest.mark.usefixtures("made")
 def test_its_blocks_and_sources_are_sound():
-    command(extract_app, "verify", "--manifest", "manifest.yaml", "--store", "store.zarr", "--sources", "-q")
+    said = command(extract_app, "verify", "--manifest", "manifest.yaml", "--store", "store.zarr", "--sources")
+    assert said == (
+        "96 finished instances of 7 clips read, 0 damaged\n24 sources read, 0 changed, 0 clips with files gone\n"
+    )
 
 
 @pytest.mark.usefixtures("made")

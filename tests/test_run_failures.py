@@ -126,22 +126,33 @@ def test_a_folder_that_is_not_ours_is_refused_before_any_work(bench):
     assert computed == {}
 
 
-def test_two_runs_at_once_each_clip_written_by_one(bench, monkeypatch):
-    """The second run starts while the first is in the middle of clip a."""
-    bench.add("a")
-    bench.add("b", 10)
+def run_in_the_middle(monkeypatch, run):
+    """Call ``run`` before the first batch that ``colour`` computes; the list that its report will be in."""
     real = Colour.compute
     second: list[runner.Report] = []
 
     def compute(self, batch):
         if not second:
             second.append(None)
-            computed_before = computed["colour"]
-            second[0] = bench.run("colour")
-            assert computed["colour"] == computed_before + 10  # clip b only
+            second[0] = run()
         return real(self, batch)
 
     monkeypatch.setattr(Colour, "compute", compute)
+    return second
+
+
+def test_two_runs_at_once_each_clip_written_by_one(bench, monkeypatch):
+    """The second run starts while the first is in the middle of clip a."""
+    bench.add("a")
+    bench.add("b", 10)
+
+    def run():
+        before = computed["colour"]
+        report = bench.run("colour")
+        assert computed["colour"] == before + 10  # clip b only
+        return report
+
+    second = run_in_the_middle(monkeypatch, run)
     first = bench.run("colour")
     assert second[0].exit_code == 1
     assert len(second[0].busy) == 1
@@ -170,16 +181,7 @@ def test_runs_that_start_together_share_the_work(bench):
 def test_what_another_run_made_meanwhile_with_other_settings_is_left_alone(bench, monkeypatch):
     bench.add("a")
     bench.add("b", 10)
-    real = Colour.compute
-    second: list[runner.Report] = []
-
-    def compute(self, batch):
-        if not second:
-            second.append(None)
-            second[0] = bench.run("colour", config=("colour.gain=2.0",), clips=["b"])
-        return real(self, batch)
-
-    monkeypatch.setattr(Colour, "compute", compute)
+    run_in_the_middle(monkeypatch, lambda: bench.run("colour", config=("colour.gain=2.0",), clips=["b"]))
     first = bench.run("colour")
     assert first.exit_code == 1
     assert [vars(notice) for notice in first.busy] == [
