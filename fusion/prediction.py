@@ -311,7 +311,7 @@ def _warnings(fitted: FittedModel) -> list[str]:
 # ---- what is written -----------------------------------------------------------------------------------------------
 
 
-def _as_clips(videos: Iterable[str | Path]) -> tuple[dict[str, tuple[Path, Clip]], dict[Path, str]]:
+def _as_clips(videos: Iterable[str | Path]) -> "tuple[dict[str, tuple[Path, Clip]], dict[Path, str]]":
     """Clip -> (video, clip), each content once; and the videos that cannot be read, with why."""
     clips: dict[str, tuple[Path, Clip]] = {}
     failed: dict[Path, str] = {}

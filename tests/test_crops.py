@@ -131,7 +131,7 @@ def test_a_damaged_picture_is_a_frame_without_a_face(tmp_path):
         "unreadable_crops": {"count": 2, "first": "00002.jpg"},
     }
     assert any(
-        "damaged, taken for absent: {'count': 2, 'first': '00002.jpg'}" in notice.message for notice in report.warnings
+        "damaged crops, taken for absent: 2, the first 00002.jpg" in notice.message for notice in report.warnings
     )
 
 

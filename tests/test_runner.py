@@ -12,6 +12,7 @@ from extract.config import load_extract_config
 from extract.errors import ManifestError, UsageError
 from extract.inputs.manifest import Clip, Labels, refuse_shared, write_manifest
 from extract.running import runner
+from extract.running.handover import Outcome
 from extract.running.selection import Options
 from tests.bench import FRAMES, Stop, stop_after
 from tests.toy_stages import computed, expected_mean
@@ -248,3 +249,28 @@ def test_two_frames_instances_are_decoded_each_in_its_own_way(bench):
     assert np.array_equal(
         bench.store.read("a", "mended", "pts_s").values, bench.store.read("a", "frames", "pts_s").values
     )
+
+
+@pytest.mark.parametrize(
+    ("note", "value", "said"),
+    [
+        ("corrupt_frames", {"count": 2, "first_s": 0.16}, "frames decoded with errors: 2, the first at 0.16 s"),
+        ("undecodable_packets", {"count": 1, "error": "bad"}, "packets that do not decode: 1 (bad)"),
+        (
+            "repaired_pts",
+            {"absent": 1, "not_increasing": 3},
+            "presentation times repaired: 1 absent, 3 not increasing",
+        ),
+        ("video_streams", {"count": 2, "taken": 1}, "2 video streams; number 1 is taken"),
+        (
+            "unreadable_crops",
+            {"count": 2, "first": "00002.jpg"},
+            "damaged crops, taken for absent: 2, the first 00002.jpg",
+        ),
+        ("clipped_samples", 1, "samples beyond full scale, clipped: 1"),
+        ("declared_frames", 98, "the header declares 98 frames, 95 decode"),
+    ],
+)
+def test_a_note_is_told_in_words(note, value, said):
+    notices = runner._warnings("a", {"frames": Outcome("done", rows=95, notes={note: value, "drawn": "x"})})
+    assert [str(notice) for notice in notices] == [f"clip a, frames: {said}"]
