@@ -25,6 +25,7 @@ from extract import names
 from extract.errors import CorruptError, UsageError
 from extract.files import LocalFiles
 from extract.stage import Output
+from extract.timeline import FrameClock
 
 BLOCK_BYTES = 8_000_000
 """Target size of the widest array's blocks."""
@@ -35,7 +36,7 @@ MOST_EXPECTED = 1 << 20
 _FILES = re.compile(r"zarr\.json|c(\.\d+)+")
 """What the folder of an array holds: its metadata and its chunks."""
 
-FRAME_AXIS = "frame"
+FRAME_AXIS = FrameClock.axis
 """Name of the first axis of every array on the frame clock."""
 
 Array: TypeAlias = "zarr.Array[Any]"
@@ -125,7 +126,7 @@ class Arrays:
             compressors=compressors,
             filters=None,
             fill_value="" if output.dtype == "str" else 0,
-            dimension_names=(_clock_axis(output), *output.dims),
+            dimension_names=(output.clock.axis, *output.dims),
             chunk_key_encoding={"name": "default", "separator": "."},
             attributes={"fingerprint": fingerprint},
             config={"write_empty_chunks": True},
@@ -194,8 +195,3 @@ def default_block_rows(outputs: Sequence[Output]) -> int:
     widest = max(np.dtype(o.dtype).itemsize * math.prod(cast(tuple[int, ...], o.sizes)) for o in outputs)
     rows = 1 << round(math.log2(max(BLOCK_BYTES / widest, 1)))
     return min(max(rows, SMALLEST_BLOCK), LARGEST_BLOCK)
-
-
-def _clock_axis(output: Output) -> str:
-    clock = output.clock
-    return getattr(clock, "axis", None) or {"FrameClock": FRAME_AXIS, "Regular": "step"}[type(clock).__name__]

@@ -69,7 +69,17 @@ def run(
     from extract.running import runner
     from extract.running.selection import Options
 
-    options = Options(stage or (), clip or (), limit, shard, device, overwrite, retry, offline, allow_shared_subjects)
+    options = Options(
+        stages=stage or (),
+        clips=clip or (),
+        limit=limit,
+        shard=shard,
+        device=device,
+        retry=retry,
+        offline=offline,
+        allow_shared_subjects=allow_shared_subjects,
+        overwrite=overwrite,
+    )
     if dry_run:
         return _plan(manifest, store, config, set_, options, as_json=as_json)
     with console.progress(quiet or as_json) as progress:
@@ -101,7 +111,16 @@ def plan(
     """Say what a run would do (run --dry-run); exit 2 where it would refuse."""
     from extract.running.selection import Options
 
-    options = Options(stage or (), clip or (), limit, shard, device, False, retry, offline, allow_shared_subjects)
+    options = Options(
+        stages=stage or (),
+        clips=clip or (),
+        limit=limit,
+        shard=shard,
+        device=device,
+        retry=retry,
+        offline=offline,
+        allow_shared_subjects=allow_shared_subjects,
+    )
     return _plan(manifest, store, config, set_, options, as_json=as_json)
 
 

@@ -13,12 +13,13 @@ app = typer.Typer(help="Model weights: what the table names, what is here.", no_
 
 @app.command("list")
 @reported("extract")
-def weights_list(as_json: AsJson = False) -> int:
+def weights_list(config: Config = None, store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
     """Every row of the table and whether its files are here (no file is read)."""
     from extract import console
     from extract.weights import files, resolving
+    from extract.weights.lock import lock_file
 
-    console.show_weights(resolving.list_rows(files.cache_folder()), as_json=as_json)
+    console.show_weights(resolving.list_rows(files.cache_folder(), lock_file(config, store)), as_json=as_json)
     return 0
 
 
@@ -56,7 +57,7 @@ def _keys_needed(config: str | None, overrides: list[str] | None, stages: list[s
     from extract.weights import table
 
     graph = build_graph(load_extract_config(config, overrides or ()))
-    specs = (getattr(graph[n].stage.config, "weights", None) for n in upstream(graph, select(graph, stages or ())))
+    specs = (graph[n].stage.weights for n in upstream(graph, select(graph, stages or ())))
     return [spec for spec in dict.fromkeys(specs) if spec in table.TABLE]
 
 
@@ -83,14 +84,15 @@ def weights_convert(
 
 @app.command("verify")
 @reported("extract")
-def weights_verify(as_json: AsJson = False) -> int:
-    """Hash the files that are here; exit 3 if one is not what the table names."""
+def weights_verify(config: Config = None, store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
+    """Hash the files that are here; exit 3 if one is not what the table or weights.lock names."""
     from extract import console
     from extract.weights import files, resolving
+    from extract.weights.lock import lock_file
 
-    rows = resolving.verify(files.cache_folder())
+    rows = resolving.verify(files.cache_folder(), lock_file(config, store))
     console.show_weights(rows, as_json=as_json)
     wrong = [row.row.key for row in rows if row.state == "wrong"]
     if wrong:
-        raise WeightsError(f"not the bytes that the table names: {', '.join(wrong)}")
+        raise WeightsError(f"not the pinned bytes: {', '.join(wrong)}")
     return 0

@@ -61,7 +61,7 @@ class ClipView:
         """Names of the instances that have a record, finished or not, sorted."""
         files = self.arrays.files
         held = names.only_legal(files.folders(self.id))
-        return [name for name in held if files.read(f"{self.id}/{name}/zarr.json") is not None]
+        return [name for name in held if files.path(f"{self.id}/{name}/zarr.json").is_file()]
 
     def record(self, instance: str) -> Record | None:
         """What the store says of an instance; None where work never began.
@@ -105,7 +105,8 @@ class ClipView:
             StoreError: as of ``Store.read``.
         """
         if not instances:
-            raise UsageError(f"clip {self.id}: frame_table() needs instances, of {', '.join(self.instances())}")
+            known = ", ".join(self.instances())
+            raise UsageError(f"clip {self.id}: frame_table() needs at least one instance, of {known}")
         columns: dict[str, NDArray[Any]] = {}
         dims: dict[str, tuple[str, ...]] = {}
         for instance in instances:
@@ -113,13 +114,14 @@ class ClipView:
             on_frames = [array for array, layout in layouts.items() if layout.clock == FRAME_AXIS]
             if not on_frames:
                 raise UsageError(self._other_clock(instance, layouts))
+            record = self._finished(instance, instance)
             pts_s = self._pts_s(instance)
             if not np.array_equal(columns.setdefault(TIMES, pts_s), pts_s):
                 others = f"{instance} and {instances[0]} were made from different frames"
                 raise UsageError(f"clip {self.id}: {others}; make a frame table of each")
             for array in on_frames:
                 if array != TIMES:
-                    values = self.read(instance, array).values
+                    values = self._read_whole(instance, array, record)
                     self._check_length(instance, array, values, pts_s)
                     columns[f"{instance}.{array}"] = values
                     dims[f"{instance}.{array}"] = layouts[array].dims

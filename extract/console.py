@@ -169,7 +169,9 @@ def show_plan(plan: Plan) -> None:
     print(f"{len(plan.clips)} clips")
     for name, counts in needs.items():
         summary = ", ".join(f"{count} {need}" for need, count in sorted(counts.items()))
-        summary = summary or "not needed: the clips bring their crops"
+        if not summary:
+            planned = any(clip.id not in plan.damaged for clip in plan.clips)
+            summary = "not needed: the clips bring their crops" if planned else "not planned: the clips are damaged"
         feeds = ", ".join(plan.graph[name].feeds.values())
         print(f"  {name:<12} {summary}" + (f"   <- {feeds}" if feeds else ""))
 
@@ -271,7 +273,7 @@ def show_weights(rows: Sequence[Located], *, as_json: bool) -> None:
         listed = [
             {"key": r.row.key, "stage": ", ".join(r.row.stages), "state": r.state, "sha256": r.sha256,
              "path": str(r.path),
-             "expected": r.row.sha256, "licence": r.row.licence, "source": r.row.source}
+             "expected": r.pinned, "licence": r.row.licence, "source": r.row.source}
             for r in rows
         ]  # fmt: skip
         print(json.dumps(listed, indent=1))

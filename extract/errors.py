@@ -35,8 +35,6 @@ FAILED_REASONS = {
 }
 """Why an instance ``failed``: the next run tries again, but for ``crashed`` (``--retry``)."""
 
-REASONS = EMPTY_REASONS | FAILED_REASONS
-
 
 class AuFusionError(Exception):
     """Base class of the project's errors. ``exit_code`` is what a command ends with."""

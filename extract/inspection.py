@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from extract.devices import pick_device
-from extract.errors import UsageError
+from extract.errors import CorruptError, UsageError
 from extract.graph import build_graph
 from extract.inputs import media
 from extract.inputs.crops import GivenCrops, Pictures, list_crops
@@ -82,6 +82,8 @@ def inspect(
     (chosen,) = choose(load_manifest(Path(manifest)), options)
     picked = pick_device(device)
     plan, opened, _ = make_plan(loaded, [chosen], store, options, picked.type)
+    if clip in plan.damaged:
+        raise CorruptError(plan.damaged[clip])
     own = plan.of(chosen)
     for name, prepared in own.prepared.items():
         need = plan.tasks[clip][name].need

@@ -33,7 +33,7 @@ class Record:
     rows: int = 0
     """Rows of its first array; 0 while partial."""
     reason: str | None = None
-    """A key of errors.REASONS, for ``empty`` and ``failed``."""
+    """A key of errors.EMPTY_REASONS or errors.FAILED_REASONS."""
     message: str | None = None
     cause: str | None = None
     """For ``failed``: the instance whose failure led to this one. Written only where there is one."""

@@ -121,8 +121,9 @@ class Store:
         Raises:
             StoreError: the store has no such clip.
         """
-        known = self.clips()
-        if clip not in known:
+        path = self.files.path(clip) if names.is_legal(clip) else None
+        if path is None or not path.is_dir() or path.is_symlink():
+            known = self.clips()
             hint = f"; {suggestion(clip, known)}" if known else ""
             raise StoreError(f"store {self.path}: no clip {clip!r} is here{hint}")
         return ClipView(self.arrays, clip)

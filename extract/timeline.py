@@ -7,6 +7,7 @@ that can meet a window's edge meets it on a whole nanosecond, where a sum of flo
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,9 @@ NS_PER_S = 1_000_000_000
 @dataclass(frozen=True)
 class FrameClock:
     """One row per video frame; row t happens at ``frames/pts_s[t]``."""
+
+    axis: ClassVar[str] = "frame"
+    """Name of the rows' axis in the store."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Regular:
 
     hop_s: Fraction
     window_s: Fraction
+    axis: ClassVar[str] = "step"
 
     def num_steps(self, duration_s: Fraction) -> int:
         """Number of whole windows in a recording; 0 if it is shorter than one window."""

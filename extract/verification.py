@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extract.damage import Damage
-from extract.errors import ClipError, CorruptError, MachineError, StaleError, StoreError, UsageError
+from extract.errors import ClipError, ConfigError, CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.inputs.manifest import Clip, load_manifest
 from extract.names import nearest
 from extract.records import Record
@@ -94,10 +94,10 @@ def _unlike_declared(store: Store, clip: str, instance: str, record: Record) -> 
         return []  # what it declared then is not known now
     config = record.recipe.get("config", {})
     if "weights" in stage_type.config_type.model_fields and "weights" not in config:
-        config = {**config, "weights": "random"}  # a recipe names weights by content; no array's form depends on them
+        config = {**config, "weights": "unnamed"}  # a recipe names weights by content; no array's form depends on them
     try:
         outputs = stage_type(stage_type.config_type.model_validate(config)).outputs
-    except (ValueError, TypeError):  # a recipe of another program version
+    except (ValueError, TypeError, ConfigError, ImportError):  # of another version of this program or of a library
         return []
     kept = [output for output in outputs if output.kept]
     return store.unlike(clip, instance, kept, whole=issubclass(stage_type, ClipStage))

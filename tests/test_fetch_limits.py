@@ -120,7 +120,7 @@ def test_from_the_hub_into_a_run(site, tmp_path, monkeypatch):
         resolving.resolve("tiny", stage)
     verified = command("weights", "verify")
     assert verified.exit_code == 3
-    assert "not the bytes that the table" in verified.stderr
+    assert "not the pinned bytes: tiny" in verified.stderr
 
 
 @pytest.mark.usefixtures("as_set")
@@ -214,7 +214,8 @@ def test_a_run_takes_the_lock_of_its_store_and_names_what_nobody_pinned(site, tm
     report = runner.run([clip], store, config, options=Options(stages=("swin",)))
     told = [notice.message for notice in report.warnings if "pinned" in notice.message]
     where = store.parent / LOCK
-    assert told == [f"weights that nobody has pinned: tiny; `extract weights fetch tiny` pins them in {where}"]
+    command = f"extract weights fetch tiny --store {store.parent}/store.zarr"
+    assert told == [f"weights that nobody has pinned: tiny; `{command}` pins them in {where}"]
     pin = {"tiny": {"sha256": "0" * 64, "files": {}}}
     LOCK.write_text(json.dumps(pin))  # where one happens to stand: not heeded
     assert runner.run([clip], store, config, options=Options(stages=("swin",))).exit_code == 0

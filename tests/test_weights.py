@@ -1,5 +1,6 @@
 import hashlib
 import importlib.util
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from extract.cli import app
 from extract.errors import WeightsError
 from extract.models import random
 from extract.registry import STAGES
@@ -18,7 +21,7 @@ from extract.stages.labels import Labels, LabelsConfig
 from extract.stages.speech import Speech, SpeechConfig
 from extract.stages.swin import Swin, SwinConfig
 from extract.weights import table
-from extract.weights.files import cache_folder, file_sha256, path_sha256
+from extract.weights.files import cache_folder, path_sha256
 from extract.weights.resolving import Located, list_rows, resolve, verify
 from extract.weights.table import TABLE, WeightsRow, by_key
 
@@ -240,18 +243,6 @@ def test_hash_of_a_folder(tmp_path):
     assert path_sha256(tmp_path / "model.bin") == hashlib.sha256(b"abc").hexdigest()
 
 
-def test_a_callers_remembered_hashes_are_used(tmp_path):
-    fill(tmp_path, model__bin="abc")
-    asked = []
-
-    def of_file(path):
-        asked.append(path.name)
-        return file_sha256(path)
-
-    resolve(str(tmp_path / "model.bin"), SMALL, of_file=of_file)
-    assert asked == ["model.bin"]
-
-
 def test_a_folder_without_tensors_is_refused(tmp_path):
     fill(tmp_path, config__json="{}")
     with pytest.raises(WeightsError, match=r"holds none of model\.safetensors and pytorch_model\.bin"):
@@ -267,14 +258,33 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 def test_states(tmp_path, monkeypatch):
     row = WeightsRow("k", ("swin",), "tiny", "https://x", (), "MIT", "y", sha256=None)
     monkeypatch.setattr(table, "TABLE", {"k": row, "dlib-68-landmarks": TABLE["dlib-68-landmarks"]})
-    assert [entry.state for entry in list_rows(tmp_path)] == ["missing", "present"]
+    lock = tmp_path / "weights.lock"
+    assert [entry.state for entry in list_rows(tmp_path, lock)] == ["missing", "present"]
     fill(tmp_path / "weights" / "k", model__safetensors="abc")
-    assert [entry.state for entry in list_rows(tmp_path)] == ["unpinned", "present"]
-    checked = verify(tmp_path)
+    assert [entry.state for entry in list_rows(tmp_path, lock)] == ["unpinned", "present"]
+    checked = verify(tmp_path, lock)
     assert [entry.state for entry in checked] == ["unpinned", "ok"]
     assert checked[0].sha256 == path_sha256(tmp_path / "weights" / "k")
     assert checked[0].path == tmp_path / "weights" / "k"
     assert Located(TABLE["dlib-68-landmarks"], tmp_path, (), "0" * 64, "1" * 64).state == "wrong"
+
+
+def test_the_lock_beside_a_store_or_config_is_the_one_that_counts(tmp_path, monkeypatch):
+    row = WeightsRow("k", ("swin",), "tiny", "https://x", (), "MIT", "y", sha256=None)
+    monkeypatch.setattr(table, "TABLE", {"k": row})
+    monkeypatch.setenv("AU_FUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "cache/weights/k", model__safetensors="abc")
+    (tmp_path / "proj").mkdir()
+    (tmp_path / "proj/exp.yaml").write_text("extract: {}\n")
+    (tmp_path / "proj/weights.lock").write_text(json.dumps({"k": {"sha256": "0" * 64, "commit": None, "files": {}}}))
+    assert CliRunner().invoke(app, ["weights", "verify"]).exit_code == 0  # nobody has pinned them here
+    for flags in (["-c", "proj/exp.yaml"], ["--store", "proj/store.zarr"]):
+        found = CliRunner().invoke(app, ["weights", "verify", *flags, "--json"])
+        assert (found.exit_code, found.stderr) == (3, "extract: not the pinned bytes: k\n")
+        assert json.loads(found.stdout)[0]["expected"] == "0" * 64
+        assert "present" not in CliRunner().invoke(app, ["weights", "list"]).stdout
+        assert "present" in CliRunner().invoke(app, ["weights", "list", *flags]).stdout
 
 
 class Code:

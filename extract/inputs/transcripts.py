@@ -192,7 +192,6 @@ _READERS: dict[str, Callable[[Path, str], Given]] = {
     ".vtt": _subtitles,
     ".json": _json,
 }
-SUFFIXES = tuple(_READERS)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------

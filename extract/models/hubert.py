@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.models import random
-from extract.models.speech import named_like_transformers
+from extract.models import random, speech
 from extract.weights.files import Weights
 from extract.weights.loading import check_config, load_strictly
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import HubertConfig, HubertModel
+    from transformers import HubertModel
 
 
 @dataclass(frozen=True)
@@ -56,40 +55,20 @@ SHOWN_IN_CONFIG = (
 """Fields of ``config.json`` that change values and are the same in all files of one architecture."""
 
 
-def model_config(architecture: str, *, conv_bias: bool) -> "HubertConfig":
-    """transformers' config. Masking, dropout and layer drop are off: left on, training mode masks at random."""
-    from transformers import HubertConfig
-
-    sizes = ARCHITECTURES[architecture]
-    return HubertConfig(
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.heads,
-        intermediate_size=sizes.mlp_width,
-        do_stable_layer_norm=sizes.stable_layer_norm,
-        feat_extract_norm="layer" if sizes.stable_layer_norm else "group",
-        conv_dim=(sizes.conv_width,) * 7,
-        conv_bias=conv_bias,
-        apply_spec_augment=False,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
-        hidden_dropout=0.0,
-        activation_dropout=0.0,
-        attention_dropout=0.0,
-        feat_proj_dropout=0.0,
-        final_dropout=0.0,
-        layerdrop=0.0,
-    )
-
-
 def build(architecture: str, *, conv_bias: bool) -> "HubertModel":
     """The network in eval mode on the meta device: names and shapes, no numbers yet."""
-    import torch
-    from transformers import HubertModel
-
-    with torch.device("meta"):
-        model: HubertModel = HubertModel(model_config(architecture, conv_bias=conv_bias))
-    model.train(False)
+    sizes = ARCHITECTURES[architecture]
+    config = {
+        "hidden_size": sizes.width,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.mlp_width,
+        "do_stable_layer_norm": sizes.stable_layer_norm,
+        "feat_extract_norm": "layer" if sizes.stable_layer_norm else "group",
+        "conv_dim": [sizes.conv_width] * 7,
+        "conv_bias": conv_bias,
+    }
+    model: HubertModel = speech.build("hubert", config)
     return model
 
 
@@ -105,7 +84,7 @@ def load(architecture: str, weights: Weights) -> "HubertModel":
     Raises:
         WeightsError: tensors or ``config.json`` are not those of this architecture.
     """
-    tensors = named_like_transformers(weights.tensors(), prefix="hubert.")
+    tensors = speech.named_like_transformers(weights.tensors(), prefix="hubert.")
     conv_bias = "feature_extractor.conv_layers.0.conv.bias" in tensors  # fairseq has none, some hub files do
     model = build(architecture, conv_bias=conv_bias)
     check_config(weights, architecture, model.config, SHOWN_IN_CONFIG)

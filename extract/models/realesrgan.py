@@ -82,8 +82,8 @@ def from_tensors(tensors: dict[str, Tensor], spec: str) -> Upscaler:
     if not isinstance(found, ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
         raise WeightsError(f"weights {spec!r} are of no network for colour pictures")
     if len(found.model.state_dict()) != len(tensors):
-        found_only = f"{len(tensors)} tensors for a network of {len(found.model.state_dict())}"
-        raise WeightsError(f"weights {spec!r}: {found_only}; the rest is unknown")
+        needed = len(found.model.state_dict())
+        raise WeightsError(f"weights {spec!r}: {len(tensors)} tensors for a network of {needed}; the rest is unknown")
     return Upscaler(found.model.eval().requires_grad_(False).float(), found.scale)
 
 

@@ -71,8 +71,12 @@ def width(architecture: str, image_px: int, pool: Pool) -> int:
 
 def _refuse_left_over_pixels(model: Any, image_px: int) -> None:  # noqa: ANN401 - one of timm's networks
     """Raise ConfigError where patches do not fill the picture: timm would drop its last rows and columns."""
-    patch_px = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    embed = getattr(model, "patch_embed", None)
+    patch_px = getattr(embed, "patch_size", None)
     sides = patch_px if isinstance(patch_px, tuple) else (patch_px,)
+    stride = getattr(getattr(embed, "proj", None), "stride", sides)
+    if tuple(stride) != (tuple(sides) * 2)[:2]:  # overlapping patches are padded: PVT
+        return
     if any(isinstance(side, int) and image_px % side for side in sides):
         whole = image_px // sides[0] * sides[0]
         fitting = [px for px in (whole, whole + sides[0]) if px]
@@ -90,9 +94,13 @@ def pooled(model: Any, features: "Tensor", pool: Pool) -> "Tensor":  # noqa: ANN
     if pool == "head":
         found: Tensor = model.forward_head(features, pre_logits=True)
         return found
-    prefix = getattr(model, "num_prefix_tokens", 0)
+    prefix = getattr(model, "num_prefix_tokens", None)
+    has_token = getattr(model, "cls_token", None) is not None
+    if has_token and prefix is None:  # VOLO: what stands where is its own affair
+        raise ConfigError(f"pool is {pool}, but where this architecture keeps its class token is unknown; use head")
+    prefix = prefix or 0
     if pool == "token":
-        if getattr(model, "cls_token", None) is None or not prefix:
+        if not has_token or not prefix:
             raise ConfigError("pool is token, but this architecture has no class token; use avg or head")
         return features[:, 0]
     shape = tuple(getattr(features, "shape", ()))

@@ -41,7 +41,8 @@ class ClipInputs:
     ) -> None:
         self._clip, self._order, self._store = clip, order, store
         self._engine, self._sources, self._settings = engine, sources, settings
-        self._sound: Audio | None = None
+        self._sounds: dict[int, Audio | None] = {}
+        """Samples a second -> the sound; None: the clip has none."""
 
     def reading(self) -> Reading:
         """Watches the reading of the clip's recording, which must be the one that was hashed whenever it is opened."""
@@ -113,22 +114,23 @@ class ClipInputs:
 
     def sound_notes(self, prepared: Prepared) -> dict[str, Any]:
         """What there is to say of the sound that an instance heard."""
-        heard = any(self.sound_hz(source) for source in prepared.instance.feeds.values())
-        return dict(self._sound.notes) if heard and self._sound else {}
+        rates = {self.sound_hz(source) for source in prepared.instance.feeds.values()} & self._sounds.keys()
+        heard = [self._sounds[hz] for hz in rates if hz is not None]
+        return {name: value for sound in heard if sound for name, value in sound.notes.items()}
 
     def _read_sound(self, hz: int) -> Audio | None:
-        if self._sound is None:
-            path = self._clip.audio or self._clip.video
-            if path is None:
-                return None
+        path = self._clip.audio or self._clip.video
+        if path is None:
+            return None
+        if hz not in self._sounds:
             reading = self.reading()
-            self._sound = apart(
+            self._sounds[hz] = apart(
                 lambda: media.read_audio(
                     path, hz=hz, start_s=self._clip.start_s, end_s=self._clip.end_s, watcher=reading
                 ),
                 reading,
             )
-        return self._sound
+        return self._sounds[hz]
 
 
 def _reads(stage: Stage[Any]) -> str | None:

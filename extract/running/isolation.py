@@ -33,6 +33,9 @@ from extract.running.planning import prepared_plan
 from extract.running.selection import Options
 from extract.store import Store
 
+PACKAGES = str(Path(__file__).resolve().parents[2])
+"""Where the process finds this package, however the run itself found it."""
+
 SIGNS_OF_LIFE_S = 2.0
 """How often the process says that it is not stuck."""
 END_S = 30.0
@@ -64,7 +67,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Order:
+class Assignment:
     """One clip to work on."""
 
     clip: Clip
@@ -93,8 +96,7 @@ class IsolatedWorker:
         if self._process is not None and self._process.poll() is None:
             return
         ours, theirs = Pipe()
-        package = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])])
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "extract.running.isolation", str(theirs.fileno())],
@@ -129,7 +131,7 @@ class IsolatedWorker:
         try:
             while deaths < MOST_DEATHS:
                 self.start()
-                cast(Connection, self._pipe).send(Order(clip, held.holder, before, retry))
+                cast(Connection, self._pipe).send(Assignment(clip, held.holder, before, retry))
                 answer = self._answer(counted)
                 if isinstance(answer, ClipReport):
                     return answer
@@ -213,15 +215,15 @@ def _death(code: int) -> str:
 class _Lent:
     """The run's lease, checked before every commit; the run renews it."""
 
-    def __init__(self, store: Store, order: Order) -> None:
-        self._store, self._order = store, order
+    def __init__(self, store: Store, assignment: Assignment) -> None:
+        self._store, self._assignment = store, assignment
 
     def check(self) -> None:
-        lease.check_lent(self._store.files, self._order.clip.id, self._order.holder)
+        lease.check_lent(self._store.files, self._assignment.clip.id, self._assignment.holder)
 
 
 def main(pipe: Connection) -> None:
-    """Carry out orders until the run ends."""
+    """Work on the clips that the run assigns, until it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no work continues without the run and its lease
     signal.signal(signal.SIGTERM, _stop)
@@ -271,8 +273,8 @@ def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
     )
     say(READY)
     while True:
-        order: Order = pipe.recv()
-        report = work_on(working, order.clip, _Lent(store, order), order.before, retry=order.retry)
+        given: Assignment = pipe.recv()
+        report = work_on(working, given.clip, _Lent(store, given), given.before, retry=given.retry)
         say("report", report)
 
 

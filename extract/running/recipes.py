@@ -13,7 +13,6 @@ from extract.running.fingerprints import sha256_of
 from extract.store import Store
 from extract.weights import resolving
 from extract.weights.files import Weights
-from extract.weights.lock import LOCK
 
 DEFAULT_PRECISION = {"cpu": "float32", "cuda": "float16"}
 """What ``precision: auto`` means where the store holds nothing yet."""
@@ -38,7 +37,7 @@ def prepare(
     device_kind: str,
     *,
     offline: bool = False,
-    lock: Path = Path(LOCK),
+    lock: Path,
 ) -> dict[str, Prepared]:
     """Resolve weights and precision of ``names`` (inputs first) and make their recipes.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from extract.config import ExtractConfig, Remembered, load_extract_config
 from extract.devices import pick_device
@@ -27,7 +27,7 @@ from extract.running.isolation import IsolatedWorker, Job
 from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
 from extract.running.selection import Options, choose, listed, with_lock
 from extract.store import Store
-from extract.weights.lock import lock_file
+from extract.weights.lock import flags_for, lock_file
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,8 @@ def run(
     # Here and not in ``execute``: who predicts compares the weights with those of the fitted run.
     unpinned = sorted({p.weights.spec for p in made.prepared.values() if p.weights and not p.weights.pinned})
     if unpinned:
-        remedy = f"`extract weights fetch {' '.join(unpinned)}` pins them in {options.lock}"
+        lock = cast(Path, options.lock)
+        remedy = f"`extract weights fetch {' '.join(unpinned)}{flags_for(lock)}` pins them in {lock}"
         report.warnings.insert(0, Notice(f"weights that nobody has pinned: {', '.join(unpinned)}; {remedy}"))
     return report
 

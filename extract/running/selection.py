@@ -30,7 +30,7 @@ class Options:
     remember: bool = True
     """Keep the config in the store, for later commands."""
     lock: Path | None = None
-    """``weights.lock``; None: as ``weights.lock_file`` finds it, by config and store."""
+    """``weights.lock``; None: as ``weights.lock.lock_file`` finds it, by config and store."""
 
 
 def listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence[Clip]:

@@ -7,13 +7,12 @@ from pydantic import Field
 
 from extract.au import AUS
 from extract.errors import ClipError
+from extract.inputs.annotations import NOT_ANNOTATED
 from extract.stage import ClipResult, ClipStage, Output, StageConfig
 from extract.timeline import FRAMES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NOT_ANNOTATED = -1
 
 
 class LabelsConfig(StageConfig):

@@ -25,7 +25,7 @@ from extract.errors import MachineError, UsageError, WeightsError
 from extract.names import suggestion
 from extract.weights import table
 from extract.weights.files import cache_folder, file_sha256, path_sha256
-from extract.weights.lock import LOCK, pinned_sha256, read_lock
+from extract.weights.lock import LOCK, flags_for, pinned_sha256, read_lock
 from extract.weights.resolving import how_by_hand, locate
 from extract.weights.table import HUB, TENSOR_FILES, WeightsRow
 
@@ -65,6 +65,8 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(L
     for key in keys:
         if key not in table.TABLE:
             raise UsageError(f"weights {key!r}: no such key; {suggestion(key, table.TABLE)}")
+    with _disk(lock):  # before any download: the store beside it may not exist yet
+        lock.parent.mkdir(parents=True, exist_ok=True)
     cache = cache or cache_folder()
     fetched: list[str] = []
     by_hand: list[str] = []
@@ -150,7 +152,7 @@ def _keep_what_is_here(row: WeightsRow, path: Path, pins: dict[str, Any], lock: 
     if pinned not in {None, sha256}:
         raise WeightsError(
             f"weights {row.key!r}: {path} has sha256 {sha256}, pinned is {pinned}; "
-            f"remove it and run `extract weights fetch {row.key}` again"
+            f"remove it and run `extract weights fetch {row.key}{flags_for(lock)}` again"
         )
     if pinned is None:
         files = path.iterdir() if path.is_dir() else [path]
@@ -371,7 +373,7 @@ def _redirected(row: WeightsRow, url: str, location: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """An address as it may be say: a signed one carries its key in the query, some a password before the host."""
+    """An address, fit to be printed: a signed one carries its key in the query, some a password before the host."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"

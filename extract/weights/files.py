@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,16 +88,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def path_sha256(path: Path, of_file: Callable[[Path], str] = file_sha256) -> str:
+def path_sha256(path: Path) -> str:
     """sha256 of a file; of a folder, over the sorted names and hashes of its files, tokenizer and configs included.
 
     Hidden files are left out: version control and download tools put theirs there.
     """
     if path.is_file():
-        return of_file(path)
+        return file_sha256(path)
     files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
     seen = {name.as_posix(): file for name, file in files.items() if not any(p.startswith(".") for p in name.parts)}
-    lines = (f"{name}\0{of_file(seen[name])}\n" for name in sorted(seen))
+    lines = (f"{name}\0{file_sha256(seen[name])}\n" for name in sorted(seen))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

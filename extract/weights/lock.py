@@ -1,6 +1,7 @@
 """``weights.lock``: which bytes the keys of the table stood for when an experiment began."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ def lock_file(config: str | None, store: str | Path | None) -> Path:
     beside_store = [Path(store).parent] if store is not None and "://" not in str(store) else []
     places = [folder / LOCK for folder in (*beside_config, *beside_store)] or [Path(LOCK)]
     return next((place for place in places if place.exists()), places[0])
+
+
+def flags_for(lock: Path) -> str:
+    """What ``extract weights fetch`` needs to pin in ``lock``: nothing where it stands in the current folder, else a
+    store beside it (which need not exist)."""
+    return "" if lock.parent == Path() else f" --store {shlex.quote(str(lock.parent / 'store.zarr'))}"
 
 
 def read_lock(path: Path) -> dict[str, Any]:

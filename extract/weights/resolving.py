@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from extract.errors import WeightsError
 from extract.names import nearest
 from extract.weights import table
-from extract.weights.files import Weights, arrays_sha256, cache_folder, file_sha256, path_sha256, tensor_file
-from extract.weights.lock import LOCK, pinned_sha256, read_lock
+from extract.weights.files import Weights, arrays_sha256, cache_folder, path_sha256, tensor_file
+from extract.weights.lock import LOCK, flags_for, pinned_sha256, read_lock
 from extract.weights.table import RANDOM, TENSOR_FILES, WeightsRow
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def resolve(
     cache: Path | None = None,
     offline: bool = False,
     instance: str | None = None,
-    of_file: Callable[[Path], str] = file_sha256,
     lock: Path = Path(LOCK),
 ) -> Weights:
     """Find and hash what ``spec`` names: a key of TABLE, a local file or folder, or ``random``.
@@ -54,7 +53,6 @@ def resolve(
         cache: folder of fetched weights; ``cache_folder()`` when absent.
         offline: the user forbids the network; only changes what the message offers.
         instance: name for the messages' ``--set``; the stage's own when absent.
-        of_file: sha256 of one file; a caller that remembers hashes by size and time passes its own.
         lock: what was pinned, as ``lock_file`` finds it.
 
     Raises:
@@ -65,7 +63,7 @@ def resolve(
         drawn = stage.random_weights()
         return Weights(spec, arrays_sha256(drawn), "none", "nothing", untrained=True, drawn=drawn)
     if spec in table.TABLE:
-        return _resolve_key(table.TABLE[spec], stage, cache or cache_folder(), offline, instance, of_file, lock)
+        return _resolve_key(table.TABLE[spec], stage, cache or cache_folder(), offline, instance, lock)
     path = Path(os.path.expanduser(spec))  # which leaves ~ as it is where there is no home
     if not path.exists():
         known = [key for key, row in table.TABLE.items() if stage.name in row.stages]
@@ -74,7 +72,7 @@ def resolve(
         raise WeightsError(f"weights {spec!r} are no key ({hint}) and no such path")
     if path.is_dir():
         tensor_file(path)
-    return Weights(spec, path_sha256(path, of_file), "unknown (local)", "unknown (local)", path=path)
+    return Weights(spec, path_sha256(path), "unknown (local)", "unknown (local)", path=path)
 
 
 def _resolve_key(
@@ -83,7 +81,6 @@ def _resolve_key(
     cache: Path,
     offline: bool,
     instance: str,
-    of_file: Callable[[Path], str],
     lock: Path,
 ) -> Weights:
     if stage.name not in row.stages:
@@ -109,16 +106,15 @@ def _resolve_key(
         elif row.by_hand:
             remedy = how_by_hand(row, path)
         else:
-            remedy = (
-                f"`extract weights fetch {row.key}` gets them (licence {row.licence}), or put the files of "
-                f"{row.source} into {path.parent if row.is_one_file else path}"
-            )
+            command = f"extract weights fetch {row.key}{flags_for(lock)}"
+            folder = path.parent if row.is_one_file else path
+            remedy = f"`{command}` gets them (licence {row.licence}), or put the files of {row.source} into {folder}"
         lacks = f"there is no {path}" if row.is_one_file else f"{path} lacks {', '.join(missing)}"
         raise WeightsError(
             f"weights {row.key!r} are not on this machine and {means}: {lacks}; "
             f"{remedy}, or name a local file or folder: --set {instance}.weights=PATH"
         )
-    sha256 = path_sha256(path, of_file)
+    sha256 = path_sha256(path)
     pinned = pinned_sha256(row, read_lock(lock))
     if pinned not in {None, sha256}:
         by = "" if row.sha256 else f" by {lock}"
@@ -177,16 +173,15 @@ class Located:
         return "ok" if self.sha256 == self.pinned else "wrong"
 
 
-def list_rows(cache: Path, lock_path: Path = Path(LOCK)) -> list[Located]:
+def list_rows(cache: Path, lock: Path) -> list[Located]:
     """Every row of the table, looked for but not hashed."""
-    lock = read_lock(lock_path)
+    pins = read_lock(lock)
     found = ((row, *locate(row, cache)) for row in table.TABLE.values())
-    return [Located(row, path, tuple(missing), None, pinned_sha256(row, lock)) for row, path, missing in found]
+    return [Located(row, path, tuple(missing), None, pinned_sha256(row, pins)) for row, path, missing in found]
 
 
-def verify(cache: Path, of_file: Callable[[Path], str] = file_sha256, lock_path: Path = Path(LOCK)) -> list[Located]:
+def verify(cache: Path, lock: Path) -> list[Located]:
     """Every row of the table, hashed where its files are there."""
     return [
-        entry if entry.missing else replace(entry, sha256=path_sha256(entry.path, of_file))
-        for entry in list_rows(cache, lock_path)
+        entry if entry.missing else replace(entry, sha256=path_sha256(entry.path)) for entry in list_rows(cache, lock)
     ]

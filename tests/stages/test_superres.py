@@ -151,7 +151,8 @@ def test_lanczos_needs_no_weights_and_says_so_in_the_recipe(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("extract: {instances: {superres: {weights: lanczos}}}")
     graph = build_graph(load_extract_config(str(path)))
-    (recipe,) = [p.recipe for n, p in prepare(graph, list(graph), None, [], "cpu").items() if n == "superres"]
+    prepared = prepare(graph, list(graph), None, [], "cpu", lock=tmp_path / "weights.lock")
+    recipe = prepared["superres"].recipe
     assert recipe["config"]["weights"] == "lanczos"
     assert "weights" not in recipe
 
