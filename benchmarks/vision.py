@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; two contend on a shared machine")
     parser.add_argument("--stages", default="superres,landmarks,align,ghfeat,swin")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("-o", "--output", dest="out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

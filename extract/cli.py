@@ -108,7 +108,7 @@ def plan(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> int:
-    """Say what a run would do (run --dry-run); exit 2 where it would refuse."""
+    """Show what a run would do (the same as run --dry-run); exit 2 if it would be refused."""
     from extract.running.selection import Options
 
     options = Options(
@@ -152,7 +152,7 @@ def _plan(
 @app.command()
 @reported("extract")
 def status(store: StorePath = "store.zarr", as_json: AsJson = False) -> int:
-    """Say how far every instance of the store is."""
+    """Show how complete each instance of the store is."""
     from extract import console
     from extract.store import Store
 
@@ -258,7 +258,7 @@ def inspect_(
 @app.command()
 @reported("extract")
 def demo(
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, other people and clips.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed; another one draws other people and clips.", min=0)] = 0,
     out: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the clips. (default: demo, or demo/seed_N)")
     ] = None,

@@ -8,6 +8,7 @@ import typer
 
 from extract.errors import UsageError
 from extract.flags import ManifestOut, Update, reported
+from extract.names import suggestion
 
 SHOWN = 10
 """Lines of a list before it is cut."""
@@ -34,12 +35,15 @@ def manifest_folder(
     ] = None,
     val: Annotated[float | None, typer.Option("--val", help="Share of the clips for val. (default: 0.1)")] = None,
     test: Annotated[float | None, typer.Option("--test", help="Share of the clips for test. (default: 0.1)")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Another seed, other splits. (default: 0)", min=0)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the splits. (default: 0)", min=0)] = None,
     allow_shared_subjects: Annotated[
         bool, typer.Option("--allow-shared-subjects", help="Keep only clips of one source video together.")
     ] = False,
 ) -> int:
-    """Take videos and sound files by suffix; NAME.srt|vtt|csv beside a video are its words and labels."""
+    """List the videos and sound files of a folder.
+
+    NAME.srt, .vtt, .json or .csv beside a video gives its words, NAME.csv with AU columns its labels.
+    """
     from extract.inputs.datasets.folder import own_file, scan_folder
     from extract.inputs.manifest import refuse_existing
     from extract.inputs.manifest.update import make
@@ -77,7 +81,7 @@ def manifest_affwild2(
     out: ManifestOut,
     update: Update = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the 90/10 split of the training set.", min=0)] = 0,
-    fps: Annotated[float | None, typer.Option("--fps", help="Take crops without a movie to have this rate.")] = None,
+    fps: Annotated[float | None, typer.Option("--fps", help="Frame rate of crops that have no movie.")] = None,
 ) -> int:
     """Official splits (validation is test), annotations, given crops, two faces of one movie."""
     from extract.inputs.datasets.affwild2 import KNOWN, own_file, scan_affwild2
@@ -118,7 +122,8 @@ def _split_rule(
             )
         return None
     if split_by not in {"subject", "source_video"}:
-        raise UsageError(f"--split-by {split_by}: expected subject or source_video")
+        hint = suggestion(split_by, ["subject", "source_video"])
+        raise UsageError(f"--split-by {split_by}: expected subject or source_video; {hint}")
     if split_by == "subject" and allow_shared_subjects:
         raise UsageError("--split-by subject and --allow-shared-subjects exclude each other")
     return SplitRule(

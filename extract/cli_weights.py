@@ -1,5 +1,6 @@
 """``extract weights``: what the table names, what is on this machine, fetching and converting."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from extract.errors import WeightsError
 from extract.flags import AsJson, Config, Offline, Set, Stages, StorePath, reported
 
-app = typer.Typer(help="Model weights: what the table names, what is here.", no_args_is_help=True)
+app = typer.Typer(help="List, fetch, verify and convert model weights.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -46,7 +47,8 @@ def weights_fetch(
     lock = lock_file(config, store)
     fetched = fetch.fetch(keys, lock=lock, say=lambda text: print(text, flush=True))
     print(f"{len(fetched)} fetched, {len(keys) - len(fetched)} were here; pinned in {lock}")
-    print("next: extract run")
+    flags = [*(["-c", config] if config else []), *(["--store", store] if store != "store.zarr" else [])]
+    print(f"next: {shlex.join(['extract', 'run', *flags])}")
     return 0
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from extract import names
 from extract.arrays import FRAME_AXIS, Arrays, Layout
 from extract.damage import Damage, InstanceCheck
-from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError
+from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError, run_command
 from extract.frame_table import TIMES, FrameTable
 from extract.names import suggestion
 from extract.records import Record, attributes_in
@@ -190,7 +190,8 @@ class ClipView:
         )
 
     def _remake(self, instance: str) -> str:
-        return f"`extract run --clip {self.id} --stage {instance} --overwrite` makes it again"
+        command = run_command(self.arrays.files.root, f"--clip {self.id}", f"--stage {instance}", "--overwrite")
+        return f"`{command}` makes it again"
 
     def _only_array(self, instance: str) -> str:
         held = list(self._layouts(instance))
@@ -206,8 +207,8 @@ class ClipView:
             return record
         state = self._absent(instance) if record is None else record.state
         why = f" ({record.reason}: {record.message})" if record and record.reason else ""
-        command = f"`extract run --clip {self.id} --stage {instance}`"
-        raise UnfinishedError(f"clip {self.id}, {what}: {state}{why}; {command} first")
+        command = run_command(self.arrays.files.root, f"--clip {self.id}", f"--stage {instance}")
+        raise UnfinishedError(f"clip {self.id}, {what}: {state}{why}; `{command}` first")
 
     def _absent(self, instance: str) -> str:
         known = self.instances()

@@ -161,8 +161,8 @@ def describe(error: ValidationError, model: type[BaseModel], also: Sequence[str]
             known = known_keys(model, finding["loc"][:-1]) or list(model.model_fields)
             known += also if len(finding["loc"]) == 1 else ()
             lines.append(f"  {path}: unknown key; {suggestion(str(finding['loc'][-1]), known)}")
-        elif not path:  # a finding about the model as a whole
-            lines.append(f"  {finding['msg'].removeprefix('Value error, ')}")
+        elif finding["type"] == "value_error":  # a validator's own words, which say what was found
+            lines.append("  " + ": ".join(filter(None, [path, finding["msg"].removeprefix("Value error, ")])))
         else:
             lines.append(f"  {path}: {finding['msg']}, found {finding['input']!r}")
     return "\n".join(lines)

@@ -1,5 +1,8 @@
 """Every error of the project in one tree, with its exit code, and every reason code a record may hold."""
 
+import shlex
+from pathlib import PurePath
+
 EMPTY_REASONS = {
     "no_video": "the clip has no video stream",
     "no_audio": "the clip has no audio stream",
@@ -79,6 +82,13 @@ class CorruptError(AuFusionError):
 
     exit_code = 4
 
+    def __init__(self, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+
 
 class ForeignError(CorruptError, UsageError):
     """Something else is in the place of a file or folder of the store: a symbolic link, a file instead of a folder."""
@@ -98,3 +108,9 @@ class ClipError(AuFusionError):
             raise ValueError(f"reason {reason!r} is not in errors.FAILED_REASONS")
         super().__init__(message)
         self.reason = reason
+
+
+def run_command(store: str | PurePath, *flags: str) -> str:
+    """``extract run`` on a store, as messages name it; a store of the default name needs no flag."""
+    named = [] if str(store) == "store.zarr" else [f"--store {shlex.quote(str(store))}"]
+    return " ".join(["extract run", *named, *flags])

@@ -22,7 +22,10 @@ Config = Annotated[
 ConfigOfStore = Annotated[
     str | None,
     typer.Option(
-        "-c", "--config", help="Built-in config or YAML file. (default: as the store was made)", metavar="NAME|PATH"
+        "-c",
+        "--config",
+        help="Built-in config or YAML file. (default: the config that the store was made with)",
+        metavar="NAME|PATH",
     ),
 ]
 Set = Annotated[
@@ -30,7 +33,10 @@ Set = Annotated[
     typer.Option("--set", help="Override a setting, as in swin.batch=8; may be repeated.", metavar="A.B=C"),
 ]
 Stages = Annotated[
-    list[str] | None, typer.Option("--stage", help="Instances (or all of a stage), and what feeds them.")
+    list[str] | None,
+    typer.Option(
+        "--stage", help="Only this instance, or all instances of this stage, and their inputs; may be repeated."
+    ),
 ]
 Clips = Annotated[list[str] | None, typer.Option("--clip", help="Only these clips.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N clips.", min=1)]
@@ -39,13 +45,19 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.", me
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute stale instances again.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try clips again that crashed the process twice.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use no network.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no warnings, only results and errors.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("-q", "--quiet", help="Only errors and what was asked for: no progress, warnings or summary."),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail: whole messages, tracebacks, times.")]
 AllowShared = Annotated[
     bool,
-    typer.Option("--allow-shared-subjects", help="Take one subject or source video in several splits."),
+    typer.Option("--allow-shared-subjects", help="Allow one subject or source video in several splits."),
 ]
-ManifestOut = Annotated[Path, typer.Option("-o", "--output", help="Manifest to write; an existing file is refused.")]
+ManifestOut = Annotated[
+    Path,
+    typer.Option("-o", "--output", help="Manifest to write; an existing file is refused without --update."),
+]
 Update = Annotated[
     bool, typer.Option("--update", help="Add new clips to the existing manifest and keep all else in it.")
 ]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from extract.devices import pick_device
-from extract.errors import CorruptError, UsageError
+from extract.errors import CorruptError, UsageError, run_command
 from extract.graph import build_graph
 from extract.inputs import media
 from extract.inputs.crops import GivenCrops, Pictures, list_crops
@@ -89,7 +89,8 @@ def inspect(
         need = plan.tasks[clip][name].need
         if prepared.instance.stage.name in {"frames", "faces"} and need != "finished":
             found = f"clip {clip}: {name} is {need} in {store}"
-            raise UsageError(f"{found}; `extract run --stage {name} --clip {clip}` first")
+            command = run_command(store, f"--stage {name}", f"--clip {clip}")
+            raise UsageError(f"{found}; `{command}` first")
     looks = _look(own, chosen, cast(Store, opened), LocalEngine(picked, loaded.run.cpu_threads), frames)
     there = {prepared.instance.stage.name for prepared in own.prepared.values()}
     return draw(looks, [stage for stage in SHOWN if stage in there], chosen.id)

@@ -71,9 +71,9 @@ class Record:
         try:
             record = cls(**{key: value for key, value in attributes.items() if key in known})
         except TypeError as error:
-            raise CorruptError(f"{owner}: damaged record ({error}); {REMEDY}") from None
+            raise CorruptError(f"{owner}: damaged record ({error})", REMEDY) from None
         if problem := _problem(record):
-            raise CorruptError(f"{owner}: damaged record ({problem}); {REMEDY}")
+            raise CorruptError(f"{owner}: damaged record ({problem})", REMEDY)
         return record
 
     def attributes(self) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def attributes_in(data: bytes, owner: str) -> dict[str, Any]:
         node = json.loads(data, parse_constant=_refuse_constant)
         attributes = node.get("attributes", {})
     except (ValueError, AttributeError, RecursionError):
-        raise CorruptError(f"{owner}: zarr.json is damaged; {REMEDY}") from None
+        raise CorruptError(f"{owner}: zarr.json is damaged", REMEDY) from None
     if not isinstance(attributes, dict):
-        raise CorruptError(f"{owner}: zarr.json is damaged; {REMEDY}")
+        raise CorruptError(f"{owner}: zarr.json is damaged", REMEDY)
     return attributes
 
 

@@ -22,7 +22,7 @@ from extract.blocks import BlockWriter
 from extract.clip_view import ClipView, Rows
 from extract.config import SECTIONS, Remembered
 from extract.damage import Damage, InstanceCheck
-from extract.errors import ConfigError, CorruptError, StoreError
+from extract.errors import ConfigError, CorruptError, StoreError, run_command
 from extract.files import LocalFiles
 from extract.names import suggestion
 from extract.records import REMEDY, Record, attributes_in, group_json
@@ -58,13 +58,13 @@ class Store:
         files = LocalFiles(path)
         if not is_store(path):
             if mode == "r":
-                raise StoreError(f"store {path}: nothing is here; `extract run --store {path}` makes one")
+                raise StoreError(f"store {path}: nothing is here; `{run_command(path)}` makes one")
             files.create("zarr.json", group_json({"format": FORMAT, "schema": SCHEMA}))  # another run may be first
         attributes = attributes_in(files.read("zarr.json") or b"", f"store {path}")
         found = attributes.get("schema")
         if attributes.get("format") != FORMAT or type(found) is not int:
             if cls.holds_clips_of_ours(path):
-                raise CorruptError(f"store {path}: zarr.json is damaged; {REMEDY}")
+                raise CorruptError(f"store {path}: zarr.json is damaged", REMEDY)
             raise StoreError(f"store {path}: a Zarr folder, but not one of ours (format {FORMAT!r} expected)")
         if found != SCHEMA:
             raise StoreError(f"store {path}: schema {found}, this program knows {SCHEMA}; use its own version")
@@ -257,6 +257,6 @@ def is_store(path: Path) -> bool:
         if files.read("zarr.json") is not None:  # another run has just created it
             return True
         if Store.holds_clips_of_ours(path):
-            raise CorruptError(f"store {path}: its zarr.json is gone; {REMEDY}")
+            raise CorruptError(f"store {path}: its zarr.json is gone", REMEDY)
         raise StoreError(f"store {path}: there is something else here (no zarr.json); name another --store")
     return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from extract import endings
-from extract.flags import AsJson, ConfigOfStore, Device, Offline, Quiet, Verbose, reported
+from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
 
 if TYPE_CHECKING:
     from fusion.evaluation import Evaluation
@@ -26,11 +26,6 @@ SkipFailed = Annotated[
 ]
 
 
-@app.callback()
-def _program() -> None:
-    """Without a callback, typer would drop the command's name from a program of one command."""
-
-
 @app.command()
 @reported("fusion", f"{endings.INTERRUPTED} (with -o and the run's folder if you gave none)")
 def fit(
@@ -41,7 +36,15 @@ def fit(
         ),
     ] = None,
     features: Features = "store.zarr",
-    config: ConfigOfStore = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            help="Built-in config or YAML file. (default: that of the run which is continued, else of the store)",
+            metavar="NAME|PATH",
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a setting, as in training.lr=1e-4; may be repeated.", metavar="A.B=C"),
@@ -52,14 +55,14 @@ def fit(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> int:
-    """Fit the fusion network on the split train; stop early by the split val. An interrupted fit can be continued."""
-    del quiet, verbose  # `reported` reads them
+    """Fit the fusion network on the split train, with early stopping on the split val. An interrupted fit continues."""
+    del verbose  # `reported` reads it
     from fusion import training
 
     found = training.fit(features, output, config, set=set_ or (), device=device, skip_failed=skip_failed)
     if as_json:
         _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
-    else:
+    elif not quiet:
         print("\n\n".join(render(evaluation) for evaluation in found))
     return 0
 

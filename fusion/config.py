@@ -107,7 +107,7 @@ class LossConfig(Frozen):
     @classmethod
     def _one_per_au(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
         if len(weights) != len(AUS) or min(weights) <= 0:
-            raise ValueError(f"expected {len(AUS)} positive numbers, one per AU")
+            raise ValueError(f"expected {len(AUS)} positive numbers, one per AU, found {list(weights)}")
         return weights
 
 

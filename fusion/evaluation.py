@@ -1,8 +1,10 @@
 """The scores of a fitted run on a split: F1 per AU by both definitions, beside trivial predictors."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ from fusion.selection import (
     select_clips,
     untrained,
 )
+
+logger = logging.getLogger("fusion")
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,7 @@ def evaluate(
         StaleError: the run was fitted on features of another recipe than the store holds.
         CorruptError: the run or the store is damaged; the message names every damaged record and block.
     """
+    began = monotonic()
     where = Run(run) if run is not None else Run.newest()
     fitted = where.model()
     store = Store.open(features)
@@ -232,6 +237,9 @@ def evaluate(
     torch_device = pick_device(device)
     with arithmetic(torch_device):
         logits = predict_logits(fitted.model.to(torch_device), samples, torch_device, fitted.config.training.batch)
+    logger.debug(
+        "%d frames of %d clips read and scored in %.1f s", len(samples), len(samples.clips), monotonic() - began
+    )
     names = (str(where.path), str(features), split)
     return assess(names, fitted.epoch, samples, logits, sources, selection.left_out)
 

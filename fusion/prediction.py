@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from fusion.selection import FRAMES, first_difference
 
 if TYPE_CHECKING:
     from extract.inputs.manifest import Clip
+
+logger = logging.getLogger("fusion")
 
 THRESHOLD = 0.5
 UNITS = {
@@ -164,6 +167,7 @@ def predict(
     )
     predictions.warnings += _warnings(fitted)
     report = runner.execute(made, opened, sources, features, extraction, torch_device, options, progress)
+    logger.debug("%d instances computed in %.1f s -> %s", report.computed, report.seconds, features)
 
     store = Store.open(features)
     troubles = {f.clip: f"{f.cause or f.instance}: {f.message}" for f in reversed(report.failures)}

@@ -27,7 +27,6 @@ import yaml
 
 from extract import texts
 from extract.archives import too_large
-from extract.au import au_name, au_number
 from extract.config import validated
 from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
@@ -140,14 +139,6 @@ class Run:
         """Write the result, which marks the run as finished."""
         self._files.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
 
-    def metrics(self) -> dict[str, Any]:
-        """The result of the fit. Older runs name their AUs ``AU1``, newer ones ``AU01``; here all are ``AU01``."""
-        found: dict[str, Any] = json.loads(
-            (self.path / METRICS).read_text(encoding="utf-8"),
-            object_pairs_hook=lambda pairs: {_with_two_digits(key): value for key, value in pairs},
-        )
-        return found
-
     # ---- tensors -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -232,12 +223,6 @@ class Run:
         if state.get("schema") != SCHEMA:
             raise StoreError(f"{path}: schema {state.get('schema')}, this program knows {SCHEMA}")
         return state
-
-
-def _with_two_digits(key: str) -> str:
-    """``AU1`` as ``AU01``; other keys as they are."""
-    number = au_number(key)
-    return key if number is None else au_name(number)
 
 
 def _check_sums(data: bytes) -> None:

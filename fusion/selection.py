@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from extract.errors import CorruptError, UnfinishedError, UsageError
+from extract.errors import CorruptError, UnfinishedError, UsageError, run_command
 from extract.inputs.splits import SPLITS, Member, crossings
 from extract.names import nearest, suggestion
 from extract.records import Record
@@ -126,7 +126,7 @@ def _damage(store: Store, splits: Sequence[str], instances: Iterable[str]) -> li
             if store.attributes(clip).get("split") not in splits:
                 continue
         except CorruptError as error:
-            found.append(_first_clause(error))
+            found.append(error.problem)
             continue
         for instance in instances:
             try:
@@ -134,13 +134,8 @@ def _damage(store: Store, splits: Sequence[str], instances: Iterable[str]) -> li
                     block = f", block {damage.block}" if damage.block >= 0 else ""
                     found.append(f"clip {clip}, {instance}/{damage.array}{block}: {damage.message}")
             except CorruptError as error:
-                found.append(_first_clause(error))
+                found.append(error.problem)
     return found
-
-
-def _first_clause(error: CorruptError) -> str:
-    """A message without the remedy that follows the semicolon: it stands once, below the list."""
-    return str(error).partition("; ")[0]
 
 
 def shared_people(store: Store, split_of: Mapping[str, str]) -> list[str]:
@@ -194,7 +189,7 @@ def feature_sources(store: Store, clips: Sequence[str], instances: Iterable[str]
             if difference is not None:
                 raise UsageError(
                     f"instance {instance}: clips {first} and {clip} hold features of different recipes ({difference}); "
-                    f"extract them with one config: `extract run --stage {instance} --overwrite`"
+                    f"extract them with one config: `{run_command(store.path, f'--stage {instance}', '--overwrite')}`"
                 )
         found[instance] = FeatureSource(
             recipe=records[first].recipe,
@@ -249,11 +244,11 @@ def _misspelt(store: Store, instances: Iterable[str]) -> list[str]:
 
 
 def _command(store: Store, instances: Iterable[str], *, crashed: bool) -> str:
-    """The command that computes ``instances`` with the config that the store was made with."""
+    """The command that computes ``instances``, with the config that the store was made with (its ``--set`` aside)."""
     kept = store.config()
     config = [f"-c {kept.name}"] if kept and kept.name else []
     stages = [f"--stage {instance}" for instance in sorted(instances, reverse=True)]
-    return " ".join(["extract run", *config, *stages, *(["--retry"] if crashed else [])])
+    return run_command(store.path, *config, *stages, *(["--retry"] if crashed else []))
 
 
 def _clips_per_split(store: Store) -> dict[str, int]:

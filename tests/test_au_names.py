@@ -1,7 +1,6 @@
 """AU01, with two digits, wherever an action unit's name is written; AU1 is read as well."""
 
 import ast
-import json
 import re
 
 import numpy as np
@@ -12,7 +11,6 @@ from extract.demo.clips import _au_table
 from extract.demo.schedule import Schedule
 from extract.inputs.annotations import read_au
 from fusion.evaluation import score
-from fusion.runs import Run
 from tests.conftest import ROOT
 
 
@@ -43,14 +41,6 @@ def test_the_demos_labels_are_written_with_two_digits_and_read(tmp_path):
     (tmp_path / "labels.csv").write_text(_au_table(schedule))
     assert (tmp_path / "labels.csv").read_text().startswith("AU01,AU02,AU04,")
     assert (read_au(tmp_path / "labels.csv").au == schedule.labels).all()
-
-
-def test_the_metrics_of_an_older_run_are_read(tmp_path):
-    old = {"val": {"f1": {"AU1": 0.5, "AU12": None, "mean": 0.5}, "baselines": {"ones": {"f1": {"AU2": 1.0}}}}}
-    (tmp_path / "metrics.json").write_text(json.dumps(old))
-    assert Run(tmp_path).metrics() == {
-        "val": {"f1": {"AU01": 0.5, "AU12": None, "mean": 0.5}, "baselines": {"ones": {"f1": {"AU02": 1.0}}}}
-    }
 
 
 def spelt_by_hand(text: str) -> list[str]:

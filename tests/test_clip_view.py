@@ -85,7 +85,9 @@ def test_one_of_several_arrays_must_be_named(clip, store):
 
 
 def test_an_instance_that_is_not_there_is_refused_with_the_nearest_name(clip):
-    with pytest.raises(UnfinishedError, match=r"swim: absent \(did you mean 'swin'\?\); `extract run --clip a"):
+    with pytest.raises(
+        UnfinishedError, match=r"swim: absent \(did you mean 'swin'\?\); `extract run --store \S+ --clip a"
+    ):
         clip.read("swim")
     with pytest.raises(UnfinishedError, match=r"swim/feature: absent \(did you mean 'swin'\?\)"):
         clip.read("swim", "feature")
@@ -230,7 +232,7 @@ def test_a_frame_table_of_nothing_is_refused(clip):
 
 def test_a_frame_table_of_unfinished_or_empty_instances_is_refused(clip, store):
     add_instance(store, "a", "swin", {"feature": np.ones((T, 3))}, state="partial")
-    with pytest.raises(UnfinishedError, match="clip a, swin: partial; `extract run --clip a --stage swin` first"):
+    with pytest.raises(UnfinishedError, match=r"swin: partial; `extract run --store \S+ --clip a --stage swin` first"):
         clip.frame_table("swin")
     add_instance(store, "a", "labels", {}, state="empty", reason="no_labels")
     with pytest.raises(StoreError, match=r"clip a, labels: nothing to read, labels is empty \(no_labels\)"):

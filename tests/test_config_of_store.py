@@ -158,7 +158,7 @@ def test_fit_takes_it_and_says_so(tmp_path):
     assert "config: the config that the store was made with (demo); -c NAME|PATH takes another" in ended.stderr
     assert ended.exit_code == 2  # nothing is computed for the clip
     assert "its labels were never imported" in ended.stderr
-    assert "compute what is missing with `extract run -c demo --stage" in ended.stderr
+    assert f"compute what is missing with `extract run --store {tmp_path}/s.zarr -c demo --stage" in ended.stderr
     config = load_fusion_config(None, [], store.config())
     assert config.training.seed == 7
     assert config.instances == load_fusion_config("demo").instances

@@ -166,7 +166,7 @@ def test_unfinished_clips_are_refused_by_name_with_the_next_command(store):
     assert "b: hubert failed (audio_undecodable: no sample decodes)" in message
     assert "c: swin is not finished" in message
     assert "d: swin was never computed" in message
-    assert "`extract run --stage swin --stage hubert`" in message
+    assert f"`extract run --store {store.path} --stage swin --stage hubert`" in message
     assert "--skip-failed" in message
     assert "--retry" not in message
 

@@ -332,7 +332,7 @@ def test_another_definition_is_told_when_loading(tmp_path, dnnlib, caplog, monke
 
 
 def test_convert_says_what_it_cannot_do(tmp_path):
-    with pytest.raises(UsageError, match="--architecture big: expected one of resnet50-256"):
+    with pytest.raises(UsageError, match="--architecture big: no such architecture; known: resnet50-256"):
         convert.convert(tmp_path / "e.pkl", tmp_path / "e.safetensors", "big")
     with pytest.raises(UsageError, match=r"-o .*e\.pkl: expected a name that ends in \.safetensors"):
         convert.convert(tmp_path / "e.pkl", tmp_path / "e.pkl", "small")

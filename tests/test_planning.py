@@ -1,5 +1,7 @@
 """Recipes and sources: what makes an instance stale, and what leaves it alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +25,7 @@ SMALL = {"architecture": "small", "resize": 64, "crop": 64}
 def recipes(**instances):
     config = ExtractConfig(instances=instances)
     graph = build_graph(config)
-    return prepare(graph, tuple(graph), None, [], "cpu")
+    return prepare(graph, tuple(graph), None, [], "cpu", lock=Path("weights.lock"))
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_what_feeds_an_instance_is_in_its_recipe():
 def test_precision_is_in_the_recipe_of_gpu_stages_and_auto_follows_the_device():
     config = ExtractConfig(instances={"swin": {"weights": "random", **SMALL}})
     graph = build_graph(config)
-    cpu, cuda = (prepare(graph, tuple(graph), None, [], kind) for kind in ("cpu", "cuda"))
+    cpu, cuda = (prepare(graph, tuple(graph), None, [], kind, lock=Path("weights.lock")) for kind in ("cpu", "cuda"))
     assert (cpu["swin"].recipe["precision"], cuda["swin"].recipe["precision"]) == ("float32", "float16")
     assert "precision" not in cpu["detections"].recipe
 

@@ -386,7 +386,7 @@ def test_a_run_knows_how_its_features_were_made(instances):
 
     def recipes(config, names):
         graph = build_graph(ExtractConfig.model_validate(config))
-        prepared = prepare(graph, upstream(graph, names), None, [], "cpu")
+        prepared = prepare(graph, upstream(graph, names), None, [], "cpu", lock=Path("weights.lock"))
         return prepared, {name: prepared[name].recipe for name in names}
 
     names = ("frames", *(name for name in instances if "swin" in name or "hubert" in name))

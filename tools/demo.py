@@ -71,6 +71,7 @@ def extract_with_a_kill(commands: Commands, manifest: Path, store: Path) -> tupl
     command = ("extract", "run", "-c", "demo", "--manifest", manifest, "--store", store)
     clips = manifest.read_text(encoding="utf-8").count("\n- id:")
     began = time.monotonic()
+    before = finished_clips(store)
     process = commands.start(*command)
     killed = None
     while killed is None and process.poll() is None:
@@ -80,14 +81,15 @@ def extract_with_a_kill(commands: Commands, manifest: Path, store: Path) -> tupl
             process.send_signal(signal.SIGKILL)
             killed = through
     if killed is None:
-        return commands.wait(process, began), "nothing was left to compute, so nothing was killed"
+        late = "was complete before" if before == clips else "finished before it could be killed"
+        return commands.wait(process, began), f"the extraction {late}: nothing was killed"
     process.wait()
-    before = chunk_files(store)
+    files = chunk_files(store)
     commands.run(*command)
-    untouched = sum(chunk_files(store).get(path) == stamp for path, stamp in before.items())
+    untouched = sum(chunk_files(store).get(path) == stamp for path, stamp in files.items())
     return time.monotonic() - began, (
         f"the extraction was killed (kill -9) with {killed} of {clips} clips finished and run again: "
-        f"{untouched} of {len(before)} files written before were kept as they were"
+        f"{untouched} of {len(files)} files written before were kept as they were"
     )
 
 

@@ -308,7 +308,9 @@ def pack(folder: Path, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help=f"a checkout of {COMMIT}")
-    parser.add_argument("--out", type=Path, default=GOLDEN, help="file to write (default: tests/golden/...)")
+    parser.add_argument(
+        "-o", "--output", dest="out", type=Path, default=GOLDEN, help="file to write (default: tests/golden/...)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, cache = Path(temporary) / "made", Path(temporary) / "cache"

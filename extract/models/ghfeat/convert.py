@@ -10,6 +10,7 @@ from extract.errors import UsageError
 from extract.files import LocalFiles
 from extract.models.ghfeat import official
 from extract.models.ghfeat.network import ARCHITECTURES
+from extract.names import suggestion
 from extract.weights.files import file_sha256
 
 
@@ -37,7 +38,9 @@ def convert(file: Path, out: Path, architecture: str) -> Converted:
         MachineError: the disk is full.
     """
     if architecture not in ARCHITECTURES:
-        raise UsageError(f"--architecture {architecture}: expected one of {', '.join(ARCHITECTURES)}")
+        raise UsageError(
+            f"--architecture {architecture}: no such architecture; {suggestion(architecture, ARCHITECTURES)}"
+        )
     if out.suffix != ".safetensors":
         raise UsageError(f"-o {out}: expected a name that ends in .safetensors")
     found = official.read(file, architecture)
