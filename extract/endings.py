@@ -182,7 +182,7 @@ def _ended(name: str, app: Callable[[], object]) -> int | str | None:
 
 def _ours(prefix: str) -> int:
     _say(traceback.format_exc().rstrip())
-    _say(f"{prefix}: an error of ours; please report it, with the lines above")
+    _say(f"{prefix}: a bug in au-fusion; please report it, with the lines above")
     return OURS
 
 

@@ -176,7 +176,7 @@ def lower_rooms_know_the_upper(tree: Tree) -> list[str]:
 STORE = ("store", "records", "arrays", "blocks", "damage", "clip_view", "frame_table")
 CORE = (
     "extract/running/",
-    *("extract/graph.py", "extract/cli", "extract/stage.py"),
+    *("extract/graph.py", "extract/cli", "extract/console.py", "extract/verification.py", "extract/stage.py"),
     *(f"extract/{module}.py" for module in STORE),
 )
 

@@ -237,7 +237,7 @@ def test_a_signal_waits_for_the_end_of_a_block_that_must_be_whole(monkeypatch):
         (
             ValueError("nobody thought of it"),
             70,
-            "ValueError: nobody thought of it\nx: an error of ours; please report",
+            "ValueError: nobody thought of it\nx: a bug in au-fusion; please report",
         ),
         (BrokenPipeError(32, "Broken pipe"), 70, "please report it"),
         (endings.Interrupted(signal.SIGTERM), 143, "stopped\n"),

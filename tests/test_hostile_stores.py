@@ -16,7 +16,7 @@ from tests.media_files import pictures, write_clip
 
 CONFIG = "extract: {instances: {colour: {}, rank: {}}, run: {cpu_threads: 1, block_rows: 16}}\n"
 CODES = {0, 1, 2, 4}
-"""What a command may end with here. 5 would blame the machine, 70 is an error of ours."""
+"""What a command may end with here. 5 would blame the machine, 70 is a bug of the program."""
 
 
 def extract(*arguments):

@@ -43,8 +43,10 @@ def listed(manifest: str | Path | Sequence[Clip], options: Options) -> Sequence[
 
 
 def with_lock(options: Options, config: str | ExtractConfig | None, store: str | Path) -> Options:
-    found = lock_file(config if isinstance(config, str) else None, store)
-    return options if options.lock else replace(options, lock=found)
+    """The options with the ``weights.lock`` that config and store have, unless they name one."""
+    if options.lock:
+        return options
+    return replace(options, lock=lock_file(config if isinstance(config, str) else None, store))
 
 
 def choose(clips: Sequence[Clip], options: Options) -> list[Clip]:

@@ -137,7 +137,7 @@ def python(code: str) -> list[str]:
         ("import os; os.kill(os.getpid(), 11)", "exit code -11"),
         ("raise ValueError", "a traceback"),
         ("import sys; sys.exit(2)", "exit code 2 without a line"),
-        ("import sys; print('extract: an error of ours', file=sys.stderr); sys.exit(70)", "exit code 70"),
+        ("import sys; print('extract: a bug in au-fusion', file=sys.stderr); sys.exit(70)", "exit code 70"),
         ("import time; time.sleep(60)", "no end after 2 s"),
         ("a = b'x' * 10**9; import time; time.sleep(60)", "memory of"),
         ("import subprocess, sys; subprocess.run([sys.executable, '-c', 'a = b\"x\" * 10**9; input()'])", "memory of"),

@@ -215,7 +215,7 @@ def judge_words(ended: Ended, whose: str) -> list[Violation]:
     wrong = []
     if ended.code not in range(6):
         wrong.append(f"exit code {ended.code}: {ended.err[-2000:]}")
-    if "Traceback" in ended.err or "an error of ours" in ended.err:
+    if "Traceback" in ended.err or "a bug in au-fusion" in ended.err:
         wrong.append(f"a traceback on standard error: {ended.err[-2000:]}")
     if ended.code in {2, 3, 4, 5} and not any(line.startswith("extract: ") for line in ended.err.splitlines()):
         wrong.append(f"exit code {ended.code} without a line that begins with `extract: `: {ended.err[-500:]}")
