@@ -5,6 +5,7 @@ import os
 import pytest
 
 from extract.running import lease
+from extract.store import Store
 from tests.bench import Stop, stop_after
 from tests.toy_stages import Colour, computed
 
@@ -93,6 +94,25 @@ def test_a_clean_stop_is_no_attempt(bench, monkeypatch):
                 bench.run("colour")
     assert bench.run("colour").exit_code == 0
     assert not list(bench.store_path.rglob(".lease"))
+
+
+def test_a_stop_while_the_attempts_are_cleared_is_none_either(bench, monkeypatch):
+    """The signal comes between the first block and the record that says so."""
+    bench.add("a")
+    real = Store.write_record
+    stopped = []
+
+    def write_record(self, clip, instance, record):
+        if instance == "colour" and record.state == "partial" and not record.attempts and not stopped:
+            stopped.append(True)
+            raise Stop
+        real(self, clip, instance, record)
+
+    monkeypatch.setattr(Store, "write_record", write_record)
+    with pytest.raises(Stop):
+        bench.run("colour")
+    assert stopped
+    assert bench.record("a", "colour").attempts == 0
 
 
 def test_what_only_inherited_a_crash_needs_no_retry_of_its_own(bench, monkeypatch):

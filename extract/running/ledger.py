@@ -169,8 +169,9 @@ class Ledger:
         self._lease.check()
         for name, record in self._begun.items():
             if record.attempts and record.state == "partial":
-                self._begun[name] = replace(record, attempts=0)
-                self._store.write_record(self._clip.id, name, self._begun[name])
+                cleared = replace(record, attempts=0)
+                self._store.write_record(self._clip.id, name, cleared)
+                self._begun[name] = cleared  # not before: a signal in between would leave the store's as it was
 
     def finish(self, name: str, outcome: Outcome) -> None:
         """Write the final record, after checking that the source is still the one that was hashed."""
