@@ -8,12 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from timm.models import get_pretrained_cfg
 from typer.testing import CliRunner
 
 import extract
@@ -26,6 +28,7 @@ from extract.inputs.manifest import Clip, Labels, write_manifest
 from extract.registry import STAGES
 from extract.running.planning import make_plan
 from extract.running.selection import Options
+from extract.timeline import Regular
 from extract.weights.table import TABLE
 from fusion.cli import app as fusion_app
 from fusion.config import load_fusion_config
@@ -153,6 +156,44 @@ def test_every_row_for_any_encoder_has_a_preset_that_fits_it():
     }
     asked = {modality.instance for modality in load_fusion_config("encoders").modalities.values() if modality}
     assert asked <= set(graph)
+
+
+PUBLISHED = {
+    "dinov2_small": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_base": "vit_base_patch14_dinov2.lvd142m",
+    "clip_vit_b16": "vit_base_patch16_clip_quickgelu_224.openai",
+}
+"""Preset -> timm's name for the architecture with the tag of the weights that the preset's row fetches."""
+
+
+def test_pictures_are_prepared_as_timm_says_each_published_model_wants_them():
+    """Oracle: timm's own config of the weights, which only this test reads."""
+    instances = build_graph(load_extract_config("encoders"))
+    assert set(PUBLISHED) == {name for name, instance in instances.items() if instance.stage.name == "timm"}
+    for name, tagged in PUBLISHED.items():
+        config, timms = instances[name].stage.config, get_pretrained_cfg(tagged)
+        assert timms is not None
+        row = TABLE[config.weights]
+        assert row.source.endswith(f"/{timms.hf_hub_id}")  # the very weights that timm's config is about
+        assert (config.architecture, config.mean, config.std) == (tagged.split(".")[0], timms.mean, timms.std)
+        assert config.interpolation == timms.interpolation
+        assert (config.image_px, config.pool, config.dtype) == (224, "token", "float16")
+        # DINOv2's 518 px are not kept, on purpose: they would be five times the patches.
+        assert timms.input_size == (3, *[518 if "dinov2" in name else config.image_px] * 2)
+
+
+def test_sound_is_prepared_as_each_published_model_wants_it():
+    """``do_normalize`` of each ``preprocessor_config.json``, which is not at hand offline, and the clock."""
+    stages = {
+        name: instance.stage
+        for name, instance in build_graph(load_extract_config("encoders")).items()
+        if instance.stage.name == "speech"
+    }
+    normalised = {"wavlm_base_plus": False, "wavlm_large": True, "wav2vec2_large": True}
+    assert {name: stage.config.normalise for name, stage in stages.items()} == normalised
+    for stage in stages.values():
+        assert (stage.config.layer, stage.config.dtype) == ("last", "float16")
+        assert stage.steps == Regular(hop_s=Fraction(1, 50), window_s=Fraction(1, 40))
 
 
 def test_the_document_names_every_preset_and_every_field():
