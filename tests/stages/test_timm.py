@@ -107,28 +107,63 @@ def timms_own(architecture, image_px):
 
 
 FAMILIES = ["test_vit", "test_resnet", "test_efficientnet", "test_convnext", "test_mambaout", "test_byobnet"]
+REGISTERS = "vit_small_patch14_reg4_dinov2"
+"""A class token, then four registers, before the patches: the smallest of timm's networks with several."""
+
+
+def assert_features_are_timms(config, num_prefix):
+    """``num_prefix``: tokens before the patches, by the architecture's description and not by timm's attribute."""
+    images = faces(2)
+    stage = ready(**config)
+    config = SMALL | config
+    found = feature(stage, images)
+    model = timms_own(config["architecture"], config["image_px"])
+    with torch.inference_mode():
+        planes = resized(images, config["image_px"], config["interpolation"])
+        features = model.forward_features(normalised(planes, config["mean"], config["std"]))
+        if config["pool"] == "head":
+            expected = model.forward_head(features, pre_logits=True)
+        elif features.ndim == 3:
+            expected = features[:, 0] if config["pool"] == "token" else features[:, num_prefix:].mean(1)
+        else:
+            expected = features.mean((1, 2) if config["architecture"] == "test_mambaout" else (2, 3))
+    assert found.shape == expected.shape == (2, stage.outputs[0].sizes[0])
+    assert (found - expected).norm() / expected.norm() < 1e-5
+    assert (found[0] - found[1]).norm() / found.norm() > 0.01  # random weights that see their input
 
 
 @pytest.mark.parametrize(
     ("architecture", "pool"), [*itertools.product(FAMILIES, ("avg", "head")), ("test_vit", "token")]
 )
 def test_features_are_timms(architecture, pool):
-    images = faces(2)
-    stage = ready(architecture=architecture, pool=pool)
-    found = feature(stage, images)
-    model = timms_own(architecture, 64)
-    with torch.inference_mode():
-        planes = normalised(resized(images, 64, "bicubic"), **IMAGENET)
-        features = model.forward_features(planes)
-        if pool == "head":
-            expected = model.forward_head(features, pre_logits=True)
-        elif features.ndim == 3:
-            expected = features[:, 0] if pool == "token" else features[:, model.num_prefix_tokens :].mean(1)
-        else:
-            expected = features.mean((1, 2) if architecture == "test_mambaout" else (2, 3))
-    assert found.shape == expected.shape == (2, stage.outputs[0].sizes[0])
-    assert (found - expected).norm() / expected.norm() < 1e-5
-    assert (found[0] - found[1]).norm() / found.norm() > 0.01  # random weights that see their input
+    assert_features_are_timms({"architecture": architecture, "pool": pool}, num_prefix=1)
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    [
+        {"interpolation": "bilinear"},
+        {"mean": (0.5, 0.4, 0.3)},
+        {"std": (0.5, 0.3, 0.2)},
+        {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.3, 0.2)},
+    ],
+)
+def test_pictures_are_prepared_as_the_config_says(prepared):
+    assert_features_are_timms(prepared, num_prefix=1)
+    assert not torch.allclose(feature(ready(**prepared), faces(2)), feature(ready(), faces(2)), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "image_px", "num_prefix"),
+    [(REGISTERS, 28, 5), ("test_vit4", 64, 1)],  # a class token and four registers; one register alone
+)
+def test_registers_are_left_out_of_the_mean_over_patches(architecture, image_px, num_prefix):
+    config = {"architecture": architecture, "image_px": image_px, "pool": "avg"}
+    assert_features_are_timms(config, num_prefix)
+
+
+def test_the_class_token_stands_before_the_registers():
+    assert_features_are_timms({"architecture": REGISTERS, "image_px": 28, "pool": "token"}, num_prefix=5)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -171,6 +206,8 @@ def test_mean_and_std_are_per_channel():
         ("swin_tiny_patch4_window7_224", 224, "avg", 768),
         ("mobilenetv3_large_100", 224, "avg", 960),
         ("mobilenetv3_large_100", 224, "head", 1280),
+        ("volo_d1_224", 224, "head", 384),
+        ("pvt_v2_b0", 256, "avg", 256),  # patches of 7 px, 4 px apart, over a padded picture: nothing is left over
     ],
 )
 def test_widths_are_known_without_weights(architecture, image_px, pool, width):
@@ -260,6 +297,15 @@ def test_a_missing_tensor_is_named(tmp_path):
         ({"architecture": "???"}, r"`timm.list_models\(\)` names them"),
         ({"image_px": 70}, "image_px is 70, which patches of 16 px do not fill; use 64 or 80"),
         ({"architecture": "test_resnet"}, "pool is token, but this architecture has no class token; use avg or head"),
+        # Its first token is a register.
+        ({"architecture": "test_vit4"}, "pool is token, but this architecture has no class token; use avg or head"),
+        *(
+            (
+                {"architecture": "volo_d1_224", "image_px": 224, "pool": pool},
+                f"pool is {pool}, but where this architecture keeps its class token is unknown; use head",
+            )
+            for pool in ("token", "avg")
+        ),
         ({"architecture": "crossvit_9_240", "image_px": 240, "pool": "avg"}, "no list of tokens and no grid"),
         ({"architecture": "inception_v3", "image_px": 8, "pool": "avg"}, "takes no pictures of 8 px with pool avg"),
         ({"std": (1, 0, 1)}, r"std is \[1.0, 0.0, 1.0\], expected numbers above 0"),
