@@ -8,13 +8,21 @@ import torch
 from pydantic import ValidationError
 from transformers import (
     Data2VecAudioConfig,
+    Data2VecAudioForCTC,
+    Data2VecAudioForSequenceClassification,
     Data2VecAudioModel,
     HubertConfig,
+    HubertForCTC,
+    HubertForSequenceClassification,
     HubertModel,
     Wav2Vec2Config,
+    Wav2Vec2ForCTC,
     Wav2Vec2ForPreTraining,
+    Wav2Vec2ForSequenceClassification,
     Wav2Vec2Model,
     WavLMConfig,
+    WavLMForCTC,
+    WavLMForSequenceClassification,
     WavLMModel,
 )
 
@@ -98,15 +106,15 @@ class TestOtherConvolutions(Small):
 
 
 @pytest.mark.parametrize(("family", "like"), KINDS)
-@pytest.mark.parametrize("layer", ["last", 2, 0])
-def test_values_are_transformers_own(tmp_path, family, like, layer):
+@pytest.mark.parametrize(("layer", "normalise"), [("last", True), (2, True), (0, True), ("last", False), (2, False)])
+def test_values_are_transformers_own(tmp_path, family, like, layer, normalise):
     """From a folder as ``save_pretrained`` writes it."""
     model = official(family, **like)
     model.save_pretrained(tmp_path)
-    stage = ready(family=family, weights=str(tmp_path), width=48, layer=layer)
-    samples = recording(12_000)
+    stage = ready(family=family, weights=str(tmp_path), width=48, layer=layer, normalise=normalise)
+    samples = 0.3 * recording(12_000)  # far from variance 1
     with torch.inference_mode():
-        found = model(normalised(samples)[None], output_hidden_states=True)
+        found = model((normalised(samples) if normalise else samples)[None], output_hidden_states=True)
     expected = found.last_hidden_state[0] if layer == "last" else found.hidden_states[layer][0]
     values = run(stage, samples).arrays["feature"]
     assert values.shape == (37, 48)
@@ -224,6 +232,36 @@ def test_a_file_of_pre_training_loads_without_its_heads(tmp_path):
     assert torch.equal(values[0], values[2])
 
 
+WITH_HEADS: dict[str, tuple[Any, Any]] = {
+    "hubert": (HubertForCTC, HubertForSequenceClassification),
+    "wavlm": (WavLMForCTC, WavLMForSequenceClassification),
+    "wav2vec2": (Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification),
+    "data2vec": (Data2VecAudioForCTC, Data2VecAudioForSequenceClassification),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("head", "of_head"),
+    [(0, {"lm_head"}), (1, {"projector", "classifier", "layer_weights"})],
+    ids=["recognition", "classification"],
+)
+def test_a_file_with_a_head_loads_as_its_encoder(tmp_path, family, head, of_head):
+    """Fine-tuned models, as transformers saves them: the encoder's own prefix, and a head that is dropped."""
+    encoder = official(family)
+    encoder.config.use_weighted_layer_sum = True  # a weight per layer, which only classification has
+    whole = WITH_HEADS[family][head](encoder.config)
+    setattr(whole, whole.base_model_prefix, encoder)
+    assert {name.split(".")[0] for name in whole.state_dict()} == {whole.base_model_prefix, *of_head}
+    for name, model in (("plain", encoder), ("whole", whole)):
+        model.save_pretrained(tmp_path / name)
+    plain, fine_tuned = (
+        run(ready(family=family, weights=str(tmp_path / name), width=48), recording(4_000)).arrays["feature"]
+        for name in ("plain", "whole")
+    )
+    assert torch.equal(plain, fine_tuned)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A WavLM as the hub has it; called with changes of its config.json."""
@@ -251,6 +289,7 @@ def folder(tmp_path):
         ({"conv_kernel": (10, 3, 3, 3, 3, 2, 3)}, {}, r"has conv_kernel \[10, 3, 3, 3, 3, 2, 2\]"),
         ({"layer": 4}, {}, "have layers 0 to 3, the config says layer 4"),
         ({}, {"add_adapter": True}, "the network has adapters"),
+        ({}, {"adapter_attn_dim": 16}, "the network has adapters"),
         ({}, {"num_attention_heads": 5}, "transformers builds no wavlm from its config.json: .*5"),
         ({}, {"num_hidden_layers": 2}, "unexpected .*encoder.layers.2"),
         ({}, {"num_hidden_layers": 4}, "missing .*encoder.layers.3"),
