@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError, WeightsError
+from extract.errors import CorruptError, ForeignError, StoreError, UnfinishedError, UsageError, WeightsError
+from extract.files import LocalFiles
 from extract.inputs.manifest import Clip, write_manifest
 from extract.records import Record
 from extract.running import runner
@@ -64,6 +65,27 @@ def test_a_clip_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):
         store.clip("../b")
 
 
+def test_opening_a_clip_lists_no_folder(store, monkeypatch):
+    """Of a store with thousands of clips the list takes seconds."""
+    listed = []
+    for method in ("folders", "names"):
+        monkeypatch.setattr(LocalFiles, method, lambda _, key="": listed.append(key) or [])
+    assert store.clip("a").id == "a"
+    assert listed == []
+    with pytest.raises(StoreError, match="no clip 'b' is here"):
+        store.clip("b")
+    assert listed == [""]  # for the nearest name
+
+
+def test_a_link_or_a_file_is_no_clip(store):
+    (store.path / "b").symlink_to("a", target_is_directory=True)
+    (store.path / "c").write_bytes(b"")
+    with pytest.raises(ForeignError, match="/b is a symbolic link, and none is followed here"):
+        store.clip("b")
+    with pytest.raises(StoreError, match="no clip 'c' is here"):
+        store.clip("c")
+
+
 def test_instances_and_records_are_those_of_the_clip(clip, store):
     assert clip.instances() == ["frames", "hubert", "labels", "swin"]
     assert clip.record("swin") == store.record("a", "swin")
@@ -91,6 +113,18 @@ def test_an_instance_that_is_not_there_is_refused_with_the_nearest_name(clip):
         clip.read("swim")
     with pytest.raises(UnfinishedError, match=r"swim/feature: absent \(did you mean 'swin'\?\)"):
         clip.read("swim", "feature")
+
+
+@pytest.mark.parametrize("array", ["feature", "valid"])
+def test_a_block_that_is_gone_is_not_read_as_zeros(clip, store, array):
+    (block,) = (
+        path for path in (store.path / "a/swin" / array).rglob("*") if path.is_file() and path.suffix != ".json"
+    )
+    block.unlink()
+    with pytest.raises(CorruptError, match=rf"clip a, swin/{array}, block 0: its file is gone; `extract verify --rep"):
+        clip.read("swin")
+    with pytest.raises(CorruptError, match=rf"clip a, swin/{array}, block 0: its file is gone"):
+        clip.frame_table("labels", "swin")
 
 
 def test_rows_unpack_into_values_and_validity(clip):
@@ -266,13 +300,15 @@ def test_an_array_that_is_gone_is_never_left_out_of_a_table(clip, store):
 @pytest.fixture
 def table(clip, store):
     arrays = {"point": np.arange(T * 6, dtype=np.float32).reshape(T, 3, 2), "valid": np.ones(T, np.bool_)}
+    arrays["weight"] = np.zeros((T, 12), np.float32)  # twelve values that are no action units
     add_instance(store, "a", "landmarks", arrays)
     add_instance(store, "a", "swin", {"feature": np.arange(T * 3, dtype=np.float16).reshape(T, 3)})
     return clip.frame_table("swin", "landmarks", "labels")
 
 
 POINTS = [f"landmarks.point.{point}.{axis}" for point in (0, 1, 2) for axis in (0, 1)]
-NAMES = ["pts_s", *(f"swin.feature.{i}" for i in range(3)), *POINTS, "landmarks.valid", *(f"labels.{au}" for au in AUS)]
+LANDMARKS = [*POINTS, "landmarks.valid", *(f"landmarks.weight.{i}" for i in range(12))]
+NAMES = ["pts_s", *(f"swin.feature.{i}" for i in range(3)), *LANDMARKS, *(f"labels.{au}" for au in AUS)]
 
 
 @pytest.mark.parametrize("package", ["pandas", "xarray"])
@@ -309,9 +345,11 @@ def test_what_xarray_is_given(table, monkeypatch):
         "swin.feature": ("frame", "swin.feature.axis1"),
         "landmarks.point": ("frame", "landmarks.point.axis1", "landmarks.point.axis2"),
         "landmarks.valid": ("frame",),
+        "landmarks.weight": ("frame", "landmarks.weight.axis1"),
         "labels.au": ("frame", "labels.au.axis1"),
     }
     assert variables["swin.feature"][1] is table["swin.feature"]
+    assert set(coordinates) == {"pts_s", "labels.au.axis1"}
     assert coordinates["pts_s"] == ("frame", table["pts_s"])
     assert coordinates["labels.au.axis1"][1].tolist() == AUS
 
