@@ -391,3 +391,18 @@ def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys):
     assert names["rows"].times_s.shape == (2 * T - 1,)
     assert list(names["table"].columns) == ["pts_s", "swin.feature", "swin.valid", "labels.au"]
     assert names["smiles"].tolist() == names["table"]["pts_s"][names["table"]["labels.au"][:, 6] == 1].tolist()
+
+
+def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    planted_store(tmp_path / "store.zarr", {"talk01": "train"}, num_frames=T, swin_size=768)
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("example.py")
+    table, frame = names["table"], names["frame"]
+    assert np.array_equal(table["pts_s"], np.arange(T) / 25)
+    assert table["swin.feature"].shape == (T, 768)
+    columns = list(frame.columns)
+    assert (columns[1], columns[-12]) == ("swin.feature.0", "labels.AU01")
+    assert len(columns) == 1 + 768 + 1 + 12
