@@ -1,8 +1,10 @@
 """Damage to a store's own words: found, told of one clip alone, mended; and what is none."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -11,9 +13,12 @@ from extract.cli import app
 from extract.config import ExtractConfig
 from extract.errors import CorruptError
 from extract.inputs.manifest import Clip, write_manifest
+from extract.registry import STAGES
 from extract.running import runner
+from extract.running.fingerprints import fingerprint, sha256_of
 from extract.running.selection import Options
 from extract.store import Store
+from tests.fusion_stores import add_instance
 from tests.media_files import pictures, tone, write_clip
 
 CONFIG = "extract: {instances: {hubert: {weights: random, architecture: small}, transcribe: {}, labels: {},\n"
@@ -169,6 +174,17 @@ def test_the_other_clips_go_on_and_the_record_is_mended(bench):
     assert Store.open(bench / "store.zarr").record("a", "hubert").state == "done"
 
 
+def test_a_plan_of_damaged_clips_alone_says_so(bench):
+    (bench / "store.zarr/a/hubert/zarr.json").write_bytes(b"\0\0")
+    mixed = command(bench, "plan")
+    assert "not planned" not in mixed.stdout
+    assert re.search(r"^  hubert +1 finished", mixed.stdout, re.MULTILINE)
+    planned = command(bench, "plan", "--clip", "a")
+    assert (mixed.exit_code, planned.exit_code) == (4, 4)
+    assert re.search(r"^  hubert +not planned: the clips are damaged   <- wave$", planned.stdout, re.MULTILINE)
+    assert "crops" not in planned.stdout
+
+
 def test_a_clips_own_words_are_mended(bench):
     (bench / "store.zarr/a/zarr.json").write_bytes(b"{")
     found = command(bench, "verify")
@@ -207,3 +223,49 @@ def test_the_api_lists_what_is_damaged(bench):
     report = runner.run(clips, bench / "store.zarr", ExtractConfig(instances={"frames": {}}), options=Options())
     assert report.exit_code == 4
     assert "clip a, instance frames" in report.damaged[0].message
+
+
+# ---- records of networks that this program does not know ------------------------------------------------------------
+
+
+def made_by(store, stage, config, features):
+    """An instance ``stage`` of clip ``a`` with two rows, as a run with that config would have left it."""
+    stage_type = STAGES[stage]
+    recipe = {"stage": stage, "version": stage_type.version, "config": config, "weights": "0" * 64, "inputs": {}}
+    arrays = {"feature": np.ones((2, features), np.float16)}
+    arrays |= {"valid": np.ones(2, np.bool_)} if stage == "timm" else {"centre_s": np.array([0.0125, 0.0325])}
+    made_under = fingerprint(sha256_of(recipe), {})
+    add_instance(store, "a", stage, arrays, recipe=recipe, fingerprint=made_under)
+
+
+PICTURES = {"image_px": 64, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3, "pool": "avg"}
+PICTURES |= {"dtype": "float16"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "message"),
+    [
+        ("vit_of_another_release", 3, None),  # how wide its features are is not known here
+        ("test_vit", 64, None),
+        ("test_vit", 3, r"rows of float16 \(3,\), its stage gives float16 \(64,\)"),
+    ],
+)
+def test_an_unknown_architecture_does_not_stop_the_check_of_a_store(bench, architecture, features, message):
+    store = Store.open(bench / "store.zarr", "a")
+    made_by(store, "timm", PICTURES | {"architecture": architecture}, features)
+    checked = verification.check(store)
+    assert checked.clips == 2
+    assert [(d.instance, d.array) for d in checked.damage] == ([("timm", "feature")] if message else [])
+    assert all(re.search(message, damage.message) for damage in checked.damage)
+    assert command(bench, "verify").exit_code == (4 if message else 0)
+
+
+@pytest.mark.parametrize(("features", "wrong"), [(50, False), (48, True)])
+def test_speech_of_a_width_that_random_weights_cannot_have_is_checked(bench, features, wrong):
+    """A recipe names no weights: any width of a published network may be right."""
+    store = Store.open(bench / "store.zarr", "a")
+    config = {"family": "wavlm", "width": 50, "layer": "last", "normalise": True, "dtype": "float16"}
+    made_by(store, "speech", config, features)
+    found = [(damage.instance, damage.array, damage.message) for damage in verification.check(store).damage]
+    message = "rows of float16 (48,), its stage gives float16 (50,)"
+    assert found == ([("speech", "feature", message)] if wrong else [])

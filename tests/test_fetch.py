@@ -1,10 +1,14 @@
 """Fetching weights from servers of this machine that behave like a model hub."""
 
 import errno
+import json
 import threading
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from extract.cli import app
 from extract.errors import MachineError, UsageError, WeightsError
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.weights import fetch, files, resolving, table
@@ -215,6 +219,32 @@ def test_files_put_by_hand_are_pinned_as_they_are(site, tmp_path):
     (folder / "config.json").write_bytes(b"{ }")
     with pytest.raises(WeightsError, match=r"pinned is \w+; remove it and run `extract weights fetch net` again"):
         get()
+
+
+def test_the_lock_of_a_store_that_is_not_there_yet(site, tmp_path):
+    ended = CliRunner().invoke(app, ["weights", "fetch", "net", "--store", "new/deep/store.zarr"])
+    assert ended.exit_code == 0, ended.output
+    assert "1 fetched, 0 were here; pinned in new/deep/weights.lock" in ended.stdout
+    assert set(json.loads((tmp_path / "new/deep/weights.lock").read_text())) == {"net"}
+    assert not LOCK.exists()
+    assert site.paths("storage")
+
+
+def test_a_lock_that_cannot_be_written_is_seen_before_any_download(site, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_bytes(b"")
+    for store in ("taken/store.zarr", "taken/deep/store.zarr"):
+        ended = CliRunner().invoke(app, ["weights", "fetch", "net", "--store", store])
+        assert ended.exit_code == 2, ended.output
+        assert "a file stands where a folder belongs; name another --store" in ended.stderr
+
+    def refuses(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    ended = CliRunner().invoke(app, ["weights", "fetch", "net", "--store", "new/store.zarr"])
+    assert ended.exit_code == 5, ended.output
+    assert "cannot write new/weights.lock: Permission denied" in ended.stderr
+    assert site.requests == []
 
 
 @pytest.mark.usefixtures("site")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import extract
 from extract.inputs.manifest import Clip, write_manifest
+from extract.running import isolation
 from extract.store import Store
 from tests.media_files import pictures, write_clip
 
@@ -138,6 +140,20 @@ def test_isolated_or_not_the_bytes_are_the_same(bench):
     )
     assert len(never) > 10
     assert never == always
+
+
+def test_the_folder_that_is_passed_on_is_enough_to_find_this_package(tmp_path):
+    """Without site-packages, where an installed copy may be another one; from elsewhere."""
+    script = "import importlib.util; print(importlib.util.find_spec('extract').origin)"
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        env={"PYTHONPATH": isolation.PACKAGES},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.strip() == extract.__file__, found.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")

@@ -255,6 +255,16 @@ def test_a_contact_sheet():
 
 
 @pytest.mark.usefixtures("inspected")
+@pytest.mark.parametrize("instance", ["faces", "frames"])
+def test_a_damaged_record_is_not_looked_past(instance):
+    Path("store.zarr/face", instance, "zarr.json").write_bytes(b"{")
+    result = CliRunner().invoke(app, ["inspect", "face", "-c", "c.yaml", "-o", "sheet.png"])
+    assert result.exit_code == 4, result.output
+    assert f"clip face, instance {instance}: zarr.json is damaged; `extract verify --repair` " in result.stderr
+    assert not Path("sheet.png").exists()
+
+
+@pytest.mark.usefixtures("inspected")
 def test_the_aligned_face_is_upright_in_the_middle(monkeypatch):
     """Oracle: dlib finds the eyes of the aligned picture level and where FFHQ has them."""
     import dlib

@@ -57,7 +57,8 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(L
     """Fetch what ``keys`` of the table name and is not here; the keys that were fetched.
 
     Raises:
-        UsageError: a key that the table does not know, or that no program can fetch.
+        UsageError: a key that the table does not know, or that no program can fetch; a file in place of the folder
+            of ``lock``.
         WeightsError: no network, no access, or other bytes than pinned; nothing is installed then. Or, when all
             others are here, what a user must get by hand.
         MachineError: the disk is full.
@@ -65,8 +66,11 @@ def fetch(keys: Sequence[str], *, cache: Path | None = None, lock: Path = Path(L
     for key in keys:
         if key not in table.TABLE:
             raise UsageError(f"weights {key!r}: no such key; {suggestion(key, table.TABLE)}")
-    with _disk(lock):  # before any download: the store beside it may not exist yet
-        lock.parent.mkdir(parents=True, exist_ok=True)
+    try:  # before any download: the store beside it may not exist yet
+        with _disk(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{lock} cannot be made: a file stands where a folder belongs; name another --store") from None
     cache = cache or cache_folder()
     fetched: list[str] = []
     by_hand: list[str] = []
