@@ -332,7 +332,12 @@ def test_given_crops_have_no_frame(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "config", "store", "message"),
     [
-        ("face", "c.yaml", "none.zarr", r"clip face: frames is missing in none.zarr; `extract run --stage frames"),
+        (
+            "face",
+            "c.yaml",
+            "none.zarr",
+            r"clip face: frames is missing in none.zarr; `extract run --store none.zarr --stage frames",
+        ),
         ("fase", "c.yaml", "store.zarr", "fase.*face"),
         ("face", "sound.yaml", "store.zarr", "the config has no instance of crop, superres, align"),
     ],
