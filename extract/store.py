@@ -120,9 +120,9 @@ class Store:
 
         Raises:
             StoreError: the store has no such clip.
+            ForeignError: a link or a file has its name.
         """
-        path = self.files.path(clip) if names.is_legal(clip) else None
-        if path is None or not path.is_dir() or path.is_symlink():
+        if not (names.is_legal(clip) and self.files.path(clip).is_dir()):
             known = self.clips()
             hint = f"; {suggestion(clip, known)}" if known else ""
             raise StoreError(f"store {self.path}: no clip {clip!r} is here{hint}")
