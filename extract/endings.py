@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import typer
 
@@ -30,6 +30,7 @@ SAME_STOP_S = 1.0
 
 
 STRIKES_AGAIN_S = 0.02
+"""After this a signal that came at a bad moment is sent again."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,6 +47,8 @@ class OutputError(OSError):
 
 _first: tuple[int, float] | None = None
 """The signal that ends the program, and when it arrived."""
+_due = False
+"""Whether the next signal is the first one, sent again."""
 _told = False
 """Whether a command has reported that it was stopped."""
 _over = False
@@ -66,30 +69,48 @@ def heed_signals() -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    global _first, _deferred
-    del frame
+    global _first, _deferred, _due
     if _over:
         return
-    if _first is not None:
+    again, _due = _due, False
+    if _first is not None and not again:
         if time.monotonic() - _first[1] > SAME_STOP_S:
             os._exit(128 + signum)
         return
-    _first = (signum, time.monotonic())
+    if _first is None:
+        _first = (signum, time.monotonic())
     if _deferring:
         _deferred = signum
+    elif _is_importing(frame):
+        _strike_later(signum)
     else:
         raise Interrupted(signum)
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: torch's C++ aborts the process if anything is raised meanwhile."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _strike_again(lost: "sys.UnraisableHookArgs") -> None:
     """A signal inside a destructor, where nothing can be raised, is sent again a moment later."""
-    global _first
-    if not isinstance(lost.exc_value, Interrupted):
+    if isinstance(lost.exc_value, Interrupted):
+        _strike_later(lost.exc_value.exit_code - 128)
+    else:
         sys.__unraisablehook__(lost)
-        return
-    _first = None
-    main = threading.main_thread().ident
-    again = threading.Timer(STRIKES_AGAIN_S, signal.pthread_kill, (main, lost.exc_value.exit_code - 128))
+
+
+def _strike_later(signum: int) -> None:
+    def strike() -> None:
+        global _due
+        _due = True
+        signal.pthread_kill(cast(int, threading.main_thread().ident), signum)
+
+    again = threading.Timer(STRIKES_AGAIN_S, strike)
     again.daemon = True
     again.start()
 

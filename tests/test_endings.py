@@ -186,6 +186,62 @@ def test_drawing_stops_at_once_with_its_processes(tmp_path, how):
     assert not is_there(process.pid)
 
 
+IMPORTING = """
+import sys, time
+from extract import endings
+sys.path.insert(0, sys.argv[1])
+def app():
+    import slow
+    print("imported", slow.done, flush=True)
+    time.sleep(600)
+endings.run_program("x", app)
+"""
+SLOW = """
+import time
+print("begun", flush=True)
+ends = time.monotonic() + {seconds}
+while time.monotonic() < ends:
+    time.sleep(0.01)
+done = True
+"""
+
+
+def importing(tmp_path, seconds):
+    (tmp_path / "slow.py").write_text(SLOW.format(seconds=seconds))
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeded,
+    )
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize(("how", "code"), STOPS.items())
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path, how, code):
+    """Raised in the middle of ``import torch``, it would meet C++ that aborts the process."""
+    process = importing(tmp_path, 1.5)
+    process.send_signal(how)
+    out, error = process.communicate(timeout=30)
+    assert (out, error, process.returncode) == (
+        "imported True\n",
+        "x: interrupted; run the same command to continue\n",
+        code,
+    )
+
+
+def test_an_import_that_hangs_ends_by_a_second_signal(tmp_path):
+    process = importing(tmp_path, 600)
+    process.send_signal(signal.SIGINT)
+    time.sleep(endings.SAME_STOP_S + 0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+
+
 STUBBORN = """
 import sys, time
 from extract import endings
