@@ -15,7 +15,7 @@ from extract import texts
 from extract.errors import ConfigError
 from extract.names import nearest, suggestion
 
-LARGEST_BATCH = 32
+LARGEST_BATCH = 128
 """Rows of frames that flow through a run together; no micro-batch is larger."""
 
 SECTIONS = ("extract", "fusion")
@@ -65,10 +65,16 @@ class RunConfig(Frozen):
 
     block_rows: int | None = Field(default=None, ge=1)
     """Rows per block for new arrays of rows stages; ``None``: 256 to 4096 by the widest output (nearest 8 MB)."""
+    engine: Literal["lanes", "serial"] = "lanes"
+    """``lanes``: decoding, models and writing overlap, several clips in flight; ``serial``: one after the other. The
+    stored bytes are the same."""
+    clips: int = Field(default=3, ge=1, le=16)
+    """Clips in flight."""
     cpu_threads: int = Field(default=0, ge=0)
-    """Threads for CPU stages (dlib) and for torch; 0: all cores this process may use."""
+    """Threads of the lane that computes on the CPU; 0: all cores this process may use."""
     memory_gb: float = Field(default=1.0, gt=0)
-    """Memory for decoded frames, in 10^9 bytes. Larger pictures are handed on in smaller groups, down to one frame."""
+    """Memory for decoded frames and what is cut out of them, of all clips in flight, in 10^9 bytes. Larger pictures are
+    handed on in smaller groups, down to one frame."""
     isolate: Literal["auto", "always", "never"] = "auto"
     """Which clips are worked on in a separate process, so that a decoder or model that dies costs only its clip:
     ``auto``, those that crashed a process before; ``always``, all (the models live in that process alone)."""

@@ -133,6 +133,23 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
+    """Heed signals inside a block that ``uninterrupted`` surrounds: long work which may be given up."""
+    global _deferring, _deferred
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held, _deferring = _deferring, 0
+    try:
+        if _deferred is not None:
+            signum, _deferred = _deferred, None
+            raise Interrupted(signum)
+        yield
+    finally:
+        _deferring = held
+
+
+@contextmanager
 def reported(prefix: str, after_interrupt: str) -> Iterator[None]:
     """Wraps a command: its errors become lines on standard error and the exit codes of ``errors.py``."""
     global _told

@@ -91,7 +91,7 @@ def inspect(
             found = f"clip {clip}: {name} is {need} in {store}"
             command = run_command(store, f"--stage {name}", f"--clip {clip}")
             raise UsageError(f"{found}; `{command}` first")
-    looks = _look(own, chosen, cast(Store, opened), LocalEngine(picked, loaded.run.cpu_threads), frames)
+    looks = _look(own, chosen, cast(Store, opened), LocalEngine(picked), frames)
     there = {prepared.instance.stage.name for prepared in own.prepared.values()}
     return draw(looks, [stage for stage in SHOWN if stage in there], chosen.id)
 

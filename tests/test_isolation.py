@@ -82,7 +82,7 @@ GOOD_BUT_ONE = {"a_good": "done", "c_good": "done"}
 
 
 def test_a_clip_that_crashed_the_process_is_worked_on_beside_it_and_the_others_finish(bench):
-    code, _, _ = bench.run("crash")
+    code, _, _ = bench.run("crash", "run.engine=serial")
     assert code == -signal.SIGSEGV
     assert bench.states() == {"a_good": "done", "b_bad": "partial", "c_good": None}
     code, report, err = bench.run("crash")

@@ -10,7 +10,7 @@ import torch
 from extract.errors import MachineError, StoreError
 from extract.inputs.manifest import write_manifest
 from extract.records import Record
-from extract.running import lease, nodes, runner
+from extract.running import groups, lease, runner
 from extract.running.lease import Lease
 from extract.store import Store
 from tests.bench import FRAMES
@@ -153,7 +153,7 @@ def test_two_runs_at_once_each_clip_written_by_one(bench, monkeypatch):
         return report
 
     second = run_in_the_middle(monkeypatch, run)
-    first = bench.run("colour")
+    first = bench.run("colour", config=("run.clips=1",))
     assert second[0].exit_code == 1
     assert len(second[0].busy) == 1
     assert str(second[0].busy[0]).startswith("clip a: run ")
@@ -182,7 +182,7 @@ def test_what_another_run_made_meanwhile_with_other_settings_is_left_alone(bench
     bench.add("a")
     bench.add("b", 10)
     run_in_the_middle(monkeypatch, lambda: bench.run("colour", config=("colour.gain=2.0",), clips=["b"]))
-    first = bench.run("colour")
+    first = bench.run("colour", config=("run.clips=1",))
     assert first.exit_code == 1
     assert [vars(notice) for notice in first.busy] == [
         {"clip": "b", "instance": None, "message": "another run made colour with other settings meanwhile"}
@@ -219,14 +219,14 @@ def test_a_gpu_that_gives_up_is_no_clips_failure(bench, monkeypatch):
     """CUDA's errors come late: when the results are fetched."""
     bench.add("a", 10)
 
-    real = nodes.stored_form
+    real = groups.stored_form
 
     def lost(values, output, instance):
         if instance == "colour":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return real(values, output, instance)
 
-    monkeypatch.setattr(nodes, "stored_form", lost)
+    monkeypatch.setattr(groups, "stored_form", lost)
     with pytest.raises(MachineError, match="the GPU gave up: CUDA error"):
         bench.run("colour")
     assert bench.record("a", "colour").state == "partial"

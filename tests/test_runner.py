@@ -140,7 +140,7 @@ def test_a_resumed_run_gives_the_bytes_of_an_unbroken_one(bench, monkeypatch, ro
     with monkeypatch.context() as patch:
         stop_after(patch, rows)
         with pytest.raises(Stop):
-            bench.run()
+            bench.run(config=("run.engine=serial",))
     begun = bench.files()
     assert begun.items() <= whole.items()
     finished_rows = 16 * (rows // 16)

@@ -1,5 +1,6 @@
 """Small stages of each kind for tests of what surrounds stages."""
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,13 @@ from extract.timeline import FRAMES
 
 computed: Counter[str] = Counter()
 """Rows that each toy stage computed since the counter was cleared."""
+_counting = threading.Lock()
+
+
+def count(stage: str, rows: int) -> None:
+    """Add to ``computed``; stages compute in several threads at once."""
+    with _counting:
+        computed[stage] += rows
 
 
 class ColourConfig(StageConfig):
@@ -39,7 +47,7 @@ class Colour(RowsStage[ColourConfig]):
 
     def compute(self, batch):
         images = batch["frames.image"]
-        computed[self.name] += len(images)
+        count(self.name, len(images))
         mean = torch.stack([image.float().mean(dim=(0, 1)) for image in images]) * self.config.gain
         return {
             "mean": mean,
@@ -62,7 +70,7 @@ class Contrast(RowsStage[StageConfig]):
         return (Output("difference", FRAMES, ("channel",), (3,), "float32"), VALID)
 
     def compute(self, batch):
-        computed[self.name] += len(batch["colour.mean"])
+        count(self.name, len(batch["colour.mean"]))
         return {"difference": batch["colour.corner"].float() - batch["colour.mean"].float()}
 
 
@@ -79,7 +87,7 @@ class Rank(ClipStage[StageConfig]):
         return (Output("place", FRAMES, (), (), "int32"), VALID)
 
     def compute(self, inputs):
-        computed[self.name] += 1
+        count(self.name, 1)
         order = inputs["colour.mean"].sum(dim=1).argsort(stable=True)
         place = torch.zeros(len(order), dtype=torch.int32)
         place[order] = torch.arange(len(order), dtype=torch.int32)
@@ -99,7 +107,7 @@ class AfterRank(RowsStage[StageConfig]):
         return (Output("value", FRAMES, (), (), "float32"), VALID)
 
     def compute(self, batch):
-        computed[self.name] += len(batch["rank.place"])
+        count(self.name, len(batch["rank.place"]))
         first = torch.stack([image[0, 0, 0].float() for image in batch["frames.image"]])
         return {"value": first + 1000 * batch["rank.place"].float()}
 

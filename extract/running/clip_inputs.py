@@ -11,9 +11,10 @@ from extract.inputs.crops import Assumed, Continued, GivenCrops, Pictures, list_
 from extract.inputs.manifest import Clip
 from extract.inputs.media import Audio, Sound
 from extract.inputs.parts import part_files, read_part
-from extract.running.device import LocalEngine, Reading, apart
+from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.order import Order
+from extract.running.reading import Reading
 from extract.running.recipes import Prepared
 from extract.stage import SourceStage, Stage
 from extract.store import Store
@@ -49,11 +50,12 @@ class ClipInputs:
         parts = [part for part in ("media", "audio") if part_files(self._clip, part)]
         return Reading(self._settings.stall_s, lambda: self._sources.check_unchanged(self._clip, parts))
 
-    def open_pictures(self, source: str, num_frames: int | None) -> Pictures | None:
+    def open_pictures(self, source: str, num_frames: int | None, reading: Reading) -> Pictures | None:
         """The pictures that the instance ``source`` enters with; None where the clip has none.
 
         Args:
             num_frames: rows of the clip's clock, which given crops need.
+            reading: watches this thread, and every one that will decode.
         """
         stage = self._order.instance(source).stage
         folder = list_crops(self._clip.crops) if self._clip.crops else None
@@ -63,21 +65,17 @@ class ClipInputs:
             return GivenCrops(folder, num_frames)
         if self._clip.video is None:
             return Assumed(self._clip.fps, folder.num_frames) if folder and self._clip.fps else None
-        path, reading = self._clip.video, self.reading()
-        video = apart(
-            lambda: media.open_video(
-                path,
-                start_s=self._clip.start_s,
-                end_s=self._clip.end_s,
-                repair_pts=stage.config.repair_pts,
-                watcher=reading,
-            ),
-            reading,
+        video = media.open_video(
+            self._clip.video,
+            start_s=self._clip.start_s,
+            end_s=self._clip.end_s,
+            repair_pts=stage.config.repair_pts,
+            watcher=reading,
         )
         return Continued(video, folder.num_frames) if folder and video else video
 
-    def of_clip_stage(self, prepared: Prepared) -> dict[str, Any] | None:
-        """The declared inputs on the stage's device; None where the clip has no sound and the stage needs it."""
+    def of_clip_stage(self, prepared: Prepared, reading: Reading) -> dict[str, Any] | None:
+        """The declared inputs; None where the clip has no sound and the stage needs it."""
         instance = prepared.instance
         device = self._engine.device_of(instance.stage)
         inputs: dict[str, Any] = {}
@@ -85,18 +83,16 @@ class ClipInputs:
             source, array = instance.source_of(declared)
             sound_hz = self.sound_hz(source)
             if sound_hz is not None:
-                sound = self._read_sound(sound_hz)
+                sound = self._read_sound(sound_hz, reading)
                 if sound is None:
                     return None
                 in_memory = sound.sound.in_memory
-                inputs[declared] = (
-                    torch.from_numpy(sound.samples).to(device) if in_memory else SamplesOnDisk(sound.sound, device)
-                )
+                inputs[declared] = torch.from_numpy(sound.samples) if in_memory else SamplesOnDisk(sound.sound, device)
                 inputs[f"{declared.partition('.')[0]}.start_s"] = sound.start_s
                 continue
             values = self._store.read(self._clip.id, source, array).values
             is_text = values.dtype.kind in "OTU"
-            inputs[declared] = values.tolist() if is_text else torch.from_numpy(values).to(device)
+            inputs[declared] = values.tolist() if is_text else torch.from_numpy(values)
         for part in instance.stage.parts:
             for name, value in read_part(self._clip, part).items():
                 inputs[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -118,18 +114,13 @@ class ClipInputs:
         heard = [self._sounds[hz] for hz in rates if hz is not None]
         return {name: value for sound in heard if sound for name, value in sound.notes.items()}
 
-    def _read_sound(self, hz: int) -> Audio | None:
+    def _read_sound(self, hz: int, reading: Reading) -> Audio | None:
         path = self._clip.audio or self._clip.video
         if path is None:
             return None
         if hz not in self._sounds:
-            reading = self.reading()
-            self._sounds[hz] = apart(
-                lambda: media.read_audio(
-                    path, hz=hz, start_s=self._clip.start_s, end_s=self._clip.end_s, watcher=reading
-                ),
-                reading,
-            )
+            start_s, end_s = self._clip.start_s, self._clip.end_s
+            self._sounds[hz] = media.read_audio(path, hz=hz, start_s=start_s, end_s=end_s, watcher=reading)
         return self._sounds[hz]
 
 

@@ -3,13 +3,16 @@
 An instance's failure is written into its record and passed on to what it feeds; the clip's other instances continue.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from extract.arrays import default_block_rows
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
@@ -18,17 +21,22 @@ from extract.inputs.crops import GivenCrops, Pictures
 from extract.inputs.manifest import Clip
 from extract.running import crashes
 from extract.running.clip_inputs import ClipInputs
+from extract.running.device import LocalEngine
 from extract.running.handover import Before, ClipReport, Outcome, Permit, Working
 from extract.running.lease import LeaseLostError
 from extract.running.ledger import Ledger
 from extract.running.nodes import Node
 from extract.running.order import Order
-from extract.running.passes import FramePass
+from extract.running.passes import GROUPS_IN_FLIGHT, FramePass
 from extract.running.planning import Task, plan_clip
+from extract.running.reading import Reading
 from extract.running.recipes import Prepared
 from extract.running.rows import as_declared, stored_form
-from extract.stage import ClipResult, Output, SourceStage
+from extract.running.tasks import Job
+from extract.stage import ClipStage, Output, SourceStage, Stage
 from extract.timeline import FrameClock, Regular
+
+T = TypeVar("T")
 
 STOPS_THE_RUN = (MachineError, LeaseLostError, CorruptError, WeightsError)
 """The clip is not to blame: these are not recorded as its failure."""
@@ -41,88 +49,104 @@ class ClipWork:
         self, run: Working, clip: Clip, tasks: Mapping[str, Task], lease: Permit, before: Before, *, retry: bool
     ) -> None:
         self._clip, self._store, self._engine, self._settings = clip, run.store, run.engine, run.settings
-        self._progressed = run.progressed
+        self._loop, self._budget, self._progressed = run.loop, run.budget, run.progressed
         own = run.plan.of(clip)
         self._prepared = own.prepared
         self._order = Order(own)
         self._inputs = ClipInputs(clip, self._order, run.store, run.engine, run.sources, run.settings)
         self.ledger = Ledger(run, clip, self._order, tasks, lease, before, retry=retry)
 
-    def go(self) -> None:
+    async def go(self) -> None:
         """Compute what is missing.
 
         Raises:
             MachineError, LeaseLostError: the run or the clip stops here; finished blocks stay.
         """
-        self.ledger.give_up_hung()
+        await self._write(self.ledger.give_up_hung)
         try:
             for per_row, clip_stages in self._order.passes(self.ledger.todo):
-                self._pass(per_row)
+                await self._pass(per_row)
                 for name in clip_stages:
-                    self._clip_stage(name)
+                    await self._clip_stage(name)
         except LeaseLostError:
             raise  # the clip is another run's: not a record more
         except BaseException:
             # A clean stop is no crash; a killed process never comes here. A full disk must not hide its own error.
             with suppress(MachineError):
-                self.ledger.clear_attempts()
+                await self._write(self.ledger.clear_attempts)
             raise
+
+    def _write(self, work: Callable[[], T]) -> Job[T]:
+        """Have something done to the store, or looked up there: one thing after the other, whatever ends."""
+        return self._loop.run("write", work, None)
+
+    def _begin(self, names: Sequence[str]) -> list[str]:
+        """Those of ``names`` whose work can begin; the others are settled."""
+        return [name for name in names if not self.ledger.settled_by_feeds(name) and self.ledger.begin(name)]
 
     # ---- one pass over the frames ------------------------------------------------------------------------------
 
-    def _pass(self, names: Sequence[str]) -> None:
+    async def _pass(self, names: Sequence[str]) -> None:
         """Compute rows stages and the frames' times together."""
-        names = [name for name in names if not self.ledger.settled_by_feeds(name) and self.ledger.begin(name)]
+        names = await self._write(partial(self._begin, names))
         if not names:
             return
         order = self._order.with_helpers(names, self.ledger.todo)
         sources = [n for n in order if isinstance(self._order.instance(n).stage, SourceStage)]
         source = next(iter(sources), None)
         try:
-            video = self._open_pictures(sources) if sources else None
+            reading = self._inputs.reading()
+            video = await self._open_pictures(sources, reading) if sources else None
             if source and video is None:
                 for name in names:
-                    self.ledger.finish(name, Outcome("empty", "no_video"))
+                    await self._write(partial(self.ledger.finish, name, Outcome("empty", "no_video")))
                 return
             with video or nullcontext():
-                self._run_pass(order, set(names), video)
+                await self._run_pass(order, set(names), video, reading)
         except STOPS_THE_RUN:
             raise
         except Exception as error:  # noqa: BLE001 - decoding failed: nothing in this pass can be finished
             for name in names:
-                self.ledger.fail(name, error, None if source == name else source)
+                await self._write(partial(self.ledger.fail, name, error, None if source == name else source))
 
-    def _run_pass(self, order: Sequence[str], names: set[str], video: Pictures | None) -> None:
+    async def _run_pass(self, order: Sequence[str], names: set[str], video: Pictures | None, reading: Reading) -> None:
         known = self.ledger.outcomes.get(self._order.clock_of(order[-1]))
         num_frames = known.rows if known else None
         expected = num_frames if num_frames is not None else (video and video.declared_frames) or 0
-        nodes = [self._node(name, order, name in names, expected) for name in order]
+        nodes = await self._write(lambda: [self._node(name, order, name in names, expected) for name in order])
         frame_pass = FramePass(
             nodes,
             video,
             num_frames,
             self._engine,
+            self._loop,
+            self._budget,
             check=lambda: self.ledger.may_commit(names),
             progressed=self._progressed,
             committed=self.ledger.clear_attempts,
-            reading=self._inputs.reading(),
-            memory_bytes=self._settings.memory_gb * 1e9,
+            reading=reading,
+            in_flight=1 if self._settings.engine == "serial" else GROUPS_IN_FLIGHT,
         )
-        rows = frame_pass.run()
-        for node in nodes:
-            if node.name not in names:
-                continue
-            if node.error is not None:
-                origin = next(n.name for n in nodes if n.error is node.error)
-                self.ledger.fail(node.name, node.error, None if origin == node.name else origin)
-                continue
-            if node.writer is not None:
-                node.writer.finish(rows)
-                if isinstance(video, GivenCrops) and isinstance(node.stage, SourceStage):
-                    video.note_unreadable(node.writer.valid())
-            notes = video.notes if video and isinstance(node.stage, SourceStage) else None
-            lengths = {output.name: rows for output in node.prepared.instance.kept}
-            self.ledger.finish(node.name, replace(self._outcome_of_rows(node, rows), notes=notes, array_rows=lengths))
+        rows = await frame_pass.run()
+        await self._write(partial(self._finish_nodes, nodes, names, rows, video))
+
+    def _finish_nodes(self, nodes: Sequence[Node], names: set[str], rows: int, video: Pictures | None) -> None:
+        for node in [node for node in nodes if node.name in names]:
+            self._finish_node(node, nodes, rows, video)
+
+    def _finish_node(self, node: Node, nodes: Sequence[Node], rows: int, video: Pictures | None) -> None:
+        """Record what came of an instance of a pass."""
+        if node.error is not None:
+            origin = next(n.name for n in nodes if n.error is node.error)
+            self.ledger.fail(node.name, node.error, None if origin == node.name else origin)
+            return
+        if node.writer is not None:
+            node.writer.finish(rows)
+            if isinstance(video, GivenCrops) and isinstance(node.stage, SourceStage):
+                video.note_unreadable(node.writer.valid())
+        notes = video.notes if video and isinstance(node.stage, SourceStage) else None
+        lengths = {output.name: rows for output in node.prepared.instance.kept}
+        self.ledger.finish(node.name, replace(self._outcome_of_rows(node, rows), notes=notes, array_rows=lengths))
 
     def _outcome_of_rows(self, node: Node, rows: int) -> Outcome:
         if node.writer is None or node.writer.any_valid():
@@ -164,51 +188,59 @@ class ClipWork:
         stage = instance.stage if is_source else self._engine.ready(prepared)
         return Node(prepared, stage, from_pass, from_store, writer, instance.config.batch or stage.batch)
 
-    def _open_pictures(self, sources: Sequence[str]) -> Pictures | None:
+    async def _open_pictures(self, sources: Sequence[str], reading: Reading) -> Pictures | None:
         if len(sources) > 1:
             both = " and ".join(sources)
             raise ClipError(
                 "unsupported", f"needs {both} at once, but this clip brings its crops separately from its movie"
             )
         clock = self.ledger.outcomes.get(self._order.clock_of(sources[0]))
-        return self._inputs.open_pictures(sources[0], clock.rows if clock else None)
+        rows = clock.rows if clock else None
+        return await self._read(partial(self._inputs.open_pictures, sources[0], rows, reading), reading)
+
+    def _read(self, work: Callable[[], T], reading: Reading) -> Job[T]:
+        """Have a file of the clip read, which may hang."""
+        return self._loop.run("decode", work, self._loop.scope, watch=reading.watch())
 
     # ---- clip stages -------------------------------------------------------------------------------------------
 
-    def _clip_stage(self, name: str) -> None:
-        if self.ledger.settled_by_feeds(name) or not self.ledger.begin(name):
+    async def _clip_stage(self, name: str) -> None:
+        if not await self._write(partial(self._begin, [name])):
             return
         prepared = self._prepared[name]
-        stage = self._engine.ready(prepared)
         try:
-            inputs = self._inputs.of_clip_stage(prepared)
+            reading = self._inputs.reading()
+            inputs = await self._read(partial(self._inputs.of_clip_stage, prepared, reading), reading)
             if inputs is None:
-                self.ledger.finish(name, Outcome("empty", "no_audio"))
+                await self._write(partial(self.ledger.finish, name, Outcome("empty", "no_audio")))
                 return
-            with self._engine.guarded(name, whole_clip=True):
-                result = stage.compute(inputs)  # type: ignore[attr-defined]
-                outcome = self._write_result(prepared, result, inputs)
+            result = await self._computed(prepared, inputs)
+            outcome = await self._write(partial(self._write_result, prepared, result, inputs))
             notes = {**self._inputs.sound_notes(prepared), **(outcome.notes or {})}
-            self.ledger.finish(name, replace(outcome, notes=notes))
+            await self._write(partial(self.ledger.finish, name, replace(outcome, notes=notes)))
         except STOPS_THE_RUN:
             raise
         except Exception as error:  # noqa: BLE001 - one clip's failure; the record holds its trace
-            self.ledger.fail(name, error)
+            await self._write(partial(self.ledger.fail, name, error))
 
-    def _write_result(self, prepared: Prepared, result: ClipResult, inputs: Mapping[str, Any]) -> Outcome:
-        stage, name = prepared.instance.stage, prepared.instance.name
-        if result.empty and not result.arrays:
+    async def _computed(self, prepared: Prepared, inputs: Mapping[str, Any]) -> "Result":
+        """What a clip stage gives. Where the memory does not suffice it is tried again, with nothing beside it."""
+        stage = self._engine.ready(prepared)
+        lane = "cpu" if self._engine.device_of(stage).type == "cpu" else "gpu"
+        work = partial(compute_clip, self._engine, prepared, stage, inputs)
+        try:
+            return await self._loop.run(lane, work, self._loop.scope)
+        except ClipError as error:
+            if error.reason != "out_of_memory":
+                raise
+        return await self._loop.run_alone(lane, work, self._loop.scope)
+
+    def _write_result(self, prepared: Prepared, result: "Result", inputs: Mapping[str, Any]) -> Outcome:
+        name, stored = prepared.instance.name, result.stored
+        if result.empty and not result.rows:
             return Outcome("empty", result.empty, notes=result.notes)
-        arrays = as_declared(stage, result.arrays, None)
-        if set(arrays) != {output.name for output in stage.outputs}:
-            raise ClipError("broken_promise", f"gave {sorted(arrays)}, declares more")
-        for output in stage.outputs:
-            self._check_rows(prepared, output, len(arrays[output.name]), inputs)
-        stored = {}
-        for output in prepared.instance.kept:
-            values = arrays[output.name]
-            is_text = output.dtype == "str"
-            stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, name)
+        for output in prepared.instance.stage.outputs:
+            self._check_rows(prepared, output, result.rows[output.name], inputs)
         self.ledger.may_commit([name])
         self._store.write_whole(self._clip.id, name, stored, fingerprint=self.ledger.fingerprint(name))
         rows = len(next(iter(stored.values())))
@@ -240,24 +272,62 @@ class ClipWork:
                     raise ClipError("broken_promise", f"{output.name}: {found}")
 
 
-def work_on(run: Working, clip: Clip, lease: Permit, before: Before, *, retry: bool) -> ClipReport:
+@dataclass(frozen=True)
+class Result:
+    """What a clip stage gave, as the store will hold it."""
+
+    stored: Mapping[Output, NDArray[Any]]
+    rows: Mapping[str, int]
+    """Output -> how many; none at all where there is nothing."""
+    notes: Mapping[str, Any]
+    empty: str | None
+
+
+def compute_clip(engine: LocalEngine, prepared: Prepared, stage: Stage[Any], inputs: Mapping[str, Any]) -> Result:
+    """A clip stage's compute, in a lane. What its results are fetched for belongs to it: errors of a GPU show there."""
+    name = prepared.instance.name
+    device = engine.device_of(stage)
+    on_device = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+    with engine.guarded(name, whole_clip=True):
+        result = cast("ClipStage[Any]", stage).compute(on_device)
+        if result.empty and not result.arrays:
+            return Result({}, {}, result.notes, result.empty)
+        arrays = as_declared(stage, result.arrays, None)
+        if set(arrays) != {output.name for output in stage.outputs}:
+            raise ClipError("broken_promise", f"gave {sorted(arrays)}, declares more")
+        stored = {}
+        for output in prepared.instance.kept:
+            values = arrays[output.name]
+            is_text = output.dtype == "str"
+            stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, name)
+    return Result(stored, {name: len(values) for name, values in arrays.items()}, result.notes, result.empty)
+
+
+async def work_on(run: Working, clip: Clip, lease: Permit, before: Before, *, retry: bool) -> ClipReport:
     """Plan one clip anew, under its lease, and compute what it lacks.
 
     Raises:
         MachineError, WeightsError: the run ends here; finished blocks stay.
     """
-    # Another run may have finished it since the plan was made, and with other settings.
-    try:
-        tasks = plan_clip(run.plan, run.store, clip, run.sources, retry=retry)
-    except CorruptError as error:
-        return ClipReport(damaged=str(error))
-    stale = [name for name, task in tasks.items() if task.need == "stale"]
-    if stale and not run.overwrite:
-        return ClipReport(busy=f"another run made {stale[0]} with other settings meanwhile")
+
+    def planned() -> "Mapping[str, Task] | ClipReport":
+        # Another run may have finished it since the plan was made, and with other settings.
+        try:
+            tasks = plan_clip(run.plan, run.store, clip, run.sources, retry=retry)
+        except CorruptError as error:
+            return ClipReport(damaged=str(error))
+        stale = [name for name, task in tasks.items() if task.need == "stale"]
+        if stale and not run.overwrite:
+            return ClipReport(busy=f"another run made {stale[0]} with other settings meanwhile")
+        return tasks
+
+    tasks = await run.loop.run("write", planned, None)
+    if isinstance(tasks, ClipReport):
+        return tasks
     work = ClipWork(run, clip, tasks, lease, before, retry=retry)
     try:
-        with crashes.recorded(run.store.files, clip.id):
-            work.go()
+        with crashes.marked(run.store.files, clip.id, run.trace):
+            await work.go()
     except LeaseLostError as error:
         return ClipReport(work.ledger.outcomes, work.ledger.worked, busy=str(error))
     except CorruptError as error:

@@ -1,14 +1,18 @@
 """Whether a process that died at a clip was killed by that clip: a decoder or a model that crashed, not a preemption.
 
-While a clip is worked on, the file ``<clip>/.crash`` lies beside its lease. Python's fault handler writes into it when
-the process dies of SIGSEGV, SIGBUS, SIGILL, SIGFPE or SIGABRT; a process that is killed from outside writes nothing.
-The out-of-memory killer leaves no word either, but the kernel counts its kills.
+While a clip is worked on, the file ``<clip>/.crash`` lies beside its lease. It names the run's trace, a file beside
+the clips into which Python's fault handler writes when the process dies of SIGSEGV, SIGBUS, SIGILL, SIGFPE or SIGABRT;
+a process that is killed from outside writes nothing. The out-of-memory killer leaves no word either, but the kernel
+counts its kills. Several clips are in flight: which of them is to blame shows when each is worked on by itself.
 """
 
 import faulthandler
+import fcntl
 import json
+import os
 import re
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +21,8 @@ from extract.errors import MachineError
 from extract.files import LocalFiles
 
 NAME = ".crash"
+TRACE = ".crash."
+"""What traces are called, followed by letters of their own."""
 
 # Where the kernel counts: of this container or job (cgroup v2), else of the whole machine.
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
@@ -24,23 +30,24 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def recorded(files: LocalFiles, clip: str) -> Iterator[None]:
-    """Write the traceback of a fatal signal inside the block to ``<clip>/.crash``; a clean end removes the file.
+def traced(files: LocalFiles) -> Iterator[str]:
+    """Write the traceback of a fatal signal inside the block to a file; gives its name. A clean end removes it.
 
     Raises:
         MachineError: the file cannot be made.
     """
-    path = files.path(f"{clip}/{NAME}")
+    path = files.root / f"{TRACE}{uuid.uuid4().hex}"
     was_enabled = faulthandler.is_enabled()
     try:
         file = path.open("wb", buffering=0)
-        file.write(json.dumps(_oom_kills()).encode() + b"\n")
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
     with file:
+        with suppress(OSError):  # no locks here: then nobody sweeps
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         faulthandler.enable(file, all_threads=True)
         try:
-            yield
+            yield path.name
         finally:
             faulthandler.disable()
             if was_enabled:
@@ -50,26 +57,68 @@ def recorded(files: LocalFiles, clip: str) -> Iterator[None]:
                 path.unlink()
 
 
+@contextmanager
+def marked(files: LocalFiles, clip: str, trace: str) -> Iterator[None]:
+    """While ``clip`` is worked on: if the process dies, ``trace`` will say how.
+
+    Raises:
+        MachineError: the mark cannot be written.
+    """
+    path = files.path(f"{clip}/{NAME}")
+    try:
+        path.write_text(json.dumps({**_oom_kills(), "trace": trace}) + "\n")
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def sweep(files: LocalFiles) -> None:
+    """Remove traces of dead processes that no clip's mark names any more."""
+    traces = list(files.root.glob(f"{TRACE}*"))
+    if not traces:
+        return
+    named = {str(_header(mark.read_bytes()).get("trace")) for mark in files.root.glob(f"*/{NAME}")}
+    for path in traces:
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one that is locked belongs to a run that lives
+            if path.name not in named:
+                path.unlink()
+
+
 def left_by_the_dead(files: LocalFiles, clip: str) -> str | None:
     """How the previous process that worked on ``clip`` died, if the clip may be to blame; else None.
 
-    To be asked under the clip's lease, before ``recorded``.
+    To be asked under the clip's lease, before it is ``marked``.
     """
     data = files.read(f"{clip}/{NAME}")
     if data is None:
         return None
-    first, _, trace = data.decode(errors="replace").partition("\n")
+    before = _header(data)
+    trace = data.partition(b"\n")[2]  # marks of earlier versions hold it themselves
+    name = str(before.pop("trace", ""))
+    if name.startswith(TRACE) and os.sep not in name:
+        trace = files.read(name) or b""
     if trace.strip():
-        return summary(trace)
-    try:
-        before = json.loads(first)
-    except (ValueError, RecursionError):
-        return None
+        return summary(trace.decode(errors="replace"))
     now = _oom_kills()
-    same_counter = isinstance(before, dict) and {**before, "kills": 0} == {**now, "kills": 0}
-    if same_counter and isinstance(before.get("kills"), int) and now["kills"] > before["kills"]:
+    same_counter = {**before, "kills": 0} == {**now, "kills": 0}
+    kills, kills_now = before.get("kills"), now["kills"]
+    if same_counter and isinstance(kills, int) and isinstance(kills_now, int) and kills_now > kills:
         return "killed when the memory was full"
     return None
+
+
+def _header(data: bytes) -> dict[str, object]:
+    """The first line of a mark; empty if it is not whole."""
+    try:
+        found = json.loads(data.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def summary(trace: str) -> str:

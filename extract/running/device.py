@@ -1,40 +1,32 @@
-"""This machine: one device, stages set up once, the next frames decoded while these are computed."""
+"""The device of a run: stages set up on it once, and what guards it."""
 
 import contextlib
 import os
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
-from extract.endings import uninterrupted
 from extract.errors import ClipError, MachineError, WeightsError
-from extract.inputs.media import Watcher
 from extract.running.recipes import Prepared
+from extract.running.rows import Values
+from extract.running.transfer import Fetch
 from extract.stage import Context, Stage
-
-Item = TypeVar("Item")
-_END = object()
-
-POLL_S = 0.5
-"""How often the wait for the decoding thread checks its progress."""
-LET_GO_S = 10.0
-"""How long a decoding thread that is no longer needed may take to finish its frame before it is abandoned."""
 
 
 class LocalEngine:
     """Sets stages up and guards their device."""
 
-    def __init__(self, device: torch.device, cpu_threads: int = 0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.cpu_threads = cpu_threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(self.cpu_threads)
+        self.computed_s = 0.0
+        """Seconds that a GPU computed, by its own clock."""
         if device.type == "cuda":  # float32 means float32: TF32 keeps 10 bits of the fraction
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ready: dict[str, Stage[Any]] = {}
 
     def ready(self, prepared: Prepared) -> Stage[Any]:
@@ -45,7 +37,7 @@ class LocalEngine:
             precision = getattr(torch, prepared.precision) if instance.stage.device == "gpu" else torch.float32
             try:
                 with self.guarded(instance.name):
-                    instance.stage.setup(Context(device, precision, prepared.weights, self.cpu_threads))
+                    instance.stage.setup(Context(device, precision, prepared.weights))
             except ImportError as error:
                 raise WeightsError(
                     f"instance {instance.name}: {error}; install what requirements.lock names"
@@ -56,6 +48,18 @@ class LocalEngine:
     def device_of(self, stage: Stage[Any]) -> torch.device:
         """Where a stage computes."""
         return self.device if stage.device == "gpu" else torch.device("cpu")
+
+    def mark(self) -> torch.cuda.Event:
+        """Now, on the computing stream."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def fetch(self, values: Mapping[str, Values], began: torch.cuda.Event) -> Fetch:
+        """Begin to copy results to the host, behind what computes them."""
+        if self._copies is None:
+            raise RuntimeError("results of a CPU are on the host")
+        return Fetch(values, self._copies, began)
 
     @staticmethod
     @contextlib.contextmanager
@@ -87,105 +91,6 @@ def _memory_is_full(name: str, *, whole_clip: bool) -> ClipError | MachineError:
     return ClipError("out_of_memory", "too long for the memory; cut it with start_s and end_s, or use --device cpu")
 
 
-class Reading(Watcher):
-    """Watches the thread that reads a file: whether it makes progress, and whether it opened the right file.
-
-    Args:
-        stall_s: seconds without a sign of life after which the file counts as stalled.
-        on_open: called in the reading thread right after a file was opened.
-    """
-
-    def __init__(self, stall_s: float, on_open: Callable[[], None] = lambda: None) -> None:
-        self.stall_s = stall_s
-        self._on_open = on_open
-        self._moved = time.monotonic()
-
-    def opened(self) -> None:
-        """A file was opened. Raises what ``on_open`` raises."""
-        self.moved()
-        self._on_open()
-
-    def moved(self) -> None:
-        """A packet was read, a frame was decoded."""
-        self._moved = time.monotonic()
-
-    def check(self, waiting_since: float) -> None:
-        """Raise ClipError ``stalled`` if nothing moved since ``stall_s`` seconds; only waiting counts.
-
-        ``waiting_since``: time.monotonic() of when the caller began to wait.
-        """
-        if time.monotonic() - max(self._moved, waiting_since) > self.stall_s:
-            raise ClipError(
-                "stalled",
-                f"nothing was read or decoded for {self.stall_s:g} s; is its disk or share still there? the next run "
-                "tries again, run.stall_s sets the time",
-            )
-
-
-@contextlib.contextmanager
-def ahead(items: Iterator[Item], reading: Reading, depth: int = 1) -> Iterator[Iterator[Item]]:
-    """Draw ``items`` in a thread, at most ``depth`` ahead: decoding continues while the models compute.
-
-    An exception of the producer is raised where its item would have come, and ClipError ``stalled`` when it hangs.
-    Leaving the block ends the producer; one that hangs in a decoder is left behind, for no thread can be ended.
-    """
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put(item, timeout=0.1)
-                return True
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                reading.moved()
-                if not put((item, None)):
-                    return
-            put((_END, None))
-        except BaseException as error:  # noqa: BLE001 - carried over to the consumer's thread
-            put((_END, error))
-        finally:
-            close = getattr(items, "close", None)
-            if close:
-                close()
-
-    def next_item() -> Any:  # noqa: ANN401 - an item, or the end
-        since = time.monotonic()
-        while True:
-            try:
-                return waiting.get(timeout=POLL_S)
-            except queue.Empty:
-                reading.check(since)
-
-    def consume() -> Iterator[Item]:
-        while True:
-            item, error = next_item()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
-
-    thread = threading.Thread(target=produce, name="decoding", daemon=True)
-    patience_s = LET_GO_S
-    try:
-        thread.start()
-        yield consume()
-    except ClipError as error:
-        patience_s = 0.0 if error.reason == "stalled" else LET_GO_S
-        raise
-    finally:
-        with uninterrupted():  # what the thread reads is closed next
-            stop.set()
-            if thread.ident is not None:
-                thread.join(patience_s)
-
-
-def apart(read: Callable[[], Item], reading: Reading) -> Item:
-    """Run ``read`` in a thread, because it may hang. Raises what it raises, or ClipError ``stalled``."""
-    with ahead((read() for _ in range(1)), reading) as results:
-        return next(results)
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

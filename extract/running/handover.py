@@ -6,9 +6,11 @@ from typing import Any, Protocol
 
 from extract.config import RunConfig
 from extract.records import State
+from extract.running.budget import Budget
 from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.planning import Plan
+from extract.running.tasks import Loop
 from extract.store import Store
 
 
@@ -59,6 +61,11 @@ class Working:
     """Called with the number of rows that were gone through."""
     settings: RunConfig
     overwrite: bool
+    loop: Loop
+    budget: Budget
+    """Memory for decoded frames, in bytes."""
+    trace: str
+    """Where the fault handler writes if this process dies."""
 
 
 @dataclass(frozen=True)

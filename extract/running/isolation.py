@@ -25,12 +25,15 @@ from extract.devices import pick_device
 from extract.errors import AuFusionError
 from extract.inputs.manifest import Clip
 from extract.running import crashes, lease
+from extract.running.budget import Budget
 from extract.running.clipwork import work_on
 from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Working
+from extract.running.lanes import InlineLanes, one_thread
 from extract.running.planning import prepared_plan
 from extract.running.selection import Options
+from extract.running.tasks import Loop, StoppedError
 from extract.store import Store
 
 PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -85,6 +88,7 @@ class IsolatedWorker:
         self._stall_s = job.config.run.stall_s
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._interrupted = False
 
     def start(self) -> None:
         """Start the process and wait until it has its models.
@@ -119,6 +123,7 @@ class IsolatedWorker:
 
         Raises:
             AuFusionError: what ends the run (disk, GPU, weights).
+            StoppedError: after ``interrupt``.
             RuntimeError: the process ends again and again, or in another way than a crash.
         """
         deaths = 0
@@ -151,6 +156,13 @@ class IsolatedWorker:
             f"the process that worked on it gave no sign of life for {self._stall_s:g} s (run.stall_s) and was ended"
         )
         return replace(before, given_up={**before.given_up, **dict.fromkeys(self._begun(clip), message)})
+
+    def interrupt(self) -> None:
+        """Have a call of ``work`` in another thread end soon, with StoppedError."""
+        self._interrupted = True
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
 
     def close(self) -> None:
         """End the process: cleanly if it listens, else by force."""
@@ -189,6 +201,8 @@ class IsolatedWorker:
             except (EOFError, ConnectionError):
                 code = process.wait()
                 self.close()
+                if self._interrupted:
+                    raise StoppedError from None
                 return _death(code)
             heard = time.monotonic()
             if what == "rows":
@@ -254,13 +268,19 @@ def main(pipe: Connection) -> None:
 
 
 def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
-    device = pick_device(job.device)
     store = Store.open(job.store, "a")
+    with crashes.traced(store.files) as trace:
+        _serve(job, store, trace, pipe, say)
+
+
+def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[..., None]) -> None:
+    device = pick_device(job.device)
     options = Options(stages=job.stages, offline=job.offline, lock=job.lock)
     plan = prepared_plan(job.config, job.clips, store, options, device.type)
-    engine = LocalEngine(device, job.config.run.cpu_threads)
+    engine = LocalEngine(device)
     for name in job.set_up:
         engine.ready(plan.prepared[name])
+    loop = Loop(InlineLanes())
     working = Working(
         plan,
         store,
@@ -268,14 +288,18 @@ def _work(job: Job, pipe: Connection, say: Callable[..., None]) -> None:
         Sources(),
         job.provenance,
         lambda rows: say("rows", rows),
-        job.config.run,
+        job.config.run.model_copy(update={"engine": "serial"}),  # whatever kills it, one thing alone was begun
         overwrite=job.overwrite,
+        loop=loop,
+        budget=Budget(loop, int(job.config.run.memory_gb * 1e9)),
+        trace=trace,
     )
     say(READY)
-    while True:
-        given: Assignment = pipe.recv()
-        report = work_on(working, given.clip, _Lent(store, given), given.before, retry=given.retry)
-        say("report", report)
+    with one_thread():
+        while True:
+            given: Assignment = pipe.recv()
+            report = loop.drive(work_on(working, given.clip, _Lent(store, given), given.before, retry=given.retry))
+            say("report", report)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

@@ -9,13 +9,8 @@ from numpy.typing import NDArray
 
 from extract.blocks import BlockWriter
 from extract.clip_view import Rows
-from extract.config import LARGEST_BATCH
 from extract.running.recipes import Prepared
-from extract.running.rows import Values, stored_form
 from extract.stage import Stage
-
-GROUP_ROWS = LARGEST_BATCH
-"""Rows whose micro-batches are cut together: no micro-batch crosses a group."""
 
 
 @dataclass
@@ -47,9 +42,14 @@ class Node:
 
     @property
     def unit(self) -> int:
-        """Micro-batches are cut at multiples of this many rows: none crosses a block, a group, or the batch size."""
-        most = min(self.batch, GROUP_ROWS, self.writer.block_rows if self.writer else GROUP_ROWS)
+        """Micro-batches are cut at multiples of this many rows: none crosses a block or the batch size."""
+        most = min(self.batch, self.writer.block_rows) if self.writer else self.batch
         return 1 << (most.bit_length() - 1)
+
+    @property
+    def feeds(self) -> list[str]:
+        """Nodes of the pass that it reads."""
+        return list(dict.fromkeys(given.partition(".")[0] for given in self.from_pass.values()))
 
     @property
     def has_valid(self) -> bool:
@@ -70,18 +70,23 @@ class Node:
                 valid &= stored.valid[rows]
         return valid
 
-    def put(self, rows: NDArray[np.int64], values: Mapping[str, Values]) -> None:
-        """Keep computed rows until their block is whole."""
+    def put(self, rows: NDArray[np.int64], stored: Mapping[str, NDArray[Any]]) -> None:
+        """Keep computed rows, as the store holds them, until their block is whole."""
         if self.writer is None:
             return
         for output in self.prepared.instance.kept:
-            computed = np.ones(len(rows), np.bool_)
-            if output.name != "valid":
-                computed = stored_form(values[output.name], output, self.name)
+            computed = np.ones(len(rows), np.bool_) if output.name == "valid" else stored[output.name]
             for block in np.unique(rows // self.writer.block_rows).tolist():
                 inside = rows // self.writer.block_rows == block
                 into = self._block(block)[output.name]
                 into[rows[inside] % self.writer.block_rows] = computed[inside]
+
+    def is_due(self, stop: int, *, last: bool) -> bool:
+        """Whether ``commit_until`` has anything to do."""
+        if self.writer is None or self.error is not None:
+            return False
+        rows = stop - self._next_block * self.writer.block_rows
+        return rows >= self.writer.block_rows or (last and rows > 0)
 
     def commit_until(self, stop: int, *, last: bool, check: Callable[[], None]) -> bool:
         """Commit the missing blocks that end at or before row ``stop``; at the clip's end also the cut one."""

@@ -1,6 +1,6 @@
 """Rows of arrays on their way: checked against what a stage declares, picked, joined, narrowed to the store's types."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.errors import ClipError
+from extract.running import transfer
+from extract.running.tasks import Promise
 from extract.stage import Output, Stage
 
 Values = Tensor | list[Tensor]
@@ -103,17 +105,63 @@ def own(values: Values) -> Values:
     return [row if row.untyped_storage().nbytes() == row.nbytes else row.clone() for row in values]
 
 
-def take(have: NDArray[np.int64], values: Values, rows: NDArray[np.int64], device: torch.device) -> Values:
-    at = np.searchsorted(have, rows)
-    if isinstance(values, list):
-        return [values[i].to(device) for i in at]
-    return values[torch.from_numpy(at).to(values.device)].to(device)
+class Piece:
+    """Consecutive results on their way to later nodes: some rows of one array, in rising order."""
+
+    def __init__(self, rows: NDArray[np.int64], values: Values) -> None:
+        self.rows, self.values = rows, values
+        """Where they were made."""
+        self.host: Values | None = None
+        """Fetched from the device."""
+        self.fetching: Promise[None] | None = None
+        """Until then."""
+        self._uploaded: Values | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the values, without copies elsewhere."""
+        return sum(row.nbytes for row in self.values) if isinstance(self.values, list) else self.values.nbytes
+
+    def on(self, device: torch.device) -> Values:
+        """The values where a stage wants them. Called by one thread for each device."""
+        made_on = self.values.device if isinstance(self.values, Tensor) else _device_of(self.values)
+        if made_on is None or made_on.type == device.type:
+            return self.values
+        if device.type == "cpu":
+            if self.host is None:
+                raise RuntimeError("rows of a device are wanted before they were fetched")
+            return self.host
+        if self._uploaded is None:
+            self._uploaded = transfer.upload(self.values, device)
+        return self._uploaded
+
+
+def take(pieces: Sequence[Piece], rows: NDArray[np.int64], device: torch.device) -> Values:
+    """``rows`` (each in one of ``pieces``), on ``device``; no copy where they are a piece as it stands."""
+    parts: list[Values] = []
+    for piece in pieces:
+        wanted = rows[np.isin(rows, piece.rows, assume_unique=True)]
+        if len(wanted) == 0:
+            continue
+        values = piece.on(device)
+        if len(wanted) < len(piece.rows):
+            at = np.searchsorted(piece.rows, wanted)
+            if isinstance(values, list):
+                values = [values[i] for i in at]
+            elif at[-1] - at[0] + 1 == len(at):  # neighbours
+                values = values[at[0] : at[-1] + 1]
+            else:
+                values = values[transfer.index(at, device)]
+        parts.append(values)
+    return parts[0] if len(parts) == 1 else join(parts)
 
 
 def choose(values: Values, chosen: NDArray[np.bool_]) -> Values:
-    if isinstance(values, list):
-        return [value for value, keep in zip(values, chosen, strict=True) if keep]
-    return values[torch.from_numpy(chosen).to(values.device)]
+    """Those rows. By number: of a mask the device would have to say how many it names."""
+    if chosen.all():
+        return values
+    at = np.flatnonzero(chosen)
+    return [values[i] for i in at] if isinstance(values, list) else values[transfer.index(at, values.device)]
 
 
 def join(pieces: list[Values]) -> Values:
@@ -127,3 +175,7 @@ def no_rows(output: Output) -> Values:
         return []
     sizes = cast(tuple[int, ...], output.sizes)
     return torch.zeros((0, *sizes), dtype=getattr(torch, output.dtype))
+
+
+def _device_of(values: list[Tensor]) -> torch.device | None:
+    return next((row.device for row in values), None)

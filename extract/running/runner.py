@@ -3,14 +3,15 @@
 import logging
 import time
 import uuid
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from extract.config import ExtractConfig, Remembered, load_extract_config
 from extract.devices import pick_device
@@ -19,18 +20,23 @@ from extract.graph import upstream
 from extract.inputs.manifest import Clip
 from extract.records import Record
 from extract.running import crashes, lease
+from extract.running.budget import Budget
 from extract.running.clipwork import work_on
-from extract.running.device import LocalEngine
+from extract.running.device import LocalEngine, cores
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Outcome, Working
 from extract.running.isolation import IsolatedWorker, Job
+from extract.running.lanes import make_lanes, one_thread
 from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
 from extract.running.selection import Options, choose, listed, with_lock
+from extract.running.tasks import Loop, all_of
 from extract.store import Store
 from extract.weights.lock import flags_for, lock_file
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -187,11 +193,13 @@ def execute(
         if also:
             report.warnings.append(Notice(f"stale from now on, computed only when asked for: {', '.join(also)}"))
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
-    engine = LocalEngine(device, config.run.cpu_threads)
+    engine = LocalEngine(device)
     writable = Store.open(store, "a")
     if remembered is not None:
         writable.remember(remembered)
-    _Run(made, writable, engine, sources, config, options, report, progress or Progress()).go()
+    with crashes.traced(writable.files) as trace:
+        _Run(made, writable, engine, sources, config, options, report, progress or Progress(), trace).go()
+    crashes.sweep(writable.files)
     return report
 
 
@@ -224,7 +232,7 @@ def plan(
 
 
 class _Run:
-    """The clips of a plan, one after the other."""
+    """The clips of a plan, several in flight."""
 
     def __init__(
         self,
@@ -236,13 +244,29 @@ class _Run:
         options: Options,
         report: Report,
         progress: Progress,
+        trace: str,
     ) -> None:
         self.plan, self.store, self.engine = plan, store, engine
         self.settings, self.options, self.report, self.progress = config.run, options, report, progress
         self.computing = _computing(plan)
+        serial = config.run.engine == "serial"
+        self.lanes = make_lanes(config.run.engine, config.run.cpu_threads or cores())
+        self.loop = Loop(self.lanes)
+        self.places = Budget(self.loop, 1 if serial else config.run.clips)
+        """One for each clip in flight; all of them for a clip that is worked on alone."""
         provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
         self.working = Working(
-            plan, store, engine, sources, provenance, progress.rows, config.run, overwrite=options.overwrite
+            plan,
+            store,
+            engine,
+            sources,
+            provenance,
+            progress.rows,
+            config.run,
+            overwrite=options.overwrite,
+            loop=self.loop,
+            budget=Budget(self.loop, int(config.run.memory_gb * 1e9)),
+            trace=trace,
         )
         self.isolated = IsolatedWorker(
             Job(
@@ -259,11 +283,13 @@ class _Run:
             ),
             store,
         )
+        self.loop.scope.on_close.append(self.isolated.interrupt)
+        self.reports: dict[str, ClipReport] = {}
 
     def go(self) -> None:
         started = time.monotonic()
         waiting = {clip for clip, _ in (*self.plan.todo(), *self.plan.stale())}
-        with closing(self.isolated):
+        with closing(self.isolated), one_thread():
             self._set_up(any_work=bool(waiting))
             for clip in self.plan.clips:
                 try:
@@ -271,19 +297,24 @@ class _Run:
                 except CorruptError as error:  # one clip's folder is not as it should be; the others continue
                     self.plan.damaged.setdefault(clip.id, str(error))
             waiting -= self.plan.damaged.keys()
-            self.progress.start(len(waiting))
             for clip in self.plan.clips:
-                if clip.id in waiting:
-                    try:
-                        done = self._clip(clip)
-                    except CorruptError as error:
-                        done = ClipReport(_standing(self.plan, clip.id), damaged=str(error))
-                else:
-                    done = ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id))
-                self._count(clip, done)
-                if clip.id in waiting:
-                    self.progress.clip(clip.id, len({failure.clip for failure in self.report.failures}))
+                if clip.id not in waiting:
+                    self._clean_up_behind_the_dead(clip)
+            self.progress.start(len(waiting))
+            self.loop.drive(self._all([clip for clip in self.plan.clips if clip.id in waiting]))
+        for clip in self.plan.clips:
+            done = self.reports.get(clip.id)
+            self._count(clip, done or ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id)))
         self.report.seconds = time.monotonic() - started
+
+    def _clean_up_behind_the_dead(self, clip: Clip) -> None:
+        """A run that was killed right after a clip's last record left its lease, and nothing to do."""
+        files = self.store.files
+        if (files.root / clip.id / lease.NAME).exists():
+            held = lease.take(files, clip.id, self.report.run)
+            if isinstance(held, lease.Lease):
+                files.delete(f"{clip.id}/{crashes.NAME}")
+                held.release()
 
     def _set_up(self, *, any_work: bool) -> None:
         """Load the models, wherever they will compute: wrong weights show here, before any work."""
@@ -293,16 +324,62 @@ class _Run:
         elif any_work:
             self.isolated.start()
 
-    def _clip(self, clip: Clip) -> ClipReport:
-        with lease.held(self.store.files, clip.id, self.report.run) as held:
-            if isinstance(held, lease.Holder):
-                return ClipReport(_standing(self.plan, clip.id), busy=str(held))
-            for instance in self.store.files.folders(clip.id):  # beside them, others may be asking for the lease
-                self.store.files.sweep(f"{clip.id}/{instance}")
-            before = Before(crashes.left_by_the_dead(self.store.files, clip.id))
-            if self._apart(clip, before):
-                return self.isolated.work(clip, held, before, self.progress.rows, retry=self.options.retry)
-            return work_on(self.working, clip, held, before, retry=self.options.retry)
+    async def _all(self, clips: Sequence[Clip]) -> None:
+        waiting = deque(clips)
+        failed = 0
+
+        async def work() -> None:
+            nonlocal failed
+            while waiting:
+                clip = waiting.popleft()
+                try:
+                    done = await self._clip(clip)
+                except CorruptError as error:
+                    done = ClipReport(_standing(self.plan, clip.id), damaged=str(error))
+                except Exception as error:  # the run ends here; what the other clips have is committed
+                    self.loop.stop(error)
+                    raise
+                self.reports[clip.id] = done
+                failed += any(outcome.state == "failed" for outcome in done.outcomes.values())
+                self.progress.clip(clip.id, failed)
+
+        await all_of([self.loop.spawn(work()) for _ in range(min(self.places.total, len(waiting)))])
+
+    async def _clip(self, clip: Clip) -> ClipReport:
+        files = self.store.files
+        held = await self._write(lambda: lease.take(files, clip.id, self.report.run))
+        if isinstance(held, lease.Holder):
+            return ClipReport(_standing(self.plan, clip.id), busy=str(held))
+        try:
+            before = await self._write(lambda: self._admitted(clip))
+            apart = self._apart(clip, before)
+            # If a clip killed the process that worked on several, only the one to blame may be begun a second time.
+            alone = before.died is not None and not apart
+            place = await self.places.reserve(self.places.total if alone else 1, self.loop.scope)
+            try:
+                if apart:
+                    return await self._work_apart(clip, held, before)
+                return await work_on(self.working, clip, held, before, retry=self.options.retry)
+            finally:
+                place.release()
+        finally:
+            await self._write(held.release)
+
+    def _admitted(self, clip: Clip) -> Before:
+        """Clean up behind a run that was killed; beside them, others may be asking for the lease."""
+        for instance in self.store.files.folders(clip.id):
+            self.store.files.sweep(f"{clip.id}/{instance}")
+        return Before(crashes.left_by_the_dead(self.store.files, clip.id))
+
+    def _write(self, work: Callable[[], T]) -> Awaitable[T]:
+        return self.loop.run("write", work, None)
+
+    async def _work_apart(self, clip: Clip, held: lease.Lease, before: Before) -> ClipReport:
+        def progressed(rows: int) -> None:
+            self.loop.tell(partial(self.progress.rows, rows))
+
+        work = partial(self.isolated.work, clip, held, before, progressed, retry=self.options.retry)
+        return await self.loop.run("apart", work, self.loop.scope)
 
     def _apart(self, clip: Clip, before: Before) -> bool:
         """Whether the clip gets a process of its own: a process died at it, the last time or twice in earlier runs."""

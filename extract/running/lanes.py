@@ -1,0 +1,128 @@
+"""The lanes of this machine: threads that do the work that the owner hands out.
+
+``decode``: a thread for each piece of work, for a decoder may hang. ``gpu``: one thread, which launches and never waits
+for the device. ``fetch``: waits for the device. ``cpu``: as many threads as asked for, torch at one thread in each.
+``write``: one thread, for all that touches the store. ``apart``: one thread, which waits for the process of isolated
+clips.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+
+from extract.endings import interruptible
+from extract.running.tasks import Job
+
+Lane = Literal["decode", "gpu", "fetch", "cpu", "write", "apart"]
+
+Finished = Callable[[Job[Any]], None]
+
+
+class Busy:
+    """Seconds that each lane has worked, over all its threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seconds: dict[str, float] = {}
+
+    def perform(self, job: Job[Any]) -> None:
+        """Do the job, and add its time to its lane's."""
+        start = time.perf_counter()
+        job.perform()
+        took = time.perf_counter() - start
+        with self._lock:
+            self.seconds[job.lane] = self.seconds.get(job.lane, 0.0) + took
+
+
+class ThreadLanes:
+    """Every lane has threads of its own. They are begun when they are first needed, and end with ``close``."""
+
+    def __init__(self, threads: Mapping[str, int]) -> None:
+        """``threads``: lane -> how many; a lane that is not named has one for each piece of work."""
+        self.threads = dict(threads)
+        self.busy = Busy()
+        self._queues: dict[str, queue.SimpleQueue[tuple[Job[Any], Finished] | None]] = {}
+
+    def submit(self, job: Job[Any], finished: Finished) -> None:
+        """Queue the job for its lane."""
+        if job.lane not in self.threads:
+            threading.Thread(target=self._one, args=(job, finished), name=job.lane, daemon=True).start()
+            return
+        if job.lane not in self._queues:
+            self._queues[job.lane] = queue.SimpleQueue()
+            for number in range(self.threads[job.lane]):
+                # Daemons: a thread that hangs in a model's code must not keep the program from its end.
+                name = f"{job.lane} {number}"
+                threading.Thread(target=self._work, args=(self._queues[job.lane],), name=name, daemon=True).start()
+        self._queues[job.lane].put((job, finished))
+
+    def idle(self) -> bool:
+        """False: the threads work by themselves."""
+        return False
+
+    def close(self) -> None:
+        """End the threads when they have done what is queued."""
+        for lane, waiting in self._queues.items():
+            for _ in range(self.threads[lane]):
+                waiting.put(None)
+        self._queues.clear()
+
+    def _one(self, job: Job[Any], finished: Finished) -> None:
+        self.busy.perform(job)
+        finished(job)
+
+    def _work(self, waiting: "queue.SimpleQueue[tuple[Job[Any], Finished] | None]") -> None:
+        torch.set_num_threads(1)  # this thread's own number
+        while (entry := waiting.get()) is not None:
+            self._one(*entry)
+
+
+class InlineLanes:
+    """All work is done at once, by the owner, one piece after the other; only what may hang gets a thread."""
+
+    def __init__(self) -> None:
+        self.threads: dict[str, int] = {}
+        self.busy = Busy()
+
+    def submit(self, job: Job[Any], finished: Finished) -> None:
+        """Do the job, and return when it is done; one with a ``watch`` is done in a thread, which may hang."""
+        if job.watch is not None:
+            threading.Thread(target=self._do, args=(job, finished), name=job.lane, daemon=True).start()
+            return
+        with interruptible() if job.scope else nullcontext():  # what is written is not given up
+            self._do(job, finished)
+
+    def idle(self) -> bool:
+        """False: nothing is ever left to do."""
+        return False
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+    def _do(self, job: Job[Any], finished: Finished) -> None:
+        self.busy.perform(job)
+        finished(job)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes in the thread that calls it: lanes are the parallelism, and bytes depend on no number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_lanes(engine: Literal["lanes", "serial"], cpu_threads: int) -> "ThreadLanes | InlineLanes":
+    """As the config says."""
+    if engine == "serial":
+        return InlineLanes()
+    named: dict[Lane, int] = {"gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1, "apart": 1}
+    return ThreadLanes(cast("dict[str, int]", named))
