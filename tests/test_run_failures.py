@@ -153,7 +153,7 @@ def test_two_runs_at_once_each_clip_written_by_one(bench, monkeypatch):
         return report
 
     second = run_in_the_middle(monkeypatch, run)
-    first = bench.run("colour", config=("run.clips=1",))
+    first = bench.run("colour", config=("run.engine=serial",))
     assert second[0].exit_code == 1
     assert len(second[0].busy) == 1
     assert str(second[0].busy[0]).startswith("clip a: run ")
@@ -182,7 +182,7 @@ def test_what_another_run_made_meanwhile_with_other_settings_is_left_alone(bench
     bench.add("a")
     bench.add("b", 10)
     run_in_the_middle(monkeypatch, lambda: bench.run("colour", config=("colour.gain=2.0",), clips=["b"]))
-    first = bench.run("colour", config=("run.clips=1",))
+    first = bench.run("colour", config=("run.engine=serial",))
     assert first.exit_code == 1
     assert [vars(notice) for notice in first.busy] == [
         {"clip": "b", "instance": None, "message": "another run made colour with other settings meanwhile"}
