@@ -140,9 +140,9 @@ def patches(images: "Sequence[Tensor]", landmarks: "NDArray[np.float64]") -> "tu
     low, high = box[:, :2], box[:, 2:]
     wanted = (high - low).max(axis=1) + 1 + 2 * border_px(side_px(squares))
     wanted += -wanted % PATCH_STEP_PX
-    there = ~np.isnan(squares).any(axis=(1, 2))
-    size = np.minimum(wanted[:, None], whole) * there[:, None]
-    corner = np.clip((low + high - wanted[:, None]) // 2, 0, whole - size) * there[:, None]
+    none = np.isnan(squares[:, 0, :1])  # [B, 1]
+    size = np.where(none, 0, np.minimum(wanted[:, None], whole))
+    corner = np.where(none, 0, np.clip((low + high - wanted[:, None]) // 2, 0, whole - size))
     edges = np.concatenate([corner, corner + size], axis=1).tolist()
     cut = [image[top:bottom, left:right] for image, (left, top, right, bottom) in zip(images, edges, strict=True)]
     return cut, corner

@@ -32,7 +32,7 @@ def kernels(sigma_px: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
     share = np.exp(-0.5 * (offset / sigma_px[:, None]) ** 2) * (abs(offset) <= radius_px(sigma_px)[:, None])
     share = np.rint(share / share.sum(axis=1, keepdims=True) * (1 << SHARE_BITS))
     share[:, radius] += (1 << SHARE_BITS) - share.sum(axis=1)  # a flat area stays as it is
-    return share
+    return np.asarray(share)
 
 
 def blurred(planes: Tensor, kernels: Tensor) -> Tensor:
@@ -44,4 +44,4 @@ def blurred(planes: Tensor, kernels: Tensor) -> Tensor:
     levels = across.across(planes.double().flatten(0, 1))
     levels.mul_(2.0 ** (LEVEL_BITS - SHARE_BITS)).round_()
     levels = down.down(levels).mul_(2.0 ** -(LEVEL_BITS + SHARE_BITS))
-    return levels.float().unflatten(0, (batch, colours))
+    return levels.float().reshape(batch, colours, *levels.shape[1:])

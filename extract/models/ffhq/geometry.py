@@ -75,12 +75,23 @@ class Preparations:
         """[B, 2]: width and height of the pictures that the squares are cut from."""
         return self.crop[:, 2:] - self.crop[:, :2] + self.pad[:, :2] + self.pad[:, 2:]
 
+    @property
+    def is_reduced(self) -> NDArray[np.bool_]:
+        """[B]"""
+        return np.asarray((self.reduced_wh != self.picture_wh).any(axis=1))
+
+    @property
+    def is_padded(self) -> NDArray[np.bool_]:
+        """[B]"""
+        return np.asarray(self.pad.any(axis=1))
+
     def row(self, i: int) -> Preparation | None:
         """Of picture ``i``; ``None`` where no pixel of it lies in the square's surroundings."""
         if not self.valid[i]:
             return None
-        shrunk = tuple(self.reduced_wh[i].tolist()) if (self.reduced_wh[i] != self.picture_wh[i]).any() else None
-        padding = Padding(*self.pad[i].tolist(), float(self.sigma_px[i])) if self.pad[i].any() else None
+        shrunk = tuple(self.reduced_wh[i].tolist()) if self.is_reduced[i] else None
+        left, top, right, bottom = self.pad[i].tolist()
+        padding = Padding(left, top, right, bottom, float(self.sigma_px[i])) if self.is_padded[i] else None
         return Preparation(shrunk, tuple(self.crop[i].tolist()), padding, self.quad[i])
 
 
@@ -155,7 +166,7 @@ def prepare_all(squares: NDArray[np.float64], picture_wh: NDArray[np.int64], out
 
     box = bounds(quad)
     crop = np.concatenate([np.maximum(box[:, :2] - border, 0), np.minimum(box[:, 2:] + border, wh)], axis=1)
-    valid = (crop[:, 2:] > crop[:, :2]).all(axis=1) & np.isfinite(squares).all(axis=(1, 2))
+    valid = np.asarray((crop[:, 2:] > crop[:, :2]).all(axis=1) & np.isfinite(squares).all(axis=(1, 2)))
     quad = quad - crop[:, None, :2]
     wh = crop[:, 2:] - crop[:, :2]
 

@@ -52,7 +52,7 @@ def align(
     pictures = _reduced(images, plan)
     pieces = [torch.zeros((1, output_size, output_size, 3), dtype=torch.uint8, device=device)]
     place, count = np.zeros(len(images), np.int64), 1  # a row that is not valid takes the zeros
-    for rows, canvas_wh in _groups(plan, transform_size, ways):
+    for rows, canvas_wh in groups(plan, transform_size, ways):
         source = _sources(pictures, plan, rows, canvas_wh)
         pieces.append(_sampled(source, plan.quad[rows], output_size, transform_size, ways.most_bytes))
         place[rows] = np.arange(count, count + len(rows))
@@ -64,7 +64,7 @@ def _reduced(images: Sequence[Tensor], plan: Preparations) -> list[Tensor]:
     """The pictures, those of large faces reduced; equal ones together."""
     pictures = list(images)
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i in np.flatnonzero(plan.valid & (plan.reduced_wh != plan.picture_wh).any(axis=1)).tolist():
+    for i in np.flatnonzero(plan.valid & plan.is_reduced).tolist():
         alike[*plan.picture_wh[i].tolist(), *plan.reduced_wh[i].tolist()].append(i)
     for (_, _, width, height), rows in alike.items():
         planes = torch.stack([images[i] for i in rows]).permute(0, 3, 1, 2)
@@ -73,16 +73,15 @@ def _reduced(images: Sequence[Tensor], plan: Preparations) -> list[Tensor]:
     return pictures
 
 
-def _groups(plan: Preparations, transform_size: int, ways: Ways) -> Iterator[tuple[NDArray[np.int64], tuple[int, int]]]:
+def groups(plan: Preparations, transform_size: int, ways: Ways) -> Iterator[tuple[NDArray[np.int64], tuple[int, int]]]:
     """Rows that are computed together, and the width and height of their canvas."""
     canvas_wh = plan.source_wh
     if ways.canvas_px is not None:
         side = -(-canvas_wh.max(axis=1, keepdims=True) // ways.canvas_px) * ways.canvas_px
         canvas_wh = np.repeat(side, 2, axis=1)
-    padded = plan.pad.any(axis=1)
     alike: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for i in np.flatnonzero(plan.valid).tolist():
-        alike[int(canvas_wh[i, 0]), int(canvas_wh[i, 1]), bool(padded[i])].append(i)
+        alike[int(canvas_wh[i, 0]), int(canvas_wh[i, 1]), bool(plan.is_padded[i])].append(i)
     for (width, height, is_padded), rows in alike.items():
         each = transform_size * transform_size * SAMPLED_BYTES + width * height * (PADDED_BYTES if is_padded else 24)
         most = max(1, ways.most_bytes // each)
@@ -115,17 +114,17 @@ def _taken(plan: Preparations, rows: NDArray[np.int64], axis: int, size: int, ra
     whole = plan.source_wh[rows, axis, None]
     at = np.minimum(np.arange(-radius, size + radius), whole + radius - 1)  # beyond it the canvas is empty
     at = mirror(at, whole, repeat_edge=True) - plan.pad[rows, axis, None]
-    return first + mirror(at, stop - first, repeat_edge=False)
+    return np.asarray(first + mirror(at, stop - first, repeat_edge=False))
 
 
 def mirror(at: NDArray[np.int64], size: NDArray[np.int64], *, repeat_edge: bool) -> NDArray[np.int64]:
     """Pixel number, of a line of ``size``, at each place of the line continued by mirroring, as often as it takes."""
     if repeat_edge:  # ... b a | a b c | c b ...
         at = at % (2 * size)
-        return np.minimum(at, 2 * size - 1 - at)
+        return np.asarray(np.minimum(at, 2 * size - 1 - at))
     period = np.maximum(2 * size - 2, 1)  # ... c b | a b c | b a ...
     at = at % period
-    return np.minimum(at, period - at) * (size > 1)
+    return np.asarray(np.where(size > 1, np.minimum(at, period - at), 0))
 
 
 def _padded(planes: Tensor, plan: Preparations, rows: NDArray[np.int64], radius: int) -> Tensor:
