@@ -274,6 +274,7 @@ def test_the_blur_is_exact_in_any_order():
     radius = int(radius_px(sigma_px)[0])
     shares = kernels(sigma_px, radius)
     assert shares.sum() == 1 << SHARE_BITS
+    assert 255 << (LEVEL_BITS + SHARE_BITS) < 1 << 53  # the largest sum, and so every part of one
     levels = rng.integers(0, 256, (2 * radius + 1, 2 * radius + 1))
     across = [sum(int(level) * int(share) for level, share in zip(line, shares[0], strict=True)) for line in levels]
     half_even = [round(Fraction(value, 1 << (SHARE_BITS - LEVEL_BITS))) for value in across]
