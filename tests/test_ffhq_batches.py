@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import one_by_one
 from extract.models.ffhq import with_torch
 from extract.models.ffhq.align import align, plan
+from extract.models.ffhq.geometry import oriented_squares, prepare_all
 from extract.models.ffhq.with_torch import Ways
 
 ON_A_GPU = Ways(128, 1 << 28)
@@ -92,6 +93,57 @@ def test_the_rows_are_of_all_kinds(rows, planned):
     assert planned.is_padded[of_kind["leaves"] + of_kind["fills"] + of_kind["tiny"]].all()
     assert planned.is_reduced[of_kind["large"]].all()
     assert min(image.shape[0] for image in rows[0]) == 1
+
+
+def ffhqs(quad, width, height, output_size):
+    """FFHQ's script (Karras et al. 2019), up to the padding: reduced size, crop, pads, blur, corners."""
+    qsize, size = np.hypot(*(quad[3] - quad[0])), (width, height)
+    shrink = int(np.floor(qsize / output_size * 0.5))
+    if shrink > 1:
+        size = tuple(int(np.rint(side / shrink)) for side in size)
+        quad, qsize = quad / shrink, qsize / shrink
+    border = max(int(np.rint(qsize * 0.1)), 3)
+    (left, top), (right, bottom) = np.floor(quad.min(axis=0)).astype(int), np.ceil(quad.max(axis=0)).astype(int)
+    crop = max(left - border, 0), max(top - border, 0), min(right + border, size[0]), min(bottom + border, size[1])
+    quad = quad - crop[:2]
+    (left, top), (right, bottom) = np.floor(quad.min(axis=0)).astype(int), np.ceil(quad.max(axis=0)).astype(int)
+    pads = -left + border, -top + border, right - (crop[2] - crop[0]) + border, bottom - (crop[3] - crop[1]) + border
+    pads = [max(pad, 0) for pad in pads]
+    if max(pads) <= border - 4:
+        return size, crop, [0] * 4, 0.0, quad
+    pads = [max(pad, int(np.rint(qsize * 0.3))) for pad in pads]
+    return size, crop, pads, qsize * 0.02, quad + pads[:2]
+
+
+@pytest.mark.parametrize("output_size", [64, 256])
+def test_many_squares_are_ffhqs(output_size):
+    """To the last bit, and the same when planned alone."""
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 1500, (400, 2))
+    marks = [face(rng, w, h, 10 ** rng.uniform(-2, 0.6), rng.uniform(-0.5, 1.5, 2)) for w, h in sizes.tolist()]
+    squares = oriented_squares(np.stack(marks))
+    planned = prepare_all(squares, sizes, output_size)
+    kinds = set()
+    for i, (square, (width, height)) in enumerate(zip(squares, sizes.tolist(), strict=True)):
+        alone = prepare_all(oriented_squares(marks[i][None]), sizes[i : i + 1], output_size)
+        assert bool(alone.valid[0]) == planned.valid[i]
+        if np.isnan(square).any():
+            assert not planned.valid[i]
+            continue
+        size, crop, pads, sigma_px, quad = ffhqs(square, width, height, output_size)
+        assert planned.valid[i] == (crop[2] > crop[0] and crop[3] > crop[1])
+        if planned.valid[i]:
+            assert planned.reduced_wh[i].tolist() == list(size)
+            assert planned.crop[i].tolist() == list(crop)
+            assert planned.pad[i].tolist() == pads
+            assert planned.sigma_px[i] == sigma_px
+            assert np.array_equal(planned.quad[i], quad)
+            assert np.array_equal(alone.quad[0], quad)
+            assert (quad.min(axis=0) >= 3).all()  # no corner is outside, so no sample is
+            assert (quad.max(axis=0) <= planned.source_wh[i] - 3).all()
+        kinds.add((bool(planned.valid[i]), bool(planned.is_padded[i]), bool(planned.is_reduced[i])))
+    assert {(True, False, False), (True, True, False), (True, True, True)} <= kinds
+    assert not planned.valid.all()
 
 
 @pytest.mark.parametrize(("ways", "least"), [(None, 0.999), (ON_A_GPU, 0.997), (SMALL, 0.997)])
