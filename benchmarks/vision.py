@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import one_by_one
 from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
 from extract.models import realesrgan
 from extract.models.ffhq import align as ffhq
@@ -29,6 +30,7 @@ from extract.running.recipes import DEFAULT_PRECISION
 from extract.stage import Context, RowsStage
 from extract.stages import ghfeat, swin
 from extract.stages.align import Align, AlignConfig
+from extract.stages.crop import TEMPLATE, Crop, CropConfig, fit_similarity, five_points, patches
 from extract.stages.landmarks import Landmarks, LandmarksConfig
 from extract.stages.superres import Superres, SuperresConfig
 from extract.weights.files import Weights
@@ -89,7 +91,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; two contend on a shared machine")
-    parser.add_argument("--stages", default="superres,landmarks,align,ghfeat,swin")
+    parser.add_argument("--stages", default="crop,superres,landmarks,align,ghfeat,swin")
     parser.add_argument("-o", "--output", dest="out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -152,7 +154,14 @@ def said(row: Row) -> str:
 
 def subjects(device: torch.device, precision: torch.dtype, wanted: list[str]) -> Iterator[Subject]:
     """Built one after the other: their weights are large."""
-    makers = {"superres": superres, "landmarks": landmarks, "align": align, "ghfeat": gh_feat, "swin": swin_tiny}
+    makers = {
+        "crop": crop,
+        "superres": superres,
+        "landmarks": landmarks,
+        "align": align,
+        "ghfeat": gh_feat,
+        "swin": swin_tiny,
+    }
     for name in wanted:
         yield makers[name](device, precision)
 
@@ -311,34 +320,75 @@ def landmarks(device: torch.device, precision: torch.dtype) -> Subject:
 
 
 def align(device: torch.device, precision: torch.dtype) -> Subject:
+    """Pictures of the sizes that super-resolution gives; half of the faces leave theirs."""
     del precision
-    count = 8
-    image = pictures(count, 448)
+    count = 32 if device.type == "cuda" else 8
+    images = [pictures(1, (256, 448, 448, 640)[i % 4])[0] for i in range(count)]
     marks = torch.zeros(count, 68, 2)
-    marks[:, 36:42], marks[:, 42:48] = torch.tensor([170.0, 190]), torch.tensor([280.0, 195])
-    marks[:, 48], marks[:, 54] = torch.tensor([185.0, 300]), torch.tensor([265.0, 302])
+    marks[:, 36:42], marks[:, 42:48] = torch.tensor([-0.12, -0.08]), torch.tensor([0.12, -0.07])
+    marks[:, 48], marks[:, 54] = torch.tensor([-0.09, 0.16]), torch.tensor([0.09, 0.165])
+    sides = torch.tensor([float(len(image)) for image in images])[:, None, None]
+    grown = torch.tensor([1.0, 1.0, 0.6, 0.6])[torch.arange(count) % 4][:, None, None]
+    marks = (marks * grown + 0.5) * sides
     stage = Align(AlignConfig())
-    on_device = list(image.to(device))
+    on_device = [image.to(device) for image in images]
+    plan = ffhq.plan(marks, images, 256)
+    preparations = [found for found in map(plan.row, range(count)) if found is not None]
 
     def ours() -> Any:
         return stage.compute({"superres.image": on_device, "landmarks.point": marks})["image"]
 
-    def pillow(transform_size: int = 1024) -> Tensor:
-        rows = []
-        for one, points in zip(image, marks, strict=True):
-            preparation = ffhq.plan(points, 448, 448, 256)
-            if preparation is not None:  # the face lies in the middle
-                rows.append(ffhq.align(one, preparation, 256, transform_size, "pillow"))
-        return torch.stack(rows)
+    def naive() -> Tensor:
+        """Its geometry is given."""
+        return torch.stack([
+            one_by_one.aligned(image, preparation, 256, 1024)
+            for image, preparation in zip(on_device, preparations, strict=True)
+        ])
 
     def gate() -> str:
-        off = (ours().cpu().int() - pillow().int()).abs()
+        found = ours().cpu().int()
+        off = (found - ffhq.align(images, plan, 256, 1024, "pillow").int()).abs()
         same, most = float((off == 0).all(dim=-1).float().mean()), int(off.max())
         require(same >= 0.985, f"{same:.2%} of the pixels equal to Pillow's")
         require(most <= 1, f"{most} levels from Pillow")
+        near = float((found == naive().cpu().int()).all(dim=-1).float().mean())
+        require(near >= 0.997, f"{near:.2%} of the pixels equal to one picture at a time")
         return f"{same:.2%} of the pixels equal to Pillow's, {most} level apart at most (at least 98.5 %, 1)"
 
-    return Subject("align", count, ours, pillow, None, gate)
+    return Subject("align", count, ours, naive, None, gate)
+
+
+def crop(device: torch.device, precision: torch.dtype) -> Subject:
+    """Frames of 1280 x 720; the naive way computes on their device too, one after the other."""
+    del precision
+    count = 32
+    frames = pictures(count, 1280)[:, :720].contiguous()
+    five = (torch.tensor(TEMPLATE) - 56) * torch.linspace(1, 3, count)[:, None, None] + torch.tensor([640.0, 360])
+    marks = five[:, 2:3].repeat(1, 68, 1)
+    marks[:, 36:42], marks[:, 42:48], marks[:, 48], marks[:, 54] = five[:, :1], five[:, 1:2], five[:, 3], five[:, 4]
+    stage = Crop(CropConfig())
+    on_device, boxes = frames.to(device), torch.zeros(count, 4)
+
+    def ours() -> Any:
+        given = {"frames.image": on_device, "faces.landmarks": marks, "faces.box": boxes}
+        return stage.compute(given)["image"]
+
+    def naive(images: Tensor = on_device) -> Tensor:
+        turn, shift, _ = fit_similarity(five_points(marks.double()), torch.tensor(TEMPLATE).double())
+        line = torch.arange(112, dtype=torch.float64)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        at = (torch.stack([x, y], dim=-1).reshape(-1, 2) - shift[:, None]) @ torch.linalg.inv(turn).mT
+        patches(list(images), marks.double().numpy())
+        crops = [one_by_one.cropped(image, where.to(image.device)) for image, where in zip(images, at, strict=True)]
+        return torch.stack(crops).reshape(-1, 112, 112, 3)
+
+    def gate() -> str:
+        off = (ours().cpu().int() - naive(frames).int()).abs()
+        near = float((off <= 1).float().mean())
+        require(near >= 0.999, f"{near:.4%} within one level of one frame at a time on the CPU")
+        return f"{float((off == 0).float().mean()):.4%} equal to one frame at a time on the CPU, {int(off.max())} apart"
+
+    return Subject("crop", count, ours, naive, None, gate)
 
 
 if __name__ == "__main__":

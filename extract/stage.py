@@ -78,6 +78,8 @@ class Stage(ABC, Generic[ConfigT]):
     parts: ClassVar[tuple[str, ...]] = ()
     """Source parts of the clip read directly: ``media``, ``labels``, ``choice.face`` ..."""
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    follows_device: ClassVar[bool] = False
+    """Computes on the run's device, where the frames are, in its own number types: no precision in its recipe."""
     batch: ClassVar[int] = 32
     """Default rows per micro-batch; the config's ``batch`` changes speed only."""
     clock: ClassVar[bool] = False

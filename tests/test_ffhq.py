@@ -1,17 +1,18 @@
 """FFHQ's alignment against values of the original script, and each mistake of their table, tried."""
 
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter
 
 from extract.models import lanczos
-from extract.models.banded import Banded
 from extract.models.ffhq import geometry, with_pillow, with_torch
 from extract.models.ffhq.align import align, plan
+from extract.models.ffhq.blur import LEVEL_BITS, SHARE_BITS, blurred, kernels, radius_px
 from extract.models.ffhq.geometry import oriented_square, prepare
 
 CASES = ("upright", "rotated25", "near_border", "tiny", "large", "outside")
@@ -32,9 +33,10 @@ def images(golden_dir, golden):
 
 
 def aligned(image, landmarks, output_size, transform_size, method):
-    preparation = plan(torch.from_numpy(landmarks), *image.shape[:2], output_size)
-    assert preparation is not None
-    return align(torch.from_numpy(image), preparation, output_size, transform_size, method).numpy()
+    pictures = [torch.from_numpy(image)]
+    preparations = plan(torch.from_numpy(landmarks)[None], pictures, output_size)
+    assert preparations.valid.all()
+    return align(pictures, preparations, output_size, transform_size, method)[0].numpy()
 
 
 def assert_reference(found, expected, case):
@@ -214,7 +216,7 @@ UPSIDE_DOWN = face() * [1, -1]
 )
 def test_landmarks_without_a_square(landmarks):
     assert oriented_square(landmarks) is None
-    assert plan(torch.from_numpy(landmarks), 200, 200, 256) is None
+    assert plan(torch.from_numpy(landmarks)[None], [torch.zeros(200, 200, 3)], 256).valid.tolist() == [False]
     assert oriented_square(face(scale=2.3)) is not None  # a side of 8.3 pixels
 
 
@@ -228,10 +230,9 @@ def test_a_square_beyond_the_picture():
 @pytest.mark.parametrize("picture", [torch.zeros(9, 9), torch.zeros(9, 9, 4), torch.zeros(9, 9, 3)])
 def test_another_kind_of_picture_is_refused(picture):
     image = picture.to(torch.uint8) if picture.shape != (9, 9, 3) else picture
-    preparation = plan(torch.from_numpy(face()), 200, 200, 256)
-    assert preparation is not None
+    preparations = plan(torch.from_numpy(face())[None], [image], 256)
     with pytest.raises(ValueError, match=r"the picture is torch.* \(9, 9.*, expected uint8 RGB \[H, W, 3\]"):
-        align(image, preparation, 256, 1024, "torch")
+        align([image], preparations, 256, 1024, "torch")
 
 
 # ---- parts of the torch way ----------------------------------------------------------------------------------------
@@ -253,35 +254,61 @@ def test_lanczos_wants_levels():
         lanczos.resize(torch.zeros(3, 8, 8), 4, 4)
 
 
-@pytest.mark.parametrize(("size", "sigma"), [(100, 9.0), (20, 7.5), (7, 0.4), (1, 2.0)])
-def test_the_blur_is_scipys(size, sigma):
-    line = np.random.default_rng(0).random((2, size))
-    matrix = Banded.of(with_torch.blur_matrix(size, sigma), torch.zeros(0, dtype=torch.float64))
-    found = matrix.across(torch.from_numpy(line)).numpy()
-    np.testing.assert_allclose(found, gaussian_filter1d(line, sigma, axis=1), atol=1e-12)
+@pytest.mark.parametrize(
+    ("height", "width", "sigmas"), [(100, 80, (9.0, 2.5)), (20, 33, (7.5, 7.5)), (1, 7, (2.0, 0.4))]
+)
+def test_the_blur_is_scipys(height, width, sigmas):
+    """Two pictures with blurs of their own; beyond the edge they are mirrored, the edge pixel repeated."""
+    sigma_px = np.array(sigmas)
+    radius = int(radius_px(sigma_px).max())
+    levels = np.random.default_rng(0).integers(0, 256, (2, 3, height, width)).astype(np.float64)
+    wide = np.pad(levels, ((0, 0), (0, 0), (radius, radius), (radius, radius)), "symmetric")
+    found = blurred(torch.from_numpy(wide).float(), torch.from_numpy(kernels(sigma_px, radius))).numpy()
+    for picture, sigma, blur in zip(levels, sigmas, found, strict=True):
+        np.testing.assert_allclose(blur, gaussian_filter(picture, (0, sigma, sigma)), rtol=0, atol=5e-5)
+
+
+def test_the_blur_is_exact_in_any_order():
+    """Sums of whole numbers below 2**53: float64 in any order, and Python's integers, give the same."""
+    rng, sigma_px = np.random.default_rng(1), np.array([3.3])
+    radius = int(radius_px(sigma_px)[0])
+    shares = kernels(sigma_px, radius)
+    assert shares.sum() == 1 << SHARE_BITS
+    assert 255 << (LEVEL_BITS + SHARE_BITS) < 1 << 53  # the largest sum, and so every part of one
+    levels = rng.integers(0, 256, (2 * radius + 1, 2 * radius + 1))
+    across = [sum(int(level) * int(share) for level, share in zip(line, shares[0], strict=True)) for line in levels]
+    half_even = [round(Fraction(value, 1 << (SHARE_BITS - LEVEL_BITS))) for value in across]
+    exact = sum(value * int(share) for value, share in zip(half_even, shares[0], strict=True))
+    found = blurred(torch.from_numpy(levels).expand(1, 3, -1, -1).float(), torch.from_numpy(shares))
+    assert found.unique().tolist() == [np.float32(exact / (1 << (SHARE_BITS + LEVEL_BITS)))]
 
 
 @pytest.mark.parametrize(("size", "before", "after"), [(10, 3, 4), (5, 17, 29), (2, 3, 3), (1, 4, 2)])
 def test_the_mirror_is_numpys(size, before, after):
-    line = np.arange(size)
-    assert np.array_equal(
-        line[with_torch.mirror(size, before, after, repeat_edge=False)], np.pad(line, (before, after), "reflect")
-    )
-    assert np.array_equal(
-        line[with_torch.mirror(size, before, after, repeat_edge=True)], np.pad(line, (before, after), "symmetric")
-    )
+    line, at = np.arange(size), np.arange(-before, size + after)
+    sizes = np.array([[size], [size + 3]])  # of two lines
+    for repeat_edge, mode in ((False, "reflect"), (True, "symmetric")):
+        found = with_torch.mirror(at, sizes, repeat_edge=repeat_edge)
+        assert np.array_equal(found[0], np.pad(line, (before, after), mode))
+        assert np.array_equal(found[1], np.pad(np.arange(size + 3), (before, after), mode)[: len(at)])
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 10])
-def test_medians_are_numpys(count):
-    rows = np.random.default_rng(count).random((3, count), dtype=np.float32)
-    np.testing.assert_allclose(with_torch.medians(torch.from_numpy(rows)), np.median(rows, axis=1), rtol=1e-6)
+def test_medians_are_numpys():
+    """Of rows with numbers of their own, ties among them, the rest being empty."""
+    rng = np.random.default_rng(0)
+    counts = [1, 2, 7, 10, 9, 10]
+    values = np.full((6, 3, 10), np.nan, np.float32)
+    for row, count in zip(values, counts, strict=True):
+        row[:, :count] = rng.random((3, count))
+    values[4:, :, :9] = rng.integers(0, 3, (2, 3, 9))
+    found = with_torch.medians(torch.from_numpy(values), torch.tensor(counts)[:, None])
+    np.testing.assert_allclose(found, np.nanmedian(values, axis=2), rtol=1e-6)
 
 
 def test_a_flat_picture_stays_flat():
     """A level lost to float32's rounding would show on every flat wall."""
     for level in (1, 77, 128, 254, 255):
         flat = torch.full((220, 200, 3), level, dtype=torch.uint8)
-        preparation = plan(torch.from_numpy(face(scale=40.3)), 220, 200, 256)
-        assert preparation is not None
-        assert align(flat, preparation, 256, 1024, "torch").unique().tolist() == [level]
+        for scale in (40.3, 90.0):  # inside, and beyond the edge
+            preparations = plan(torch.from_numpy(face(scale=scale))[None], [flat], 256)
+            assert align([flat], preparations, 256, 1024, "torch").unique().tolist() == [level]

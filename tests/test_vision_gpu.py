@@ -7,11 +7,13 @@ import torch
 
 from extract.stage import Context
 from extract.stages.align import Align, AlignConfig
+from extract.stages.crop import Crop, CropConfig
 from extract.stages.ghfeat import Ghfeat, GhfeatConfig
 from extract.stages.superres import Superres, SuperresConfig
 from extract.weights.resolving import resolve
 from tests.stages.test_align import batch as align_batch
 from tests.stages.test_align import face
+from tests.stages.test_crop import wild_rows
 from tests.stages.test_superres import batch as superres_batch
 from tests.stages.test_superres import compact_file, pictures
 from tests.stages.test_swin import faces
@@ -65,6 +67,38 @@ def test_superres(cuda, weights, precision, most):
     for here, there in zip(expected["image"], found["image"], strict=True):
         assert (here.int() - there.cpu().int()).abs().max() <= most
     assert torch.equal(expected["box"], found["box"].cpu())
+
+
+def test_crop(cuda):
+    """Products and sums are the CPU's, one by one, so the gate (one level in 99.9 %) has much room."""
+    given = wild_rows(0, 40)
+    expected, found = (Crop(CropConfig()).compute(each) for each in (given, moved(given, cuda)))
+    off = (found["image"].cpu().int() - expected["image"].int()).abs()
+    assert (off <= 1).double().mean() >= 0.999
+    assert off.max() <= 1
+    for here, there in zip(expected["patch"], found["patch"], strict=True):
+        assert there.device.type == "cuda"
+        assert torch.equal(here, there.cpu())
+    for name in ("point", "patch_box", "valid"):
+        assert torch.equal(found[name], expected[name])
+
+
+def test_nothing_waits_for_the_gpu(cuda):
+    """Landmarks being on the CPU: after a first call, which keeps Lanczos' matrices, torch itself reports any wait."""
+    faces_on_cpu = {"faces.landmarks", "faces.box", "landmarks.point"}
+    for stage, given in (
+        (Crop(CropConfig()), wild_rows(0, 8)),
+        (Align(AlignConfig()), align_batch(face(1), face(4, 90), face(2))),
+    ):
+        there = {
+            name: rows if name in faces_on_cpu else moved({name: rows}, cuda)[name] for name, rows in given.items()
+        }
+        stage.compute(there)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            stage.compute(there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_align(cuda):

@@ -8,16 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 32
-"""Output pixels computed together: each needs the input pixels around it, not the whole line."""
+BLOCK = 24
+"""Output pixels computed together: each needs the input pixels around it, not the whole line. 16 and 32 are slower."""
 
 
 @dataclass(frozen=True)
 class Banded:
-    """A matrix [outputs, inputs], cut into blocks of rows without their zeros."""
+    """A matrix [outputs, inputs], or one for each of N planes, cut into blocks of rows without their zeros."""
 
     blocks: tuple[tuple[int, int, Tensor], ...]
-    """First and one past the last input pixel, and the shares [outputs of the block, those inputs]."""
+    """First and one past the last input pixel, and the shares [1 or N, outputs of the block, those inputs]."""
 
     @classmethod
     def of(cls, matrix: NDArray[Any], like: Tensor) -> "Banded":
@@ -28,13 +28,42 @@ class Banded:
             rows = matrix[start : start + BLOCK]
             used = np.flatnonzero(rows.any(axis=0))
             first, stop = int(used[0]), int(used[-1]) + 1
-            blocks.append((first, stop, whole[start : start + BLOCK, first:stop]))
+            blocks.append((first, stop, whole[None, start : start + BLOCK, first:stop]))
         return cls(tuple(blocks))
 
+    @classmethod
+    def sliding(cls, kernels: Tensor, outputs: int) -> "Banded":
+        """Output pixel i of plane n is the sum of ``kernels[n]`` ([N, taps]) times the inputs from i on."""
+        taps = kernels.shape[1]
+        wide = torch.nn.functional.pad(kernels, (BLOCK - 1, BLOCK - 1))
+        shares = wide.unfold(1, BLOCK + taps - 1, 1).flip(1)  # [N, BLOCK, BLOCK + taps - 1]
+        blocks = []
+        for start in range(0, outputs, BLOCK):
+            rows = min(BLOCK, outputs - start)
+            blocks.append((start, start + rows + taps - 1, shares[:, :rows, : rows + taps - 1]))
+        return cls(tuple(blocks))
+
+    @property
+    def outputs(self) -> int:
+        """Pixels of a line that comes out."""
+        return sum(shares.shape[1] for _, _, shares in self.blocks)
+
     def across(self, planes: Tensor) -> Tensor:
-        """Along the last axis: [..., H, inputs] -> [..., H, outputs]."""
-        return torch.cat([planes[..., a:b] @ shares.mT for a, b, shares in self.blocks], dim=-1)
+        """Along the last axis: [N, H, inputs] -> [N, H, outputs]."""
+        found = planes.new_empty((*planes.shape[:2], self.outputs))
+        start = 0
+        for a, b, shares in self.blocks:
+            stop = start + shares.shape[1]
+            torch.bmm(planes[..., a:b], shares.mT.expand(len(planes), -1, -1), out=found[..., start:stop])
+            start = stop
+        return found
 
     def down(self, planes: Tensor) -> Tensor:
-        """Along the last axis but one: [..., inputs, W] -> [..., outputs, W]."""
-        return torch.cat([shares @ planes[..., a:b, :] for a, b, shares in self.blocks], dim=-2)
+        """Along the last axis but one: [N, inputs, W] -> [N, outputs, W]."""
+        found = planes.new_empty((len(planes), self.outputs, planes.shape[2]))
+        start = 0
+        for a, b, shares in self.blocks:
+            stop = start + shares.shape[1]
+            torch.bmm(shares.expand(len(planes), -1, -1), planes[:, a:b], out=found[:, start:stop])
+            start = stop
+        return found

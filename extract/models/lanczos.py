@@ -46,12 +46,12 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     """uint8 [..., C, H, W] -> uint8 [..., C, height, width], as ``PIL.Image.resize(..., LANCZOS)``."""
     if images.dtype != torch.uint8:
         raise TypeError(f"pictures are {images.dtype}, expected uint8")
-    planes = images.double()
+    planes = images.double().reshape(-1, *images.shape[-2:])
     if planes.shape[-1] != width:
         planes = _rounded(_banded(planes.shape[-1], width, planes.device).across(planes))
     if planes.shape[-2] != height:
         planes = _rounded(_banded(planes.shape[-2], height, planes.device).down(planes))
-    return planes.to(torch.uint8)
+    return planes.to(torch.uint8).reshape(*images.shape[:-2], height, width)
 
 
 def _rounded(sums: Tensor) -> Tensor:

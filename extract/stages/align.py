@@ -48,20 +48,14 @@ class Align(RowsStage[AlignConfig]):
         )
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
-        """``superres.image``: B pictures, uint8 RGB [H, W, 3]; ``landmarks.point`` [B, 68, 2] in their pixels."""
+        """``superres.image``: B pictures of any sizes, uint8 RGB [H, W, 3]; ``landmarks.point`` [B, 68, 2] in their
+        pixels, on the CPU or where the pictures are (they are fetched, once for all).
+        """
         import torch
 
         from extract.models.ffhq import align
 
-        size = self.config.output_size
-        points = batch["landmarks.point"].cpu()
-        images: list[Tensor] = []
-        valid = []
-        for image, landmarks in zip(batch["superres.image"], points, strict=True):
-            preparation = align.plan(landmarks, image.shape[0], image.shape[1], size)
-            valid.append(preparation is not None)
-            if preparation is None:
-                images.append(image.new_zeros((size, size, 3)))
-            else:
-                images.append(align.align(image, preparation, size, self.config.transform_size, self.config.method))
-        return {"image": torch.stack(images), "valid": torch.tensor(valid)}
+        config, pictures = self.config, list(batch["superres.image"])
+        preparations = align.plan(batch["landmarks.point"], pictures, config.output_size)
+        images = align.align(pictures, preparations, config.output_size, config.transform_size, config.method)
+        return {"image": images, "valid": torch.from_numpy(preparations.valid)}

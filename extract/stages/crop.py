@@ -6,11 +6,13 @@ import numpy as np
 
 from extract.inputs.crops import SIZE_PX
 from extract.models.dlib_faces import NUM_LANDMARKS
-from extract.models.ffhq.geometry import border_px, bounds, oriented_square, side_px
+from extract.models.ffhq.geometry import border_px, bounds, oriented_squares, side_px
 from extract.stage import VALID, Output, RowsBatch, RowsStage, SourceStage, StageConfig
 from extract.timeline import FRAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -30,6 +32,9 @@ GIVEN_BOX_PX = (14.0, 31.0, 98.0, 115.0)
 """Where dlib's detector sees the face of a crop on this template: left, top, right, bottom. About the median over
 4,667 frames of 41 clips (5 recorded, 36 drawn), the middle four fifths of which had the centre's x at 54 to 60, y at
 68 to 78, half the side at 38 to 44."""
+
+CPU_ROWS = 4
+"""Crops sampled at once on a CPU: their numbers stay in its cache, which is half as fast again."""
 
 MIN_SPREAD_PX2 = 1.0
 """Least summed squared distance of the five points from their mean: below it they are one point, with no direction."""
@@ -90,6 +95,7 @@ class Crop(RowsStage[CropConfig]):
     config_type = CropConfig
     inputs = ("frames.image", "faces.landmarks", "faces.box")
     row_by_row = True
+    follows_device = True
     provided_by = "crops"
     stand_in = GivenCrop
 
@@ -103,46 +109,46 @@ class Crop(RowsStage[CropConfig]):
         )
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
-        """``frames.image``: B tensors, uint8 RGB [H, W, 3]; ``faces.landmarks`` [B, 68, 2], ``faces.box`` [B, 4] in
-        pixels of the frame.
+        """``frames.image``: B pictures, uint8 RGB [H, W, 3], of any sizes, on any device. ``faces.landmarks``
+        [B, 68, 2], ``faces.box`` [B, 4] in pixels of the frame, best on the CPU: the geometry is computed there.
 
-        Rows whose five points coincide fix no similarity: they come back not valid.
+        Rows whose five points coincide fix no similarity: they come back not valid. ``image`` and ``patch`` lie where
+        the frames do, the rest on the CPU.
         """
         import torch
 
-        marks = batch["faces.landmarks"].double()  # [B, 68, 2]
+        from extract.models.uploads import uploaded
+
+        frames = list(batch["frames.image"])
+        marks = batch["faces.landmarks"].cpu().double()  # [B, 68, 2]
         turn, shift, valid = fit_similarity(five_points(marks), marks.new_tensor(TEMPLATE))
-        # Pixel centres of the crop, x then y: [112 * 112, 2]
-        y, x = torch.meshgrid(*(torch.arange(SIZE_PX, dtype=torch.float64, device=marks.device),) * 2, indexing="ij")
-        pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)
-        at = (pixels - shift[:, None]) @ torch.linalg.inv(turn).mT  # [B, 112 * 112, 2] in pixels of the frame
-        crops = torch.stack([sample(image, where) for image, where in zip(batch["frames.image"], at, strict=True)])
+        images = sample(frames, torch.linalg.inv(turn), shift)
         point = (marks @ turn.mT + shift[:, None]) / SIZE_PX
-        cut = [patch(image, face.numpy()) for image, face in zip(batch["frames.image"], marks, strict=True)]
-        corner = torch.tensor([[left, top, left, top] for _, left, top in cut], dtype=torch.float32)  # [B, 4]
+        cut, corner = patches(frames, marks.numpy())
         return {
-            "image": crops.reshape(-1, SIZE_PX, SIZE_PX, 3) * valid[:, None, None, None],
-            "patch": [pixels for pixels, _, _ in cut],
-            "patch_box": batch["faces.box"] - corner,
+            "image": images * uploaded(valid.numpy(), images.device)[:, None, None, None],
+            "patch": cut,
+            "patch_box": batch["faces.box"].cpu() - torch.from_numpy(np.tile(corner, 2)).float(),
             "point": point.float() * valid[:, None, None],
             "valid": valid,
         }
 
 
-def patch(image: "Tensor", landmarks: "NDArray[np.float64]") -> "tuple[Tensor, int, int]":
-    """The pixels of ``image`` (uint8 [H, W, 3]) around the FFHQ square of [68, 2] landmarks; their left and top."""
-    square = oriented_square(landmarks)
-    if square is None:
-        return image[:0, :0], 0, 0
-    box, border = bounds(square), border_px(side_px(square))
-    wanted = max(box[2] - box[0], box[3] - box[1]) + 1 + 2 * border
+def patches(images: "Sequence[Tensor]", landmarks: "NDArray[np.float64]") -> "tuple[list[Tensor], NDArray[np.int64]]":
+    """The pixels of each image (uint8 [H, W, 3]) around the FFHQ square of its landmarks ([B, 68, 2]), as a view; their
+    left and top [B, 2]."""
+    squares = oriented_squares(landmarks)
+    whole = np.array([[image.shape[1], image.shape[0]] for image in images])  # [B, 2], as all that follow
+    box = bounds(squares)
+    low, high = box[:, :2], box[:, 2:]
+    wanted = (high - low).max(axis=1) + 1 + 2 * border_px(side_px(squares))
     wanted += -wanted % PATCH_STEP_PX
-    corner, size = [], []
-    for low, high, whole in ((box[0], box[2], image.shape[1]), (box[1], box[3], image.shape[0])):
-        size.append(min(wanted, whole))
-        corner.append(min(max((low + high - wanted) // 2, 0), whole - size[-1]))
-    (left, top), (width, height) = corner, size
-    return image[top : top + height, left : left + width], left, top
+    none = np.isnan(squares[:, 0, :1])  # [B, 1]
+    size = np.where(none, 0, np.minimum(wanted[:, None], whole))
+    corner = np.where(none, 0, np.clip((low + high - wanted[:, None]) // 2, 0, whole - size))
+    edges = np.concatenate([corner, corner + size], axis=1).tolist()
+    cut = [image[top:bottom, left:right] for image, (left, top, right, bottom) in zip(images, edges, strict=True)]
+    return cut, corner
 
 
 def five_points(landmarks: "Tensor") -> "Tensor":
@@ -175,27 +181,60 @@ def fit_similarity(source: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor,
     return turn, shift, valid
 
 
-def sample(image: "Tensor", at: "Tensor") -> "Tensor":
-    """Bilinear colours of ``image`` (uint8 [H, W, 3]) at points [N, 2], x then y, integers being pixel centres.
+def sample(images: "Sequence[Tensor]", back: "Tensor", shift: "Tensor") -> "Tensor":
+    """Bilinear colours of B images (uint8 [H, W, 3]) at the pixels of their crops: uint8 [B, 112, 112, 3], rounded.
 
-    Outside lies black: a point half a pixel beyond the last centre is half as bright. uint8 [N, 3], rounded.
+    ``back`` [B, 2, 2] and ``shift`` [B, 2], float64 on the CPU: a point of the crop lies at ``back @ (point - shift)``
+    in the image, integers being pixel centres. Outside lies black: a point half a pixel beyond the last centre is half
+    as bright.
     """
     import torch
 
-    height, width = image.shape[:2]
+    at_once = len(images) if images[0].device.type == "cuda" else CPU_ROWS
+    runs = [slice(start, start + at_once) for start in range(0, len(images), at_once)]
+    return torch.cat([_sampled(images[run], back[run], shift[run]) for run in runs])
+
+
+def _sampled(images: "Sequence[Tensor]", back: "Tensor", shift: "Tensor") -> "Tensor":
+    import torch
+
+    from extract.models.uploads import uploaded
+
+    device = images[0].device
+    boxes = boxes_read(images, back, shift)
+    parts = [image[y0:y1, x0:x1].reshape(-1, 3) for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True)]
+    colours = torch.cat(parts)  # one box after the other
+    first = np.cumsum([0, *(len(part) for part in parts[:-1])])
+    sizes = np.array([[image.shape[1], image.shape[0]] for image in images])
+    whole = uploaded(np.column_stack([sizes, boxes, first]), device)
+    width, height, box_left, box_top, box_right, box_bottom, first_here = whole.T[..., None]  # [B, 1] each
+    exact = uploaded(np.column_stack([back.reshape(-1, 4).numpy(), shift.numpy()]), device)
+    x_of_x, x_of_y, y_of_x, y_of_y, shift_x, shift_y = exact.T[..., None]  # [B, 1] each
+
+    line = torch.arange(SIZE_PX, dtype=torch.float64, device=device)
+    across, down = line - shift_x, line - shift_y  # [B, 112]
+    # Products and sums one by one: no device and no batch rounds them otherwise. [B, 2, 112, 112], x and y
+    at = torch.stack([x_of_x * across, y_of_x * across], dim=1)[:, :, None, :]
+    at = (at + torch.stack([x_of_y * down, y_of_y * down], dim=1)[..., None]).flatten(2)  # [B, 2, 112 * 112]
     corner = at.floor()
-    right, down = (at - corner).float().unbind(dim=-1)
-    x0, y0 = corner.clamp(-2, max(height, width) + 1).long().unbind(dim=-1)
-    colours = image.reshape(-1, 3)
-    total = torch.zeros((len(at), 3), device=image.device)
-    for dx, dy, share in (
-        (0, 0, (1 - right) * (1 - down)),
-        (1, 0, right * (1 - down)),
-        (0, 1, (1 - right) * down),
-        (1, 1, right * down),
-    ):
-        x, y = x0 + dx, y0 + dy
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        index = (y * width + x).where(inside, 0)
-        total += colours[index] * (share * inside)[:, None]
-    return total.round().to(torch.uint8)
+    right, down = (at - corner).float().unbind(dim=1)
+    x, y = corner.clamp_(-2, sizes.max() + 1).long().unbind(dim=1)
+    columns = [(x + i, share * ((x >= -i) & (x < width - i))) for i, share in enumerate((1 - right, right))]
+    rows = [(y + i, share * ((y >= -i) & (y < height - i))) for i, share in enumerate((1 - down, down))]
+    total, part = (torch.zeros((3, len(images) * SIZE_PX * SIZE_PX), device=device) for _ in range(2))
+    for y, of_row in rows:
+        start = first_here + (y.clamp(box_top, box_bottom - 1) - box_top) * (box_right - box_left) - box_left
+        for x, of_column in columns:
+            index = (start + x.clamp(box_left, box_right - 1)).flatten()
+            total += torch.mul(colours.index_select(0, index).T, (of_column * of_row).flatten(), out=part)
+    return total.round_().to(torch.uint8).T.reshape(-1, SIZE_PX, SIZE_PX, 3)
+
+
+def boxes_read(images: "Sequence[Tensor]", back: "Tensor", shift: "Tensor") -> "NDArray[np.int64]":
+    """Left, top, right, bottom [B, 4] of what a crop reads of its image and a little more; at least one pixel."""
+    crop = np.array([[0, 0], [SIZE_PX, 0], [0, SIZE_PX], [SIZE_PX, SIZE_PX]], np.float64) - 0.5
+    corners = (crop - shift.numpy()[:, None]) @ back.mT.numpy()  # [B, 4, 2]
+    sizes = np.array([[image.shape[1], image.shape[0]] for image in images])
+    low = np.clip(np.nan_to_num(np.floor(corners.min(axis=1)) - 1), 0, sizes - 1)
+    high = np.clip(np.nan_to_num(np.ceil(corners.max(axis=1)) + 2), low + 1, sizes)
+    return np.concatenate([low, high], axis=1).astype(np.int64)

@@ -42,14 +42,19 @@ def batch(*faces):
 
 
 def test_both_ways_are_the_functions():
+    """Whether the pictures come as a list or, all of one size, as one tensor."""
     faces = [face(1), face(4, 90)]
     for method in ("torch", "pillow"):
-        found = Align(AlignConfig(method=method)).compute(batch(*faces))
-        assert found["image"].shape == (2, 256, 256, 3)  # type: ignore[union-attr]
-        for (image, marks), aligned in zip(faces, found["image"], strict=True):
-            preparation = ffhq.plan(marks, *image.shape[:2], 256)
-            assert preparation is not None
-            assert torch.equal(aligned, ffhq.align(image, preparation, 256, 1024, method))  # type: ignore[arg-type]
+        stage = Align(AlignConfig(method=method))
+        found = stage.compute(batch(*faces))["image"]
+        assert found.shape == (2, 256, 256, 3)  # type: ignore[union-attr]
+        for (image, marks), aligned in zip(faces, found, strict=True):
+            preparations = ffhq.plan(marks[None], [image], 256)
+            assert preparations.valid.all()
+            assert torch.equal(aligned, ffhq.align([image], preparations, 256, 1024, method)[0])  # type: ignore[arg-type]
+        alike = batch(face(1), face(2))
+        stacked = alike | {"superres.image": torch.stack(alike["superres.image"])}
+        assert torch.equal(stage.compute(stacked)["image"], stage.compute(alike)["image"])  # type: ignore[arg-type]
 
 
 def test_rows_without_a_square_are_not_valid():

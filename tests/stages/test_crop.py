@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import one_by_one
 from extract.models.dlib_faces import DlibFaces
 from extract.models.ffhq.geometry import border_px, oriented_square
+from extract.registry import STAGES
 from extract.stages.crop import (
     GIVEN_BOX_PX,
     TEMPLATE,
@@ -16,7 +18,7 @@ from extract.stages.crop import (
     GivenCrop,
     fit_similarity,
     five_points,
-    patch,
+    patches,
     sample,
 )
 from extract.stages.detections import Detections, DetectionsConfig
@@ -133,8 +135,13 @@ def test_outside_the_frame_is_black():
 
 
 def test_far_outside_is_black_and_no_error():
-    colours = sample(torch.full((4, 5, 3), 255, dtype=torch.uint8), torch.tensor([[1e12, -1e12], [4.0, 3.0]]).double())
-    assert colours[:, 0].tolist() == [0, 255]
+    """Crops of which pixel (0, 0) lies on the image's last pixel, the next ones 10**12 pixels further; and so far."""
+    image = torch.full((4, 5, 3), 255, dtype=torch.uint8)
+    back = torch.diag_embed(torch.tensor([[1e12, 1e12], [1.0, 1.0]], dtype=torch.float64))
+    shift = torch.tensor([[-4e-12, -3e-12], [1e12, -1e12]], dtype=torch.float64)
+    colours = sample([image, image], back, shift)
+    assert colours[0, 0, 0].tolist() == [255] * 3
+    assert colours.sum() == 3 * 255
 
 
 def umeyama(source, target):
@@ -192,6 +199,62 @@ def test_five_points_of_the_68():
     assert five_points(marks)[0, :, 0].tolist() == [77, 89, 60, 96, 108]
 
 
+# ---- many frames at once ---------------------------------------------------------------------------------------------
+
+
+def wild_rows(seed, count):
+    """Frames of any sizes; faces of any size and direction, in them, at their edges and beyond, one being a point."""
+    rng = np.random.default_rng(seed)
+    frames, marks = [], []
+    for i in range(count):
+        width, height = rng.integers(1, 400, 2).tolist()
+        frames.append(torch.from_numpy(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+        scale, turn_rad = 10 ** rng.uniform(-1.5, 1.5), rng.uniform(-3, 3)
+        c, s = scale * np.cos(turn_rad), scale * np.sin(turn_rad)
+        around = (np.array(TEMPLATE) - 56 + rng.normal(0, 3, (5, 2))) @ np.array([[c, s], [-s, c]])
+        five = around + rng.uniform(-0.3, 1.3, 2) * np.array([width, height])
+        marks.append(torch.full((68, 2), 30.0) if i == 3 else landmarks(torch.from_numpy(five).float()))
+    return {
+        "frames.image": frames,
+        "faces.landmarks": torch.stack(marks),
+        "faces.box": torch.from_numpy(rng.random((count, 4), dtype=np.float32)),
+    }
+
+
+def test_equals_one_at_a_time():
+    """To the byte, over frames that differ in size."""
+    given = wild_rows(0, 40)
+    found: dict[str, Any] = Crop(CropConfig()).compute(given)
+    marks = given["faces.landmarks"].double()
+    turn, shift, valid = fit_similarity(five_points(marks), TEMPLATE_T)
+    y, x = torch.meshgrid(torch.arange(112.0).double(), torch.arange(112.0).double(), indexing="ij")
+    at = (torch.stack([x, y], dim=-1).reshape(-1, 2) - shift[:, None]) @ torch.linalg.inv(turn).mT
+    expected = [one_by_one.cropped(image, where) for image, where in zip(given["frames.image"], at, strict=True)]
+    assert torch.equal(found["image"], torch.stack(expected).reshape(-1, 112, 112, 3) * valid[:, None, None, None])
+    assert valid.sum() == 39
+    assert (found["image"].flatten(1) > 0).any(dim=1).sum() > 20
+    assert {tuple(patch.shape) for patch in found["patch"]} > {(0, 0, 3)}
+
+
+def test_frames_of_a_clip_as_one_tensor():
+    """As they lie on a GPU; the patches are views of it."""
+    rows = [placed(1 + 0.1 * i, 0.1 * i, (100 + i, 60))[0] for i in range(5)]
+    frames = torch.stack([torch.from_numpy(picture(i)) for i in range(5)])
+    given = {"frames.image": frames, "faces.landmarks": torch.stack(rows), "faces.box": torch.zeros(5, 4)}
+    found: dict[str, Any] = Crop(CropConfig()).compute(given)
+    listed: dict[str, Any] = Crop(CropConfig()).compute(given | {"frames.image": list(frames)})
+    for name, values in found.items():
+        for one, other in zip(values, listed[name], strict=True):
+            assert torch.equal(one, other), name
+    assert {patch.untyped_storage().data_ptr() for patch in found["patch"]} == {frames.untyped_storage().data_ptr()}
+
+
+def test_it_follows_the_frames():
+    """Its recipe names no precision, so a GPU's crops are those of the same recipe."""
+    assert (Crop.device, Crop.follows_device) == ("cpu", True)
+    assert [stage.name for stage in STAGES.values() if stage.follows_device] == ["crop"]
+
+
 # ---- the patch for super-resolution --------------------------------------------------------------------------------
 
 
@@ -204,10 +267,16 @@ def upright(side, centre):
     return marks + torch.tensor(centre) - torch.tensor([0, 0.1 * apart])
 
 
+def patch(image, marks):
+    """Of one picture: its pixels, their left and top."""
+    (pixels,), ((left, top),) = patches([image], marks[None].numpy())
+    return pixels, left, top
+
+
 @pytest.mark.parametrize(("side", "centre"), [(100.0, (200.0, 150.0)), (60.5, (180.3, 140.7)), (33.0, (60, 60))])
 def test_the_patch_holds_the_square_and_its_border(side, centre):
     image = torch.from_numpy(picture(0))
-    pixels, left, top = patch(image, upright(side, centre).numpy())
+    pixels, left, top = patch(image, upright(side, centre))
     square = oriented_square(upright(side, centre).numpy())
     assert square is not None
     assert np.allclose([square.min(), square.max()], [min(centre) - side / 2, max(centre) + side / 2])
@@ -224,23 +293,23 @@ def test_the_patch_holds_the_square_and_its_border(side, centre):
 
 def test_near_the_edge_the_patch_moves_inwards():
     image = torch.from_numpy(picture(0))  # 300 x 400
-    pixels, left, top = patch(image, upright(100.0, (20, 290)).numpy())
+    pixels, left, top = patch(image, upright(100.0, (20, 290)))
     assert (left, top + pixels.shape[0]) == (0, 300)
     assert pixels.shape[0] == pixels.shape[1]
-    pixels, left, top = patch(image, upright(300.0, (200, 150)).numpy())  # larger than the frame is high
+    pixels, left, top = patch(image, upright(300.0, (200, 150)))  # larger than the frame is high
     assert (pixels.shape[0], top) == (300, 0)
     assert pixels.shape[1] > 360
 
 
 def test_no_square_gives_an_empty_patch():
     for marks in (upright(7.0, (100, 100)), torch.full((68, 2), 30.0)):
-        assert patch(torch.from_numpy(picture(0)), marks.double().numpy())[0].shape == (0, 0, 3)
+        assert patch(torch.from_numpy(picture(0)), marks.double())[0].shape == (0, 0, 3)
 
 
 def test_the_box_moves_along():
     marks = upright(100.0, (200.0, 150.0))
     found = run(picture(0), marks)
-    _, left, top = patch(torch.from_numpy(picture(0)), marks.float().double().numpy())
+    _, left, top = patch(torch.from_numpy(picture(0)), marks.float().double())
     assert found["patch_box"].tolist() == [10 - left, 20 - top, 90 - left, 100 - top]
 
 
