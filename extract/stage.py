@@ -80,6 +80,8 @@ class Stage(ABC, Generic[ConfigT]):
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     follows_device: ClassVar[bool] = False
     """Computes on the run's device, where the frames are, in its own number types: no precision in its recipe."""
+    on_host: ClassVar[frozenset[str]] = frozenset()
+    """Declared inputs that arrive on the CPU even so: landmarks, whose geometry is computed there."""
     batch: ClassVar[int] = 32
     """Default rows per micro-batch; the config's ``batch`` changes speed only."""
     clock: ClassVar[bool] = False

@@ -13,6 +13,8 @@ from extract.running.rows import Values
 from extract.running.transfer import Fetch
 from extract.stage import Context, Stage
 
+HOST = torch.device("cpu")
+
 
 class LocalEngine:
     """Sets stages up and guards their device."""
@@ -47,7 +49,11 @@ class LocalEngine:
 
     def device_of(self, stage: Stage[Any]) -> torch.device:
         """Where a stage computes."""
-        return self.device if stage.device == "gpu" else torch.device("cpu")
+        return self.device if stage.device == "gpu" or stage.follows_device else HOST
+
+    def device_for(self, stage: Stage[Any], declared: str) -> torch.device:
+        """Where it wants an input."""
+        return HOST if declared in stage.on_host else self.device_of(stage)
 
     def mark(self) -> torch.cuda.Event:
         """Now, on the computing stream."""

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.errors import MachineError
+from extract.running import transfer
 from extract.running.device import LocalEngine
 from extract.running.nodes import Node
 from extract.running.rows import Piece, Values, as_declared, as_stored, choose, own, stored_form, take
 from extract.running.slices import Slice
-from extract.running.tasks import Job, Loop, Scope, Task
+from extract.running.tasks import Job, Loop, Promise, Scope, Task
 from extract.running.transfer import Fetch
 from extract.stage import RowsStage, SourceStage
 
@@ -83,10 +84,10 @@ class Groups:
         """Outputs that the store keeps, or that a stage on the CPU reads."""
         kept = {output.name for output in node.prepared.instance.kept} if node.writer else set()
         for other in self._computed:
-            if self._engine.device_of(other.stage).type == "cpu":
-                kept |= {
-                    given.partition(".")[2] for given in other.from_pass.values() if given.startswith(f"{node.name}.")
-                }
+            for declared, given in other.from_pass.items():
+                source, _, array = given.partition(".")
+                if source == node.name and self._engine.device_for(other.stage, declared).type == "cpu":
+                    kept.add(array)
         return sorted(kept - {"valid"})
 
     # ---- a group -------------------------------------------------------------------------------------------------
@@ -153,15 +154,15 @@ class Groups:
             broken = broken or (outcome if isinstance(outcome, Exception) else None)
         if broken or node.error:
             return broken or cast(Exception, node.error)
-        device = self._engine.device_of(node.stage)
         pieces = {name: given.get(source, []) for name, source in node.from_pass.items()}
-        for source in pieces.values():
+        for declared, source in pieces.items():
             have = np.concatenate([piece.rows for piece in source]) if source else np.empty(0, np.int64)
             rows = np.intersect1d(rows, have, assume_unique=True)
-            for piece in source:
-                if device.type == "cpu" and piece.fetching is not None:
-                    await piece.fetching
-        lane = "cpu" if device.type == "cpu" else "gpu"
+            if self._engine.device_for(node.stage, declared).type == "cpu":
+                lost = await _failure_of([piece.fetching for piece in source if piece.fetching is not None])
+                if lost is not None:
+                    return lost
+        lane = "cpu" if self._engine.device_of(node.stage).type == "cpu" else "gpu"
         jobs = []
         for unit in np.unique(rows // node.unit):
             part = rows[rows // node.unit == unit]
@@ -170,22 +171,10 @@ class Groups:
         return await self._collected(node, jobs, given)
 
     async def _collected(self, node: Node, jobs: Sequence[Job[Unit]], given: Given) -> Outcome:
-        units: list[Unit] = []
-        failure: Exception | None = None
-        ended: BaseException | None = None
-        for job in jobs:
-            try:
-                units.append(await job)
-            except MachineError as error:
-                ended = ended or error
-            except Exception as error:  # noqa: BLE001 - one instance's failure; the record holds its trace
-                failure = failure or error
-            except BaseException as error:  # noqa: BLE001 - the run ends
-                ended = ended or error
-        if ended is not None:
-            raise ended
+        failure = await _failure_of(jobs)
         if failure is not None:
             return failure
+        units = [await job for job in jobs]
         for unit in units:
             if unit.fetch is not None:
                 unit.fetched = self._loop.run("fetch", partial(fetch_unit, self._engine, node, unit), self._scope)
@@ -195,6 +184,35 @@ class Groups:
             if output.name != "valid":
                 given[f"{node.name}.{output.name}"] = [unit.pieces[output.name] for unit in units]
         return units
+
+
+async def fetched(outcome: Outcome) -> Outcome:
+    """The outcome when its results are on the host: numbers that do not fit the store show only then."""
+    if isinstance(outcome, Exception):
+        return outcome
+    return await _failure_of([unit.fetched for unit in outcome if unit.fetched is not None]) or outcome
+
+
+async def _failure_of(promises: Sequence[Promise[Any]]) -> Exception | None:
+    """What the first that failed raised, the instance being to blame; None if all went well.
+
+    Raises:
+        BaseException: what ends the run.
+    """
+    failure: Exception | None = None
+    ended: BaseException | None = None
+    for promise in promises:
+        try:
+            await promise
+        except MachineError as error:
+            ended = ended or error
+        except Exception as error:  # noqa: BLE001 - one instance's failure; the record holds its trace
+            failure = failure or error
+        except BaseException as error:  # noqa: BLE001 - the run ends
+            ended = ended or error
+    if ended is not None:
+        raise ended
+    return failure
 
 
 # ---- in a lane -----------------------------------------------------------------------------------------------------
@@ -217,9 +235,11 @@ def compute_unit(
     device = engine.device_of(stage)
     with engine.guarded(node.name):
         began = engine.mark() if device.type == "cuda" else None
-        batch: dict[str, Values] = {name: take(source, rows, device) for name, source in pieces.items()}
+        batch: dict[str, Values] = {
+            declared: take(source, rows, engine.device_for(stage, declared)) for declared, source in pieces.items()
+        }
         for name, stored in node.from_store.items():
-            batch[name] = torch.from_numpy(stored.values[rows]).to(device)
+            batch[name] = _from_store(stored.values[rows], engine.device_for(stage, name))
         values = as_declared(stage, stage.compute(batch), len(rows))
         valid = values.pop("valid", None)
         if valid is not None:
@@ -244,6 +264,11 @@ def fetch_unit(engine: LocalEngine, node: Node, unit: Unit) -> None:
     unit.fetch = None
     for name, values in host.items():
         unit.pieces[name].host = as_stored(values, node.stage, name)
+
+
+def _from_store(values: NDArray[Any], device: torch.device) -> Values:
+    rows = torch.from_numpy(values)
+    return rows if device.type == "cpu" else transfer.upload(rows, device)
 
 
 def _as_kept(node: Node, values: Mapping[str, Values]) -> dict[str, NDArray[Any]]:

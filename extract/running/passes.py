@@ -14,7 +14,7 @@ from typing import cast
 from extract.inputs.crops import Pictures
 from extract.running.budget import Budget, Hold
 from extract.running.device import LocalEngine
-from extract.running.groups import Given, Groups, Outcome, Unit
+from extract.running.groups import Given, Groups, Outcome, Unit, fetched
 from extract.running.nodes import Node
 from extract.running.reading import Reading
 from extract.running.rows import stored_form
@@ -191,11 +191,7 @@ class FramePass:
         """Put what was computed into blocks, and commit those that are whole, after all earlier groups."""
         if before is not None:
             await before
-        outcomes = await computing
-        units = [unit for one in outcomes for made in one.values() if isinstance(made, list) for unit in made]
-        for unit in units:
-            if unit.fetched is not None:
-                await unit.fetched
+        outcomes = [{name: await fetched(made) for name, made in one.items()} for one in await computing]
         for node in self.nodes:
             if isinstance(node.stage, SourceStage):
                 for part in group.slices:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from extract.models.uploads import uploaded
+
 Values = Tensor | list[Tensor]
 
 
@@ -26,8 +28,7 @@ def upload(values: Values, device: torch.device) -> Values:
 
 def index(at: NDArray[Any], device: torch.device) -> Tensor:
     """Row numbers on the device."""
-    numbers = torch.from_numpy(at.astype(np.int64, copy=False))
-    return numbers if device.type == "cpu" else _pinned(numbers).to(device, non_blocking=True)
+    return uploaded(at.astype(np.int64, copy=False), device)
 
 
 class Fetch:
