@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from extract.config import ExtractConfig
     from extract.inputs.manifest import Clip
-    from extract.running.runner import Progress, Report
+    from extract.running.report import Progress, Report
     from extract.running.selection import Options
     from extract.store import Store
 

@@ -10,14 +10,14 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
 from extract.config import Remembered
 from extract.errors import CorruptError
 from extract.running.planning import Plan
-from extract.running.runner import Failure, Notice, Progress, Report
+from extract.running.report import Failure, Notice, Progress, Report, Speed
 from extract.store import Store
 from extract.verification import Checked, SourcesChecked
 from extract.weights.resolving import Located
@@ -36,24 +36,46 @@ class _Shown(Progress):
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.total = self.through = self.frames = self.failed = 0
+        self.through = self.failed = 0
+        self._sizes: Mapping[str, int] = {}
+        self._expected: dict[str, int] = {}
+        """Clip -> frames, of those that were opened."""
+        self._done: Counter[str] = Counter()
+        """Clip -> frames that were gone through."""
 
-    def start(self, clips: int) -> None:
-        self.started, self.total = time.monotonic(), clips
+    def start(self, sizes: Mapping[str, int]) -> None:
+        self.started, self._sizes = time.monotonic(), sizes
 
-    def rows(self, count: int) -> None:
-        self.frames += count
+    def expect(self, clip: str, frames: int) -> None:
+        self._expected[clip] = frames
+
+    def frames(self, clip: str, count: float) -> None:
+        self._done[clip] += count  # type: ignore[assignment]
 
     def clip(self, clip: str, failed: int) -> None:
-        del clip
         self.through, self.failed = self.through + 1, failed
+        self._expected[clip] = round(self._done[clip])  # no more will come
+
+    @property
+    def frames_per_s(self) -> float:
+        """Since the start."""
+        return sum(self._done.values()) / max(time.monotonic() - self.started, 1e-9)
+
+    def seconds_left(self) -> float | None:
+        """For the whole run; None where nothing is known yet. Clips that were not opened count by their bytes."""
+        known = {clip: frames for clip, frames in self._expected.items() if frames}
+        opened = sum(self._sizes.get(clip, 0) for clip in known)
+        if not opened or not self.frames_per_s:
+            return None
+        closed = sum(size for clip, size in self._sizes.items() if clip not in self._expected)
+        frames = sum(known.values()) * (1 + closed / opened)
+        return max(frames - sum(self._done.values()), 0) / self.frames_per_s
 
     def line(self) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        left = (self.total - self.through) * seconds / self.through if self.through else None
+        left = self.seconds_left()
         eta = "unknown" if left is None else str(timedelta(seconds=round(left)))
-        rate = f"{self.frames / seconds:.1f} rows/s"
-        return f"clips {self.through}/{self.total}, {rate}, ETA {eta}, {self.failed} failed"
+        clips = f"clips {self.through}/{len(self._sizes)}"
+        return f"{clips}, {self.frames_per_s:.1f} frames/s, ETA {eta}, {self.failed} failed"
 
 
 class _PlainProgress(_Shown):
@@ -63,8 +85,8 @@ class _PlainProgress(_Shown):
         super().__init__()
         self._printed = time.monotonic()
 
-    def rows(self, count: int) -> None:
-        super().rows(count)
+    def frames(self, clip: str, count: float) -> None:
+        super().frames(clip, count)
         self._print_now_and_then()
 
     def clip(self, clip: str, failed: int) -> None:
@@ -85,12 +107,12 @@ class _BarProgress(_Shown):
         self._bar = bar
         self._task = bar.add_task("extract", total=None, info="")
 
-    def start(self, clips: int) -> None:
-        super().start(clips)
-        self._bar.update(self._task, total=clips)
+    def start(self, sizes: Mapping[str, int]) -> None:
+        super().start(sizes)
+        self._bar.update(self._task, total=len(sizes))
 
-    def rows(self, count: int) -> None:
-        super().rows(count)
+    def frames(self, clip: str, count: float) -> None:
+        super().frames(clip, count)
         self._bar.update(self._task, info=self._info())
 
     def clip(self, clip: str, failed: int) -> None:
@@ -98,8 +120,7 @@ class _BarProgress(_Shown):
         self._bar.update(self._task, completed=self.through, info=self._info())
 
     def _info(self) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        return f"{self.frames / seconds:.1f} rows/s, {self.failed} failed"
+        return self.line().partition(", ")[2]
 
 
 @contextlib.contextmanager
@@ -108,7 +129,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield Progress()
     elif sys.stderr.isatty():
-        columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn())
         with Bar(*columns, TextColumn("{task.fields[info]}"), console=Console(stderr=True), transient=True) as bar:
             yield _BarProgress(bar)
     else:
@@ -125,12 +146,25 @@ def report_json(report: Report) -> dict[str, Any]:
         "exit_code": report.exit_code,
         "seconds": round(report.seconds, 3),
         "computed": report.computed,
+        "speed": report.speed and speed_json(report.speed),
         "instances": {name: dict(counts) for name, counts in report.counts.items()},
         "failures": [vars(failure) for failure in report.failures],
         "busy": [vars(notice) for notice in report.busy],
         "damaged": [vars(notice) for notice in report.damaged],
         "warnings": [vars(notice) for notice in report.warnings],
         "untrained": report.untrained,
+    }
+
+
+def speed_json(speed: Speed) -> dict[str, Any]:
+    """How fast the run was, as JSON values."""
+    return {
+        "frames": speed.frames,
+        "frames_per_s": round(speed.frames_per_s, 2),
+        "seconds": round(speed.seconds, 3),
+        "setup_s": round(speed.setup_s, 3),
+        "busy": {lane: round(share, 3) for lane, share in speed.busy.items()},
+        "bottleneck": speed.bottleneck,
     }
 
 
@@ -150,6 +184,14 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
         print("run the same command when the other run has finished", file=sys.stderr)
     if not quiet:
         print(f"{report.computed} computed in {report.seconds:.1f} s -> {store}")
+        if report.speed is not None:
+            print(_speed_line(report.speed))
+
+
+def _speed_line(speed: Speed) -> str:
+    rate = f"{speed.frames} frames, {speed.frames_per_s:.1f} frames/s, models loaded in {speed.setup_s:.1f} s"
+    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in speed.busy.items())
+    return f"{rate}; busy: {shares}; bottleneck: {speed.bottleneck}"
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

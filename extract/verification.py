@@ -15,7 +15,8 @@ from extract.registry import STAGES
 from extract.running import lease
 from extract.running.fingerprints import Sources, fingerprint, parts_of, sha256_of
 from extract.running.planning import Plan, refuse_stale
-from extract.running.runner import Progress, Report, as_made, plan, refresh_attributes, run
+from extract.running.report import Progress, Report
+from extract.running.runner import as_made, plan, refresh_attributes, run
 from extract.running.selection import Options, choose
 from extract.stage import ClipStage
 from extract.store import Store

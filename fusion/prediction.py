@@ -28,7 +28,7 @@ from extract.inputs.datasets.folder import PREDICTION_HEADER, clip_of_file
 from extract.running import runner
 from extract.running.fingerprints import sha256_of
 from extract.running.planning import make_plan
-from extract.running.runner import Progress
+from extract.running.report import Progress
 from extract.running.selection import Options
 from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256

@@ -7,6 +7,7 @@ import pytest
 
 from extract.inputs.manifest import Clip, write_manifest
 from extract.running import runner
+from extract.running.report import Report
 from extract.running.selection import Options
 from extract.store import Store
 from tests.media_files import pictures, write_clip
@@ -33,9 +34,7 @@ class Bench:
         self.clips[name] = Clip(id=name, video=video, **keys)
         return images
 
-    def run(
-        self, *stages: str, config: tuple[str, ...] = (), manifest: bool = True, **options: object
-    ) -> runner.Report:
+    def run(self, *stages: str, config: tuple[str, ...] = (), manifest: bool = True, **options: object) -> Report:
         if manifest:
             write_manifest(self.root / "m.yaml", list(self.clips.values()))
         return runner.run(

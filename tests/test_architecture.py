@@ -35,7 +35,7 @@ FUSION_MAY_IMPORT = {
 PREDICT_MAY_IMPORT = {
     "fusion/prediction.py": {"graph", "inputs", "running", "weights"},
     "fusion/cli.py": {"console"},
-    "fusion/__init__.py": {"running.runner.Progress"},
+    "fusion/__init__.py": {"running.report.Progress"},
 }
 """Predicting runs an extraction: what plans and runs it, and what shows its progress."""
 

@@ -10,8 +10,9 @@ import torch
 from extract.errors import MachineError, StoreError
 from extract.inputs.manifest import write_manifest
 from extract.records import Record
-from extract.running import groups, lease, runner
+from extract.running import groups, lease
 from extract.running.lease import Lease
+from extract.running.report import Report
 from extract.store import Store
 from tests.bench import FRAMES
 from tests.toy_stages import Colour, Rank, computed
@@ -129,7 +130,7 @@ def test_a_folder_that_is_not_ours_is_refused_before_any_work(bench):
 def run_in_the_middle(monkeypatch, run):
     """Call ``run`` before the first batch that ``colour`` computes; the list that its report will be in."""
     real = Colour.compute
-    second: list[runner.Report] = []
+    second: list[Report] = []
 
     def compute(self, batch):
         if not second:

@@ -49,7 +49,8 @@ class ClipWork:
         self, run: Working, clip: Clip, tasks: Mapping[str, Task], lease: Permit, before: Before, *, retry: bool
     ) -> None:
         self._clip, self._store, self._engine, self._settings = clip, run.store, run.engine, run.settings
-        self._loop, self._budget, self._progressed = run.loop, run.budget, run.progressed
+        self._loop, self._budget = run.loop, run.budget
+        self._expects, self._progressed = partial(run.expects, clip.id), partial(run.progressed, clip.id)
         own = run.plan.of(clip)
         self._prepared = own.prepared
         self._order = Order(own)
@@ -63,8 +64,10 @@ class ClipWork:
             MachineError, LeaseLostError: the run or the clip stops here; finished blocks stay.
         """
         await self._write(self.ledger.give_up_hung)
+        passes = self._order.passes(self.ledger.todo)
+        self._num_passes = sum(bool(per_row) for per_row, _ in passes)
         try:
-            for per_row, clip_stages in self._order.passes(self.ledger.todo):
+            for per_row, clip_stages in passes:
                 await self._pass(per_row)
                 for name in clip_stages:
                     await self._clip_stage(name)
@@ -113,6 +116,7 @@ class ClipWork:
         known = self.ledger.outcomes.get(self._order.clock_of(order[-1]))
         num_frames = known.rows if known else None
         expected = num_frames if num_frames is not None else (video and video.declared_frames) or 0
+        self._expects(expected)
         nodes = await self._write(lambda: [self._node(name, order, name in names, expected) for name in order])
         frame_pass = FramePass(
             nodes,
@@ -122,7 +126,7 @@ class ClipWork:
             self._loop,
             self._budget,
             check=lambda: self.ledger.may_commit(names),
-            progressed=self._progressed,
+            progressed=lambda rows: self._progressed(rows / self._num_passes),
             committed=self.ledger.clear_attempts,
             reading=reading,
             in_flight=1 if self._settings.engine == "serial" else GROUPS_IN_FLIGHT,

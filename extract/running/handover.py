@@ -57,8 +57,10 @@ class Working:
     engine: LocalEngine
     sources: Sources
     provenance: Mapping[str, Any]
-    progressed: Callable[[int], None]
-    """Called with the number of rows that were gone through."""
+    expects: Callable[[str, int], None]
+    """Called with a clip and how many frames it is thought to have."""
+    progressed: Callable[[str, float], None]
+    """Called with a clip and how many of its frames were gone through; a frame counts once over all passes."""
     settings: RunConfig
     overwrite: bool
     loop: Loop

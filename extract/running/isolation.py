@@ -47,6 +47,8 @@ MOST_DEATHS = 4
 """Deaths at one clip without a row computed in between, after which the clip is not to blame: its records count two."""
 
 READY, STALLED = "ready", "stalled"
+EXPECTED, FRAMES = "expected", "frames"
+"""What the process tells while it works: how many frames its clip has, and how many were gone through."""
 
 FATAL = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGKILL}
 """Deaths that count as the clip's fault. SIGKILL: the run itself survives, so memory was full."""
@@ -112,12 +114,12 @@ class IsolatedWorker:
             )
         self._pipe = ours
         ours.send(self._job)
-        answer = self._answer(lambda _: None)
+        answer = self._answer(lambda *_: None)
         if answer != READY:
             raise RuntimeError(f"the process for isolated clips ended before its first clip: {answer}")
 
     def work(
-        self, clip: Clip, held: lease.Lease, before: Before, progressed: Callable[[int], None], *, retry: bool
+        self, clip: Clip, held: lease.Lease, before: Before, told: Callable[[str, Any], None], *, retry: bool
     ) -> ClipReport:
         """Work on one clip, in as many processes as it takes.
 
@@ -128,16 +130,17 @@ class IsolatedWorker:
         """
         deaths = 0
 
-        def counted(rows: int) -> None:
+        def heard(what: str, value: Any) -> None:  # noqa: ANN401 - as the process says it
             nonlocal deaths
-            deaths = 0
-            progressed(rows)
+            if what == FRAMES:
+                deaths = 0
+            told(what, value)
 
         try:
             while deaths < MOST_DEATHS:
                 self.start()
                 cast(Connection, self._pipe).send(Assignment(clip, held.holder, before, retry))
-                answer = self._answer(counted)
+                answer = self._answer(heard)
                 if isinstance(answer, ClipReport):
                     return answer
                 held.check()
@@ -184,7 +187,7 @@ class IsolatedWorker:
         records = {name: self._store.record(clip.id, name) for name in self._store.instances(clip.id)}
         return [name for name, record in records.items() if record and record.state == "partial" and record.attempts]
 
-    def _answer(self, progressed: Callable[[int], None]) -> ClipReport | str:
+    def _answer(self, told: Callable[[str, Any], None]) -> ClipReport | str:
         """``READY``, the clip's report, ``STALLED``, or how the process died. Raises what the process sent."""
         pipe, process = cast(Connection, self._pipe), cast("subprocess.Popen[bytes]", self._process)
         heard = time.monotonic()
@@ -205,8 +208,8 @@ class IsolatedWorker:
                     raise StoppedError from None
                 return _death(code)
             heard = time.monotonic()
-            if what == "rows":
-                progressed(value)
+            if what in {EXPECTED, FRAMES}:
+                told(what, value)
             elif what == "raised":
                 raise value
             elif what == READY:
@@ -287,7 +290,8 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
         engine,
         Sources(),
         job.provenance,
-        lambda rows: say("rows", rows),
+        lambda _, frames: say(EXPECTED, frames),
+        lambda _, frames: say(FRAMES, frames),
         job.config.run.model_copy(update={"engine": "serial"}),  # whatever kills it, one thing alone was begun
         overwrite=job.overwrite,
         loop=loop,

@@ -43,14 +43,14 @@ class ThreadLanes:
     """Every lane has threads of its own. They are begun when they are first needed, and end with ``close``."""
 
     def __init__(self, threads: Mapping[str, int]) -> None:
-        """``threads``: lane -> how many; a lane that is not named has one for each piece of work."""
+        """``threads``: lane -> how many. ``decode`` has one for each piece of work, not more at once than here."""
         self.threads = dict(threads)
         self.busy = Busy()
         self._queues: dict[str, queue.SimpleQueue[tuple[Job[Any], Finished] | None]] = {}
 
     def submit(self, job: Job[Any], finished: Finished) -> None:
         """Queue the job for its lane."""
-        if job.lane not in self.threads:
+        if job.lane == "decode":
             threading.Thread(target=self._one, args=(job, finished), name=job.lane, daemon=True).start()
             return
         if job.lane not in self._queues:
@@ -120,9 +120,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_lanes(engine: Literal["lanes", "serial"], cpu_threads: int) -> "ThreadLanes | InlineLanes":
+def make_lanes(engine: Literal["lanes", "serial"], cpu_threads: int, clips: int) -> "ThreadLanes | InlineLanes":
     """As the config says."""
     if engine == "serial":
         return InlineLanes()
-    named: dict[Lane, int] = {"gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1, "apart": 1}
+    named: dict[Lane, int] = {"decode": clips, "gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1, "apart": 1}
     return ThreadLanes(cast("dict[str, int]", named))

@@ -3,15 +3,14 @@
 import logging
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from extract.config import ExtractConfig, Remembered, load_extract_config
 from extract.devices import pick_device
@@ -25,9 +24,10 @@ from extract.running.clipwork import work_on
 from extract.running.device import LocalEngine, cores
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Outcome, Working
-from extract.running.isolation import IsolatedWorker, Job
+from extract.running.isolation import FRAMES, IsolatedWorker, Job
 from extract.running.lanes import make_lanes, one_thread
 from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
+from extract.running.report import WARNINGS, Notice, Progress, Report, Speed
 from extract.running.selection import Options, choose, listed, with_lock
 from extract.running.tasks import Loop, all_of
 from extract.store import Store
@@ -39,101 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-WARNINGS = {
-    "truncated_at_s": "the file is cut off; what decodes ends at {} s",
-    "declared_frames": "the header declares {} frames, {rows} decode",
-    "video_streams": "{0[count]} video streams; number {0[taken]} is taken",
-    "audio_streams": "{0[count]} audio streams; number {0[taken]} is taken",
-    "corrupt_frames": "frames decoded with errors: {0[count]}, the first at {0[first_s]} s",
-    "undecodable_packets": "packets that do not decode: {0[count]} ({0[error]})",
-    "frames_beyond_movie": "crops are numbered beyond the movie's last frame: {} times are continued",
-    "unreadable_crops": "damaged crops, taken for absent: {0[count]}, the first {0[first]}",
-    "repaired_pts": "presentation times repaired: {0[absent]} absent, {0[not_increasing]} not increasing",
-    "start_assumed": "no presentation time on the sound; it is taken to begin at 0 s",
-    "audio_gaps": "gaps in the sound, filled with silence ([start_s, duration_s]): {}",
-    "audio_overlap_s": "{} s of overlapping sound left out",
-    "clipped_samples": "samples beyond full scale, clipped: {}",
-    "au_rows": "{} rows of AU labels for {rows} frames, within label_slack",
-    "left_out_aus": "columns of the label file that are none of the twelve AUs are left out: {}",
-    "expr_rows": "{} rows of expression labels for {rows} frames, within label_slack",
-}
-"""Notes of a record that a run tells of; the others are facts that need no eye."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One instance of one clip that could not be computed."""
-
-    clip: str
-    instance: str
-    reason: str
-    message: str
-    cause: str | None = None
-    """The instance whose failure this one follows from; None where it failed by itself."""
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that a user should know of a run, and which clip and instance it concerns."""
-
-    message: str
-    clip: str | None = None
-    """None: it concerns the run."""
-    instance: str | None = None
-
-    def __str__(self) -> str:
-        where = ", ".join([*([f"clip {self.clip}"] if self.clip else []), *([self.instance] if self.instance else [])])
-        return f"{where}: {self.message}" if where else self.message
-
-
-@dataclass
-class Report:
-    """What a run did."""
-
-    run: str
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """Instance -> how many clips of the run are ``done``, ``empty``, ``failed`` in the store now."""
-    computed: int = 0
-    """Instances of clips that this run finished: ``done`` or ``empty``."""
-    failures: list[Failure] = field(default_factory=list)
-    busy: list[Notice] = field(default_factory=list)
-    """Clips that another run was working on, with which."""
-    damaged: list[Notice] = field(default_factory=list)
-    """Clips whose stored bytes fail their checksum; the messages name array and block."""
-    warnings: list[Notice] = field(default_factory=list)
-    untrained: list[str] = field(default_factory=list)
-    """Instances with random weights."""
-    seconds: float = 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """0 all done, 1 some clips failed or are another run's, 4 stored bytes are damaged."""
-        if self.damaged:
-            return CorruptError.exit_code
-        return 1 if self.failures or self.busy else 0
-
-    def count(self, instance: str, outcome: Outcome | None, clip: str) -> None:
-        """Add how one instance of one clip stands."""
-        counts = self.counts.setdefault(instance, Counter())
-        if outcome is None:
-            return
-        counts[outcome.state] += 1
-        if outcome.state == "failed":
-            self.failures.append(Failure(clip, instance, outcome.reason or "", outcome.message or "", outcome.cause))
-
-
-class Progress:
-    """Receives how far the run is; the command line shows it. This one shows nothing."""
-
-    def start(self, clips: int) -> None:
-        """The work begins: so many clips have something to do."""
-
-    def rows(self, count: int) -> None:
-        """So many frames were gone through."""
-
-    def clip(self, clip: str, failed: int) -> None:
-        """A clip is through; ``failed`` clips of the run so far."""
 
 
 def run(
@@ -250,7 +155,7 @@ class _Run:
         self.settings, self.options, self.report, self.progress = config.run, options, report, progress
         self.computing = _computing(plan)
         serial = config.run.engine == "serial"
-        self.lanes = make_lanes(config.run.engine, config.run.cpu_threads or cores())
+        self.lanes = make_lanes(config.run.engine, config.run.cpu_threads or cores(), config.run.clips)
         self.loop = Loop(self.lanes)
         self.places = Budget(self.loop, 1 if serial else config.run.clips)
         """One for each clip in flight; all of them for a clip that is worked on alone."""
@@ -261,7 +166,8 @@ class _Run:
             engine,
             sources,
             provenance,
-            progress.rows,
+            progress.expect,
+            self._progressed,
             config.run,
             overwrite=options.overwrite,
             loop=self.loop,
@@ -285,6 +191,7 @@ class _Run:
         )
         self.loop.scope.on_close.append(self.isolated.interrupt)
         self.reports: dict[str, ClipReport] = {}
+        self.frames = 0.0
 
     def go(self) -> None:
         started = time.monotonic()
@@ -300,8 +207,12 @@ class _Run:
             for clip in self.plan.clips:
                 if clip.id not in waiting:
                     self._clean_up_behind_the_dead(clip)
-            self.progress.start(len(waiting))
-            self.loop.drive(self._all([clip for clip in self.plan.clips if clip.id in waiting]))
+            to_do = [clip for clip in self.plan.clips if clip.id in waiting]
+            self.progress.start({clip.id: _bytes_of(clip) for clip in to_do})
+            began = time.monotonic()
+            self.loop.drive(self._all(to_do))
+            if to_do:
+                self.report.speed = self._speed(time.monotonic() - began, began - started)
         for clip in self.plan.clips:
             done = self.reports.get(clip.id)
             self._count(clip, done or ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id)))
@@ -375,11 +286,23 @@ class _Run:
         return self.loop.run("write", work, None)
 
     async def _work_apart(self, clip: Clip, held: lease.Lease, before: Before) -> ClipReport:
-        def progressed(rows: int) -> None:
-            self.loop.tell(partial(self.progress.rows, rows))
+        def told(what: str, value: Any) -> None:  # noqa: ANN401 - as the process says it
+            tell = self._progressed if what == FRAMES else self.progress.expect
+            self.loop.tell(partial(tell, clip.id, value))
 
-        work = partial(self.isolated.work, clip, held, before, progressed, retry=self.options.retry)
+        work = partial(self.isolated.work, clip, held, before, told, retry=self.options.retry)
         return await self.loop.run("apart", work, self.loop.scope)
+
+    def _progressed(self, clip: str, frames: float) -> None:
+        self.frames += frames
+        self.progress.frames(clip, frames)
+
+    def _speed(self, seconds: float, setup_s: float) -> Speed:
+        busy = dict(self.lanes.busy.seconds)
+        if self.engine.device.type == "cuda":
+            busy["gpu"] = self.engine.computed_s  # the lane itself only launches
+        shares = {lane: busy[lane] / seconds / self.lanes.threads.get(lane, 1) for lane in sorted(busy)}
+        return Speed(round(self.frames), seconds, setup_s, shares)
 
     def _apart(self, clip: Clip, before: Before) -> bool:
         """Whether the clip gets a process of its own: a process died at it, the last time or twice in earlier runs."""
@@ -396,6 +319,14 @@ class _Run:
         for name, prepared in self.plan.prepared.items():
             if prepared.instance.kept:
                 self.report.count(name, done.outcomes.get(name), clip.id)
+
+
+def _bytes_of(clip: Clip) -> int:
+    """Of its recording; 0 where that is not there."""
+    try:
+        return (clip.video or clip.audio or Path()).stat().st_size
+    except OSError:
+        return 0
 
 
 def refresh_attributes(store: Store, clip: Clip) -> None:
