@@ -159,7 +159,7 @@ def report_json(report: Report) -> dict[str, Any]:
 def speed_json(speed: Speed) -> dict[str, Any]:
     """How fast the run was, as JSON values."""
     return {
-        "frames": speed.frames,
+        "num_frames": speed.num_frames,
         "frames_per_s": round(speed.frames_per_s, 2),
         "seconds": round(speed.seconds, 3),
         "setup_s": round(speed.setup_s, 3),
@@ -189,7 +189,7 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
 
 
 def _speed_line(speed: Speed) -> str:
-    rate = f"{speed.frames} frames, {speed.frames_per_s:.1f} frames/s, models loaded in {speed.setup_s:.1f} s"
+    rate = f"{speed.num_frames} frames, {speed.frames_per_s:.1f} frames/s, models loaded in {speed.setup_s:.1f} s"
     shares = ", ".join(f"{lane} {share:.0%}" for lane, share in speed.busy.items())
     return f"{rate}; busy: {shares}; bottleneck: {speed.bottleneck}"
 

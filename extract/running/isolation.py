@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,7 +48,7 @@ MOST_DEATHS = 4
 """Deaths at one clip without a row computed in between, after which the clip is not to blame: its records count two."""
 
 READY, STALLED = "ready", "stalled"
-EXPECTED, FRAMES = "expected", "frames"
+EXPECTED, PROGRESS = "expected", "progress"
 """What the process tells while it works: how many frames its clip has, and how many were gone through."""
 
 FATAL = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGKILL}
@@ -132,7 +133,7 @@ class IsolatedWorker:
 
         def heard(what: str, value: Any) -> None:  # noqa: ANN401 - as the process says it
             nonlocal deaths
-            if what == FRAMES:
+            if what == PROGRESS:
                 deaths = 0
             told(what, value)
 
@@ -208,7 +209,7 @@ class IsolatedWorker:
                     raise StoppedError from None
                 return _death(code)
             heard = time.monotonic()
-            if what in {EXPECTED, FRAMES}:
+            if what in {EXPECTED, PROGRESS}:
                 told(what, value)
             elif what == "raised":
                 raise value
@@ -224,6 +225,50 @@ def _death(code: int) -> str:
         full = " (the memory was full, or somebody ended it)" if code == -signal.SIGKILL else ""
         return f"{signal.Signals(-code).name}{full}"
     raise RuntimeError(f"the process for isolated clips ended with {code}; its own words are above")
+
+
+class Isolation:
+    """The lane of isolated clips: as many processes as there are, one clip in each."""
+
+    def __init__(self, job: Job, store: Store, loop: Loop, *, processes: int) -> None:
+        memory_gb = job.config.run.memory_gb / processes
+        run = job.config.run.model_copy(update={"memory_gb": memory_gb, "engine": "serial"})  # what dies was alone
+        own = replace(job, config=job.config.model_copy(update={"run": run}))
+        self._loop = loop
+        self._free = [IsolatedWorker(own, store) for _ in range(processes)]
+        self._all = tuple(self._free)
+        self._places = Budget(loop, processes)
+        loop.scope.on_close.append(self._interrupt)
+
+    def start(self) -> None:
+        """Start the first process: what it lacks shows before any work. Raises as ``IsolatedWorker.start``."""
+        self._free[-1].start()
+
+    async def work(
+        self, clip: Clip, held: lease.Lease, before: Before, told: Callable[[str, Any], None], *, retry: bool
+    ) -> ClipReport:
+        """``IsolatedWorker.work`` when a process is free; ``told`` is called by the owner."""
+
+        def heard(what: str, value: Any) -> None:  # noqa: ANN401 - as the process says it
+            self._loop.tell(partial(told, what, value))
+
+        place = await self._places.reserve(1, self._loop.scope)
+        worker = self._free.pop()
+        try:
+            assigned = partial(worker.work, clip, held, before, heard, retry=retry)
+            return await self._loop.run("apart", assigned, self._loop.scope)
+        finally:
+            self._free.append(worker)
+            place.release()
+
+    def _interrupt(self) -> None:
+        for worker in self._all:
+            worker.interrupt()
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._all:
+            worker.close()
 
 
 # ---- the process's side ---------------------------------------------------------------------------------------------
@@ -291,8 +336,8 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
         Sources(),
         job.provenance,
         lambda _, frames: say(EXPECTED, frames),
-        lambda _, frames: say(FRAMES, frames),
-        job.config.run.model_copy(update={"engine": "serial"}),  # whatever kills it, one thing alone was begun
+        lambda _, frames: say(PROGRESS, frames),
+        job.config.run,
         overwrite=job.overwrite,
         loop=loop,
         budget=Budget(loop, int(job.config.run.memory_gb * 1e9)),

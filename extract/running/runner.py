@@ -24,7 +24,7 @@ from extract.running.clipwork import work_on
 from extract.running.device import LocalEngine, cores
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Outcome, Working
-from extract.running.isolation import FRAMES, IsolatedWorker, Job
+from extract.running.isolation import PROGRESS, Isolation, Job
 from extract.running.lanes import make_lanes, one_thread
 from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
 from extract.running.report import WARNINGS, Notice, Progress, Report, Speed
@@ -174,7 +174,8 @@ class _Run:
             budget=Budget(self.loop, int(config.run.memory_gb * 1e9)),
             trace=trace,
         )
-        self.isolated = IsolatedWorker(
+        # Models are loaded in each process: no more than one for the few clips that crashed.
+        self.isolated = Isolation(
             Job(
                 config,
                 options.stages,
@@ -188,8 +189,9 @@ class _Run:
                 self.computing,
             ),
             store,
+            self.loop,
+            processes=self.places.total if config.run.isolate == "always" else 1,
         )
-        self.loop.scope.on_close.append(self.isolated.interrupt)
         self.reports: dict[str, ClipReport] = {}
         self.frames = 0.0
 
@@ -269,7 +271,8 @@ class _Run:
             place = await self.places.reserve(self.places.total if alone else 1, self.loop.scope)
             try:
                 if apart:
-                    return await self._work_apart(clip, held, before)
+                    told = partial(self._told_apart, clip.id)
+                    return await self.isolated.work(clip, held, before, told, retry=self.options.retry)
                 return await work_on(self.working, clip, held, before, retry=self.options.retry)
             finally:
                 place.release()
@@ -285,13 +288,9 @@ class _Run:
     def _write(self, work: Callable[[], T]) -> Awaitable[T]:
         return self.loop.run("write", work, None)
 
-    async def _work_apart(self, clip: Clip, held: lease.Lease, before: Before) -> ClipReport:
-        def told(what: str, value: Any) -> None:  # noqa: ANN401 - as the process says it
-            tell = self._progressed if what == FRAMES else self.progress.expect
-            self.loop.tell(partial(tell, clip.id, value))
-
-        work = partial(self.isolated.work, clip, held, before, told, retry=self.options.retry)
-        return await self.loop.run("apart", work, self.loop.scope)
+    def _told_apart(self, clip: str, what: str, value: Any) -> None:  # noqa: ANN401 - as the process says it
+        tell = self._progressed if what == PROGRESS else self.progress.expect
+        tell(clip, value)
 
     def _progressed(self, clip: str, frames: float) -> None:
         self.frames += frames
