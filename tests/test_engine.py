@@ -6,17 +6,21 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import extract
 from extract.config import ExtractConfig
 from extract.inputs.manifest import Clip
+from extract.inputs.media import picture
 from extract.registry import STAGES
 from extract.running import runner, tasks
 from extract.running.lanes import InlineLanes
@@ -25,9 +29,12 @@ from extract.stage import VALID, Output, RowsStage, StageConfig
 from extract.timeline import FRAMES
 from tests.bench import Bench
 from tests.media_files import write_clip
+from tests.test_long_clips import write_video
 from tests.test_vision_chain import INSTANCES, faces
+from tests.toy_stages import Colour, Rank
 
 ORDERS = 50
+STOPS = 15
 KILLS = 30
 SERIAL, LANES = ("run.engine=serial",), ("run.engine=lanes",)
 
@@ -77,6 +84,7 @@ class RandomLanes(InlineLanes):
         self.chance = chance
         self.waiting = []
         self.did = []
+        self.stop_after = None
 
     def submit(self, job, finished):
         self.waiting.append((job, finished))
@@ -84,6 +92,9 @@ class RandomLanes(InlineLanes):
     def idle(self):
         if not self.waiting:
             return False
+        if len(self.did) == self.stop_after:
+            self.stop_after = None
+            raise KeyboardInterrupt
         job, finished = self.waiting.pop(self.chance.randrange(len(self.waiting)))
         self.did.append(job.lane)
         self._do(job, finished)
@@ -197,6 +208,29 @@ def test_a_budget_that_holds_one_frame_at_a_time_decides_nothing_but_the_time(be
     assert contents(bench.store_path) == serial
 
 
+def test_stopped_at_any_moment_and_resumed_the_store_is_the_same(bench, serial, in_random_order):
+    """A stop keeps the blocks that are whole, gives the leases back, and is no attempt."""
+    lanes = in_random_order(0)
+    bench.run(config=("run.clips=3",))
+    shutil.rmtree(bench.store_path)
+    pieces = len(lanes.did)
+    for seed in range(STOPS):
+        lanes = in_random_order(seed)
+        lanes.stop_after = lanes.chance.randrange(5, pieces)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(config=("run.clips=3",))
+        left = contents(bench.store_path)
+        assert {name: data for name, data in left.items() if "/c." in name}.items() <= serial.items()
+        assert not [name for name in left if name.endswith((".lease", ".crash"))]
+        assert not [
+            name for name, record in left.items() if "zarr.json" in name and record["attributes"].get("attempts")
+        ]
+        in_random_order(seed)
+        assert bench.run(config=("run.clips=3",)).exit_code == 1
+        assert contents(bench.store_path) == serial, f"seed {seed}"
+        shutil.rmtree(bench.store_path)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of this process")
 def test_killed_and_resumed_with_three_clips_in_flight_the_store_is_the_same(bench, serial):
     """SIGKILL at random moments, until as many as KILLS have struck; each store is then continued to its end."""
@@ -253,3 +287,62 @@ def test_real_stages_in_random_order(media_dir, tmp_path, in_random_order):
         assert report.exit_code == 0, report.failures
         stored.append(contents(store))
         assert stored[-1] == stored[0], order
+
+
+def test_a_clip_stage_out_of_memory_is_tried_again_alone(bench, monkeypatch):
+    """What was short of memory only because of its neighbours is no failure."""
+    lock, active, tries = threading.Lock(), [0], []
+    of_colour, of_rank = Colour.compute, Rank.compute
+
+    def colour(self, batch):
+        with lock:
+            active[0] += 1
+        try:
+            time.sleep(0.01)
+            return of_colour(self, batch)
+        finally:
+            with lock:
+                active[0] -= 1
+
+    def rank(self, inputs):
+        tries.append(active[0])
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return of_rank(self, inputs)
+
+    monkeypatch.setattr(Colour, "compute", colour)
+    monkeypatch.setattr(Rank, "compute", rank)
+    report = bench.run("colour", "rank", clips=["a", "b", "d"])
+    assert report.exit_code == 0, report.failures
+    assert len(tries) == 1 + 3
+    assert tries[1] == 0
+
+
+def test_frames_of_all_clips_in_flight_stay_within_the_memory(folder, monkeypatch, toys):  # noqa: ARG001
+    """Ten minutes of video, three clips in flight; each may have one frame too many in its hands."""
+    now, most, of_one = [0], [0], 64 * 48 * 3
+    lock = threading.Lock()
+    real = picture.upright_rgb
+
+    def let_go():
+        with lock:
+            now[0] -= of_one
+
+    def rgb(frame, reformatter):
+        image = real(frame, reformatter)
+        with lock:
+            now[0] += of_one
+            most[0] = max(most[0], now[0])
+        weakref.finalize(image, let_go)
+        return image
+
+    monkeypatch.setattr(picture, "upright_rgb", rgb)
+    bench = Bench(folder)
+    for name in ("a", "b", "c"):
+        video = write_video(folder / f"{name}.mkv", minutes=10)
+        bench.clips[name] = Clip(id=name, video=video)
+    held = 100 * of_one
+    report = bench.run("colour", config=(f"run.memory_gb={held / 1e9}", "run.block_rows=256"))
+    assert report.exit_code == 0, report.failures
+    assert report.speed.num_frames == 3 * 10 * 60 * 2
+    assert 32 * of_one <= most[0] <= held + 3 * of_one
