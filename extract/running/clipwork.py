@@ -3,16 +3,11 @@
 An instance's failure is written into its record and passed on to what it feeds; the clip's other instances continue.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import Any, TypeVar
 
 from extract.arrays import default_block_rows
 from extract.errors import ClipError, CorruptError, MachineError, WeightsError
@@ -20,21 +15,22 @@ from extract.graph import Instance
 from extract.inputs.crops import GivenCrops, Pictures
 from extract.inputs.manifest import Clip
 from extract.running import crashes
+from extract.running.budget import Budget
 from extract.running.clip_inputs import ClipInputs
-from extract.running.device import LocalEngine
 from extract.running.handover import Before, ClipReport, Outcome, Permit, Working
 from extract.running.lease import LeaseLostError
 from extract.running.ledger import Ledger
 from extract.running.nodes import Node
 from extract.running.order import Order
 from extract.running.passes import GROUPS_IN_FLIGHT, FramePass
-from extract.running.planning import Task, plan_clip
+from extract.running.planning import Task as Planned
+from extract.running.planning import plan_clip
 from extract.running.reading import Reading
 from extract.running.recipes import Prepared
-from extract.running.rows import as_declared, stored_form
-from extract.running.tasks import Job
-from extract.stage import ClipStage, Output, SourceStage, Stage
-from extract.timeline import FrameClock, Regular
+from extract.running.tasks import Job, Scope, Task, all_of
+from extract.running.whole_clips import Result, check_rows, compute_clip
+from extract.stage import SourceStage
+from extract.timeline import FrameClock
 
 T = TypeVar("T")
 
@@ -46,10 +42,16 @@ class ClipWork:
     """Works on one clip under its lease; ``ledger`` says, after ``go``, how every instance stands."""
 
     def __init__(
-        self, run: Working, clip: Clip, tasks: Mapping[str, Task], lease: Permit, before: Before, *, retry: bool
+        self, run: Working, clip: Clip, tasks: Mapping[str, Planned], lease: Permit, before: Before, *, retry: bool
     ) -> None:
         self._clip, self._store, self._engine, self._settings = clip, run.store, run.engine, run.settings
         self._loop, self._budget = run.loop, run.budget
+        self._scope = Scope(self._loop.scope)
+        self._turns = Budget(self._loop, 1)
+        for budget in (self._turns, self._budget):
+            self._scope.on_close.append(budget.wake)
+        # If the process dies, what was begun is suspected: here one thing after the other.
+        self._one_by_one = run.settings.engine == "serial" or before.died is not None
         self._expects, self._progressed = partial(run.expects, clip.id), partial(run.progressed, clip.id)
         own = run.plan.of(clip)
         self._prepared = own.prepared
@@ -67,16 +69,38 @@ class ClipWork:
         passes = self._order.passes(self.ledger.todo)
         self._num_passes = sum(bool(per_row) for per_row, _ in passes)
         try:
-            for per_row, clip_stages in passes:
-                await self._pass(per_row)
-                for name in clip_stages:
-                    await self._clip_stage(name)
+            await self._follow(passes)
         except LeaseLostError:
             raise  # the clip is another run's: not a record more
         except BaseException:
             # A clean stop is no crash; a killed process never comes here. A full disk must not hide its own error.
             with suppress(MachineError):
                 await self._write(self.ledger.clear_attempts)
+            raise
+
+    async def _follow(self, passes: Sequence[tuple[list[str], list[str]]]) -> None:
+        """One pass over the frames after the other, and beside them each clip stage as soon as it is fed."""
+        tasks: dict[str, Task[None]] = {}
+        last: Task[None] | None = None
+        for per_row, clip_stages in passes:
+            steps = [(per_row, partial(self._pass, per_row))] if per_row else []
+            for names, step in [*steps, *(([name], partial(self._clip_stage, name)) for name in clip_stages)]:
+                before = [tasks[name] for name in self._order.below(names) if name in tasks]
+                if names is per_row and last is not None:
+                    before.append(last)
+                task = self._loop.spawn(self._after(before, step))
+                tasks |= dict.fromkeys(names, task)
+                last = task if names is per_row else last
+                if self._one_by_one:
+                    await task
+        await all_of(dict.fromkeys(tasks.values()))
+
+    async def _after(self, before: Sequence[Task[None]], step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await all_of(before)
+            await step()
+        except BaseException:
+            self._scope.close()  # what stops one of them stops the clip
             raise
 
     def _write(self, work: Callable[[], T]) -> Job[T]:
@@ -124,12 +148,13 @@ class ClipWork:
             num_frames,
             self._engine,
             self._loop,
+            self._scope,
             self._budget,
             check=lambda: self.ledger.may_commit(names),
             progressed=lambda rows: self._progressed(rows / self._num_passes),
             committed=self.ledger.clear_attempts,
             reading=reading,
-            in_flight=1 if self._settings.engine == "serial" else GROUPS_IN_FLIGHT,
+            in_flight=1 if self._one_by_one else GROUPS_IN_FLIGHT,
         )
         rows = await frame_pass.run()
         await self._write(partial(self._finish_nodes, nodes, names, rows, video))
@@ -202,9 +227,13 @@ class ClipWork:
         rows = clock.rows if clock else None
         return await self._read(partial(self._inputs.open_pictures, sources[0], rows, reading), reading)
 
-    def _read(self, work: Callable[[], T], reading: Reading) -> Job[T]:
-        """Have a file of the clip read, which may hang."""
-        return self._loop.run("decode", work, self._loop.scope, watch=reading.watch())
+    async def _read(self, work: Callable[[], T], reading: Reading) -> T:
+        """Have a file of the clip read, which may hang; one after the other, so that the sound is read once."""
+        turn = await self._turns.reserve(1, self._scope)
+        try:
+            return await self._loop.run("decode", work, self._scope, watch=reading.watch())
+        finally:
+            turn.release()
 
     # ---- clip stages -------------------------------------------------------------------------------------------
 
@@ -227,24 +256,27 @@ class ClipWork:
         except Exception as error:  # noqa: BLE001 - one clip's failure; the record holds its trace
             await self._write(partial(self.ledger.fail, name, error))
 
-    async def _computed(self, prepared: Prepared, inputs: Mapping[str, Any]) -> "Result":
+    async def _computed(self, prepared: Prepared, inputs: Mapping[str, Any]) -> Result:
         """What a clip stage gives. Where the memory does not suffice it is tried again, with nothing beside it."""
         stage = self._engine.ready(prepared)
         lane = "cpu" if self._engine.device_of(stage).type == "cpu" else "gpu"
         work = partial(compute_clip, self._engine, prepared, stage, inputs)
         try:
-            return await self._loop.run(lane, work, self._loop.scope)
+            return await self._loop.run(lane, work, self._scope)
         except ClipError as error:
             if error.reason != "out_of_memory":
                 raise
-        return await self._loop.run_alone(lane, work, self._loop.scope)
+        return await self._loop.run_alone(lane, work, self._scope)
 
-    def _write_result(self, prepared: Prepared, result: "Result", inputs: Mapping[str, Any]) -> Outcome:
+    def _write_result(self, prepared: Prepared, result: Result, inputs: Mapping[str, Any]) -> Outcome:
         name, stored = prepared.instance.name, result.stored
         if result.empty and not result.rows:
             return Outcome("empty", result.empty, notes=result.notes)
-        for output in prepared.instance.stage.outputs:
-            self._check_rows(prepared, output, result.rows[output.name], inputs)
+        outputs = prepared.instance.stage.outputs
+        on_frames = any(isinstance(output.clock, FrameClock) for output in outputs)
+        num_frames = self.ledger.outcomes[self._order.clock_of(name)].rows if on_frames else None
+        for output in outputs:
+            check_rows(prepared, output, result.rows[output.name], inputs, num_frames, self._inputs)
         self.ledger.may_commit([name])
         self._store.write_whole(self._clip.id, name, stored, fingerprint=self.ledger.fingerprint(name))
         rows = len(next(iter(stored.values())))
@@ -255,57 +287,6 @@ class ClipWork:
         lengths = {output.name: len(values) for output, values in stored.items()}
         return Outcome("empty" if reason else "done", reason, rows=rows, notes=result.notes, array_rows=lengths)
 
-    def _check_rows(self, prepared: Prepared, output: Output, rows: int, inputs: Mapping[str, Any]) -> None:
-        """Raise ClipError where an array is not as long as its clock says."""
-        name = prepared.instance.name
-        if isinstance(output.clock, FrameClock):
-            expected = self.ledger.outcomes[self._order.clock_of(name)].rows
-            if rows != expected:
-                message = f"{output.name}: {rows} rows, expected {expected}, one per frame"
-                raise ClipError("broken_promise", message)
-        if isinstance(output.clock, Regular):
-            for declared in prepared.instance.stage.inputs:
-                sound_hz = self._inputs.sound_hz(prepared.instance.source_of(declared)[0])
-                if sound_hz is None:
-                    continue
-                duration_s = Fraction(len(inputs[declared]), sound_hz)
-                expected = output.clock.num_steps(duration_s)
-                if rows != expected:
-                    heard = f"{float(duration_s):.2f} s at hop {output.clock.hop_s}"
-                    found = f"{rows} steps, expected {expected} for {heard}; was the audio cut?"
-                    raise ClipError("broken_promise", f"{output.name}: {found}")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a clip stage gave, as the store will hold it."""
-
-    stored: Mapping[Output, NDArray[Any]]
-    rows: Mapping[str, int]
-    """Output -> how many; none at all where there is nothing."""
-    notes: Mapping[str, Any]
-    empty: str | None
-
-
-def compute_clip(engine: LocalEngine, prepared: Prepared, stage: Stage[Any], inputs: Mapping[str, Any]) -> Result:
-    """A clip stage's compute, in a lane. What its results are fetched for belongs to it: errors of a GPU show there."""
-    name = prepared.instance.name
-    device = engine.device_of(stage)
-    on_device = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
-    with engine.guarded(name, whole_clip=True):
-        result = cast("ClipStage[Any]", stage).compute(on_device)
-        if result.empty and not result.arrays:
-            return Result({}, {}, result.notes, result.empty)
-        arrays = as_declared(stage, result.arrays, None)
-        if set(arrays) != {output.name for output in stage.outputs}:
-            raise ClipError("broken_promise", f"gave {sorted(arrays)}, declares more")
-        stored = {}
-        for output in prepared.instance.kept:
-            values = arrays[output.name]
-            is_text = output.dtype == "str"
-            stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, name)
-    return Result(stored, {name: len(values) for name, values in arrays.items()}, result.notes, result.empty)
-
 
 async def work_on(run: Working, clip: Clip, lease: Permit, before: Before, *, retry: bool) -> ClipReport:
     """Plan one clip anew, under its lease, and compute what it lacks.
@@ -314,7 +295,7 @@ async def work_on(run: Working, clip: Clip, lease: Permit, before: Before, *, re
         MachineError, WeightsError: the run ends here; finished blocks stay.
     """
 
-    def planned() -> "Mapping[str, Task] | ClipReport":
+    def planned() -> "Mapping[str, Planned] | ClipReport":
         # Another run may have finished it since the plan was made, and with other settings.
         try:
             tasks = plan_clip(run.plan, run.store, clip, run.sources, retry=retry)

@@ -63,6 +63,10 @@ class Order:
         """The frames instance that ``name`` rests on."""
         return next(n for n in upstream(self._graph, [name]) if self.instance(n).stage.clock)
 
+    def below(self, names: Sequence[str]) -> tuple[str, ...]:
+        """All that feeds ``names``, directly or not."""
+        return tuple(name for name in upstream(self._graph, names) if name not in names)
+
     def with_helpers(self, names: Sequence[str], todo: Collection[str]) -> list[str]:
         """``names`` and what feeds them in memory: instances to be computed again, or decoded, because what they give
         is not in the store."""

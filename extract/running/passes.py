@@ -56,6 +56,7 @@ class FramePass:
         nodes: in the graph's order, feeding ones first.
         video: the clip's video; None where no node reads pixels or times.
         num_frames: None while the frames instance is not recorded: then decoding says.
+        scope: of the clip.
         budget: for decoded frames, and what is cut out of them.
         check: called before every commit; raises when the lease is lost, or the source is another.
         progressed: called with the number of rows after every group.
@@ -71,6 +72,7 @@ class FramePass:
         num_frames: int | None,
         engine: LocalEngine,
         loop: Loop,
+        scope: Scope,
         budget: Budget,
         *,
         check: Callable[[], None],
@@ -82,7 +84,7 @@ class FramePass:
         self.nodes = nodes
         self._num_frames = num_frames
         self._loop, self._budget, self._reading, self._in_flight = loop, budget, reading, in_flight
-        self._scope = Scope(loop.scope)
+        self._scope = Scope(scope)
         self._scope.on_close.append(budget.wake)
         self._by_name = {node.name: node for node in nodes}
         self._groups = Groups(nodes, engine, loop, self._scope)
