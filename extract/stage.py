@@ -62,11 +62,15 @@ class Context:
     weights: "Weights | None"
     """What the config's ``weights`` names, resolved and hashed; ``None`` for a stage without weights."""
     cpu_threads: int = 1
-    """Threads that the stage may use itself (dlib's detector: one object per thread)."""
+    """Threads that the stage may use itself. None does: ``compute`` works in the thread that calls it."""
 
 
 class Stage(ABC, Generic[ConfigT]):
-    """One node of the pipeline. Subclass RowsStage, ClipStage or SourceStage."""
+    """One node of the pipeline. Subclass RowsStage, ClipStage or SourceStage.
+
+    ``setup`` comes first and once; ``compute`` is re-entrant: several threads may call it at once, so it leaves nothing
+    behind on ``self``.
+    """
 
     name: ClassVar[str]
     """A noun for what it makes; file, class and test agree."""

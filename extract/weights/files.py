@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,16 +88,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def path_sha256(path: Path) -> str:
+def path_sha256(path: Path, of_file: Callable[[Path], str] = file_sha256) -> str:
     """sha256 of a file; of a folder, over the sorted names and hashes of its files, tokenizer and configs included.
 
     Hidden files are left out: version control and download tools put theirs there.
+
+    Args:
+        of_file: sha256 of one file's bytes, for who knows it without reading them.
     """
     if path.is_file():
-        return file_sha256(path)
+        return of_file(path)
     files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
     seen = {name.as_posix(): file for name, file in files.items() if not any(p.startswith(".") for p in name.parts)}
-    lines = (f"{name}\0{file_sha256(seen[name])}\n" for name in sorted(seen))
+    lines = (f"{name}\0{of_file(seen[name])}\n" for name in sorted(seen))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
