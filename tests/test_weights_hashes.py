@@ -115,6 +115,19 @@ def test_a_changed_file_is_read_again(monkeypatch, read, cache, folder, change, 
     assert read["model.safetensors"] == 2
 
 
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("number", range(4), ids=["inode", "size", "mtime", "ctime"])
+def test_every_number_of_the_stamp_counts(monkeypatch, read, cache, folder, number):
+    file = folder / "model.safetensors"
+    remembered_sha256(file, cache)
+    entries = json.loads((cache / MEMO).read_text())
+    entries[str(file)][number] += 1
+    (cache / MEMO).write_text(json.dumps(entries))
+    new_process(monkeypatch)
+    remembered_sha256(file, cache)
+    assert read.total() == 2
+
+
 @pytest.mark.parametrize(("age_s", "believed"), [(0.0, False), (1.9, False), (2.1, True)])
 def test_a_file_that_has_just_changed_is_not_remembered(monkeypatch, read, cache, folder, age_s, believed):
     """It could change again within one tick of the file system's clock."""
@@ -183,11 +196,14 @@ def test_a_memo_that_cannot_be_written_fails_nobody(monkeypatch, read, cache, fo
     (cache / MEMO).mkdir()
     expected = path_sha256(folder)
     assert remembered_sha256(folder, cache) == expected
+    new_process(monkeypatch)
     assert remembered_sha256(folder, cache / "is not there") == expected
     assert not (cache / "is not there").exists()
+    new_process(monkeypatch)
     monkeypatch.setattr(hashes, "cache_folder", no_home)
-    assert remembered_sha256(folder) == expected
-    assert read.total() == 2  # the process remembers
+    for _ in range(2):
+        assert remembered_sha256(folder) == expected
+    assert read.total() == 6  # each process remembers
 
 
 def no_home() -> Path:

@@ -61,7 +61,7 @@ def _sha256(file: Path, cache: Path | None) -> str:
     began_s = time.time()
     sha256 = file_sha256(path)
     changed_s = max(stamp[2], stamp[3]) / 1e9
-    if _stamp(path) == stamp and began_s - changed_s >= SETTLED_S:
+    if began_s - changed_s >= SETTLED_S:
         _seen[path] = (stamp, sha256)
         if cache is not None:
             _note(path, cache)
