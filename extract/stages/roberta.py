@@ -58,14 +58,11 @@ class Roberta(ClipStage[RobertaConfig]):
         return roberta.random_weights(self.config.architecture)
 
     def setup(self, context: Context) -> None:
-        from torch import nn
-
         if context.weights is None:
             raise ValueError("stage roberta needs weights")
         self._tokenizer = roberta.load_tokenizer(self.config.architecture, context.weights)
         self._device = context.device
-        self._model: nn.Module = roberta.load(self.config.architecture, context.weights)
-        nn.Module.to(self._model, context.device, context.precision)
+        self._model = roberta.load(self.config.architecture, context.weights, context.device, context.precision)
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
         """``transcribe.text``: list of W str; ``.start_s``, ``.end_s``: float64 [W]; ``frames.pts_s``: float64 [T]."""
