@@ -121,6 +121,8 @@ def test_every_number_of_the_stamp_counts(monkeypatch, read, cache, folder, numb
     file = folder / "model.safetensors"
     remembered_sha256(file, cache)
     entries = json.loads((cache / MEMO).read_text())
+    stamp = file.stat()
+    assert entries[str(file)][:4] == [stamp.st_ino, stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns]
     entries[str(file)][number] += 1
     (cache / MEMO).write_text(json.dumps(entries))
     new_process(monkeypatch)

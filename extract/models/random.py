@@ -34,6 +34,7 @@ def draw(shapes: Mapping[str, tuple[int, ...]], seed: str) -> dict[str, NDArray[
     every other one-axis tensor (biases, shifts)    0.1 z
     ==============================================  =========================
     """
+
     def one(name: str) -> NDArray[np.float32]:
         # np.asarray: of a tensor without axes, arithmetic makes a scalar.
         return np.asarray(_scaled(name, normal(seed, name, shapes[name])), np.float32)

@@ -80,7 +80,7 @@ def fill(
     for name, own in wanted.items():
         kind = precision if precision and own.is_floating_point() else own.dtype
         placed[name] = torch.empty(own.shape, dtype=kind, device=device)
-        placed[name].copy_(tensors.pop(name).to(device).to(own.dtype))
+        placed[name].copy_(tensors.pop(name))
     model.load_state_dict(placed, assign=True)
     model.to(device, precision)  # the buffers that no file holds
 
