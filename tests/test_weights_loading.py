@@ -140,7 +140,9 @@ def test_numbers_are_those_of_a_float32_network_that_is_brought_to_the_precision
         model = Small()
     model.register_buffer("table", torch.arange(5.0), persistent=False)
     fill(model, tensors, "w", CPU, precision)
-    for found, expected in zip((*model.parameters(), *model.buffers()), (*plain.parameters(), *plain.buffers())):
+    for found, expected in zip(
+        (*model.parameters(), *model.buffers()), (*plain.parameters(), *plain.buffers()), strict=True
+    ):
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
 
