@@ -1,6 +1,6 @@
 """Speech encoders on long recordings: what is in memory, what the blocks are, and what float16 costs.
 
-That the values are those of the whole recording is tested with the stages (tests/stages/test_hubert.py, test_speech.py).
+That the values are those of the whole recording is tested with the stages: tests/stages/test_hubert.py, test_speech.py.
 """
 
 import itertools

@@ -14,8 +14,8 @@ BLOCK_STEPS = 1536
 queries that torch's attention takes together, so that a block's queries are grouped as those of the whole recording."""
 
 LAYER_STEPS_ON_GPU = 10 * BLOCK_STEPS
-"""Steps (5 minutes) that go through a transformer layer together on a GPU, which half a minute does not fill: the layers
-of x-large take up to 0.8 GB for them in float16 (the last block is up to twice as long). Attention makes no table of
+"""Steps (5 minutes) that go through a transformer layer together on a GPU; half a minute does not fill one. A layer of
+x-large takes up to 0.8 GB for them in float16 (the last block is up to twice as long). Attention makes no table of
 steps by steps, whatever the number."""
 
 POSITIONS_STEPS = 20 * BLOCK_STEPS
@@ -137,7 +137,7 @@ def _first_convolution(
 
     def normed(samples: "Tensor") -> "Tensor":
         rows = layer.conv(samples)
-        # In float32, as torch's own norm: in float16 the scale of a quiet recording and the shift of a large mean round.
+        # In float32, as torch's own norm: float16 rounds the shift of a recording that is off centre.
         found = rows.float() * scale[:, None].float() + shift[:, None].float()
         activated: Tensor = layer.activation(found.to(rows.dtype))
         return activated
