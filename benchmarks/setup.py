@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
 from benchmarks.vision import GateError, require
@@ -29,7 +30,7 @@ from extract.stages.detections import Detections, DetectionsConfig
 from extract.stages.landmarks import Landmarks, LandmarksConfig
 from extract.stages.roberta import Roberta, RobertaConfig
 from extract.weights import hashes
-from extract.weights.files import path_sha256
+from extract.weights.files import Weights, path_sha256
 from extract.weights.hashes import remembered_sha256
 from extract.weights.resolving import resolve
 
@@ -148,7 +149,12 @@ def texts(architecture: str, minutes: float, device: torch.device, precision: to
     bytewise = models.load_tokenizer
     # The published vocabularies are not at hand: every byte is a token, so words of one letter make texts of the usual
     # length, about 20 tokens.
-    models.load_tokenizer = lambda _, weights: bytewise("small", weights)
+
+    def load_tokenizer(architecture: str, weights: Weights) -> Tokenizer:
+        del architecture
+        return bytewise("small", weights)
+
+    models.load_tokenizer = load_tokenizer
     try:
         stage.setup(Context(device, precision, resolve("random", stage)))
     finally:
