@@ -61,8 +61,6 @@ class Context:
     """Number type of the model's arithmetic (float32 on a CPU); already part of the recipe."""
     weights: "Weights | None"
     """What the config's ``weights`` names, resolved and hashed; ``None`` for a stage without weights."""
-    cpu_threads: int = 1
-    """Threads that the stage may use itself. None does: ``compute`` works in the thread that calls it."""
 
 
 class Stage(ABC, Generic[ConfigT]):
