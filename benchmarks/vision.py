@@ -289,7 +289,7 @@ def landmarks(device: torch.device, precision: torch.dtype) -> Subject:
     photo = Path(__file__).resolve().parents[1].parent / "shared" / "media" / "one_face.jpg"
     stage = Landmarks(LandmarksConfig())
     weights = resolve(stage.config.weights, stage, offline=True)
-    stage.setup(Context(torch.device("cpu"), torch.float32, weights, cpu_threads=1))
+    stage.setup(Context(torch.device("cpu"), torch.float32, weights))
     if photo.exists():
         with Image.open(photo) as opened:
             image = np.array(opened.convert("RGB").resize((448, 448)))

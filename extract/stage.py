@@ -61,12 +61,14 @@ class Context:
     """Number type of the model's arithmetic (float32 on a CPU); already part of the recipe."""
     weights: "Weights | None"
     """What the config's ``weights`` names, resolved and hashed; ``None`` for a stage without weights."""
-    cpu_threads: int = 1
-    """Threads that the stage may use itself (dlib's detector: one object per thread)."""
 
 
 class Stage(ABC, Generic[ConfigT]):
-    """One node of the pipeline. Subclass RowsStage, ClipStage or SourceStage."""
+    """One node of the pipeline. Subclass RowsStage, ClipStage or SourceStage.
+
+    ``setup`` comes first and once; ``compute`` is re-entrant: several threads may call it at once, so it leaves nothing
+    behind on ``self``.
+    """
 
     name: ClassVar[str]
     """A noun for what it makes; file, class and test agree."""

@@ -7,7 +7,9 @@ are wrong on purpose.
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from extract.weights import resolving
 CPU = torch.device("cpu")
 
 
-def context(stage: Stage[Any], *, cpu_threads: int = 1) -> Context:
+def context(stage: Stage[Any]) -> Context:
     """What the runner gives on a CPU; ``weights`` of the config must be ``random``, a path, or in a package."""
     spec = getattr(stage.config, "weights", None)
     resolved = (
@@ -32,7 +34,7 @@ def context(stage: Stage[Any], *, cpu_threads: int = 1) -> Context:
         if spec is None or spec in stage.weightless
         else resolving.resolve(spec, stage, cache=Path("no-such-cache"), offline=True)
     )
-    return Context(CPU, torch.float32, resolved, cpu_threads)
+    return Context(CPU, torch.float32, resolved)
 
 
 def assert_declared(output: Output, values: Any, num_rows: int) -> None:
@@ -54,12 +56,15 @@ def assert_declared(output: Output, values: Any, num_rows: int) -> None:
 
 def assert_near(found: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -> None:
     """Within ``relative`` of the largest value, in float32; whole numbers and coarser types within one last place."""
+    if not expected.numel():
+        assert not found.numel(), what
+        return
     if found.is_floating_point():
         relative = max(relative, torch.finfo(found.dtype).eps)
         room = relative * float(expected.abs().max())
     else:
         room = float(found.dtype == torch.uint8)
-    off = (found.double() - expected.double()).abs().max() if found.numel() else torch.zeros(())
+    off = (found.double() - expected.double()).abs().max()
     assert float(off) <= room, f"{what}: {float(off)} apart, at most {room}"
 
 
@@ -78,6 +83,18 @@ def assert_same(found: Any, expected: Any, what: str) -> None:
         assert torch.equal(found, expected), f"{what} differs"
     else:
         assert found == expected, what
+
+
+def at_once(compute: Callable[[Any], Any], inputs: Sequence[Any]) -> list[Any]:
+    """``compute`` of each, all begun together in threads of their own."""
+    begin = threading.Barrier(len(inputs))
+
+    def begun(given: Any) -> Any:
+        begin.wait()
+        return compute(given)
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        return list(pool.map(begun, inputs))
 
 
 Row = Mapping[str, Tensor]
@@ -171,6 +188,16 @@ class RowsContract(StageContract):
         assert_same(stage.compute(self.batch(1, 2)), first, "output")
         assert_same(self.ready().compute(self.batch(1, 2)), first, "output of a new stage")
 
+    def test_threads_may_compute_at_once(self):
+        """On one stage, each a batch of its own."""
+        stage: RowsStage[Any] = self.ready()
+        batches = [self.batch(1, 2), self.batch(3, 4), self.batch(5, 6), self.batch(2, 7)]
+        in_turn = [copy.deepcopy(stage.compute(batch)) for batch in batches]
+        for found, expected in zip(at_once(stage.compute, batches), in_turn, strict=True):
+            for name in expected:
+                for i in range(2):
+                    assert_near(found[name][i], expected[name][i], f"{name}, row {i}", self.precision_across_sizes)
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipInputs:
@@ -243,6 +270,22 @@ class ClipContract(StageContract):
             before = copy.deepcopy(clip.inputs)
             stage.compute(clip.inputs)
             assert_same(clip.inputs, before, "input")
+
+    def test_threads_may_compute_at_once(self):
+        """On one stage, each a clip of its own."""
+        stage: ClipStage[Any] = self.ready()
+        clips = [clip.inputs for clip in self.clips()]
+        in_turn = [self._snapshot(stage.compute(inputs)) for inputs in clips]
+        for result, expected in zip(at_once(stage.compute, clips), in_turn, strict=True):
+            found = self._snapshot(result)
+            assert_same({**found, "arrays": {}}, {**expected, "arrays": {}}, "what is said of the clip")
+            assert_same(sorted(found["arrays"]), sorted(expected["arrays"]), "arrays")
+            for name, values in expected["arrays"].items():
+                if isinstance(values, Tensor):
+                    assert found["arrays"][name].shape == values.shape, name
+                    assert_near(found["arrays"][name], values, name)
+                else:
+                    assert_same(found["arrays"][name], values, name)
 
     @staticmethod
     def _snapshot(result: ClipResult) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The contract itself, tested: stages that break one promise each are caught by the test of that promise."""
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -113,6 +114,15 @@ class RowsDrifting(GoodRows):
         return {"feature": super().compute(batch)["feature"] + self.seen}
 
 
+class RowsOnItself(GoodRows):
+    """Keeps the batch on itself while it computes, as one thread may."""
+
+    def compute(self, batch):
+        self.batch_at_hand = batch
+        time.sleep(0.02)
+        return super().compute(self.batch_at_hand)
+
+
 class ToyRows(RowsContract):
     wrong: type[GoodRows]
 
@@ -207,6 +217,15 @@ class ClipWithoutOne(GoodClip):
         return ClipResult({name: values for name, values in found.arrays.items() if name != "centre_s"})
 
 
+class ClipOnItself(GoodClip):
+    """Keeps the clip on itself while it computes, as one thread may."""
+
+    def compute(self, inputs):
+        self.clip = inputs
+        time.sleep(0.02)
+        return super().compute(self.clip)
+
+
 class ToyClips(ClipContract):
     def __init__(self, wrong):
         self.wrong = wrong
@@ -238,6 +257,7 @@ ROWS = [
     (RowsUnnamed, "writes_what_it_declares"),
     (RowsBlind, "rows_differ"),
     (RowsDrifting, "gives_the_same_values_twice"),
+    (RowsOnItself, "threads_may_compute_at_once"),
 ]
 CLIPS = [
     (ClipOfItsPast, "a_clip_does_not_depend_on_the_clips_before_it"),
@@ -247,6 +267,7 @@ CLIPS = [
     (ClipOnItsOwnClock, "steps_stand_on_their_clock"),
     (ClipInPlace, "leaves_its_inputs_alone"),
     (ClipWithoutOne, "writes_what_it_declares"),
+    (ClipOnItself, "threads_may_compute_at_once"),
 ]
 
 

@@ -1,9 +1,10 @@
 """dlib's frontal face detector and its 68 landmarks, shared by the stages that look for faces."""
 
+import functools
 import queue
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +14,32 @@ from extract.weights.files import Weights
 
 NUM_LANDMARKS = 68
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 class DlibFaces:
     """HOG detector (Dalal and Triggs 2005) and regression-tree landmarks (Kazemi and Sullivan 2014).
 
-    Pictures are uint8 RGB [H, W, 3], C-contiguous: dlib has been seen to misread others, without a word.
+    Pictures are uint8 RGB [H, W, 3], C-contiguous: dlib has been seen to misread others, without a word. Several
+    threads may ask at once, each for a picture of its own: dlib leaves the interpreter free while it works.
     """
 
-    def __init__(self, weights: Weights | None, num_threads: int) -> None:
-        """Raises WeightsError: the file is no dlib landmark file, or gives another number of points."""
+    def __init__(self, landmark_file: Path) -> None:
+        """Reads the file; ``shared_faces`` gives the one that is there.
+
+        Raises:
+            WeightsError: it is no dlib landmark file, or gives another number of points.
+        """
         import dlib
 
-        if weights is None or weights.path is None:
-            raise ValueError("dlib needs its landmark file")
         try:
             # One for all threads: it only reads itself. 100 MB, so not one each.
-            self._predictor = dlib.shape_predictor(str(weights.path))
+            self._predictor = dlib.shape_predictor(str(landmark_file))
         except RuntimeError as error:
-            raise WeightsError(f"{weights.path} is no dlib landmark file: {error}") from error
+            raise WeightsError(f"{landmark_file} is no dlib landmark file: {error}") from error
         points = self._predictor(np.zeros((8, 8, 3), np.uint8), dlib.rectangle(0, 0, 7, 7)).num_parts
         if points != NUM_LANDMARKS:
-            raise WeightsError(f"{weights.path} gives {points} landmarks, expected {NUM_LANDMARKS} (iBUG numbering)")
-        self._num_threads = num_threads
-        self._detectors: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(num_threads):  # a detector keeps scratch memory: one per thread
-            self._detectors.put(dlib.get_frontal_face_detector())
+            raise WeightsError(f"{landmark_file} gives {points} landmarks, expected {NUM_LANDMARKS} (iBUG numbering)")
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        """Detectors that nobody uses at the moment."""
 
     def detect(
         self, image: NDArray[np.uint8], upsample: int, score_threshold: float
@@ -50,11 +49,17 @@ class DlibFaces:
         Args:
             upsample: how often the picture is doubled first; faces from 80 px on are found without.
         """
-        detector = self._detectors.get()
+        import dlib
+
+        try:
+            detector = self._idle.get_nowait()
+        except queue.Empty:
+            # It keeps scratch memory: one per thread, and as many as were ever at work together.
+            detector = dlib.get_frontal_face_detector()
         try:
             found, scores, _ = detector.run(image, upsample, score_threshold)
         finally:
-            self._detectors.put(detector)
+            self._idle.put(detector)
         best = np.argsort(-np.asarray(scores), kind="stable")
         edges = [(found[i].left(), found[i].top(), found[i].right(), found[i].bottom()) for i in best]
         return np.array(edges, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)[best]
@@ -66,7 +71,24 @@ class DlibFaces:
         shape = self._predictor(image, dlib.rectangle(*np.rint(box).astype(int).tolist()))
         return np.array([(point.x, point.y) for point in shape.parts()], np.float32)
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """``function`` of every item, in threads: dlib leaves the interpreter free while it works."""
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            return list(pool.map(function, items))
+
+_READING = threading.Lock()
+
+
+def shared_faces(weights: Weights | None) -> DlibFaces:
+    """The one DlibFaces of this process for the landmark file ``weights``: stages and runs share it.
+
+    Raises:
+        WeightsError: as DlibFaces.
+    """
+    if weights is None or weights.path is None:
+        raise ValueError("dlib needs its landmark file")
+    with _READING:  # who comes second waits instead of reading the 100 MB again
+        return _read(weights.path, weights.sha256)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, sha256: str) -> DlibFaces:
+    """Another content under the same name is another file."""
+    del sha256
+    return DlibFaces(path)

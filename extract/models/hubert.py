@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from extract.models import random, speech
 from extract.weights.files import Weights
-from extract.weights.loading import check_config, load_strictly
+from extract.weights.loading import check_config, fill
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from transformers import HubertModel
 
 
@@ -78,16 +79,18 @@ def random_weights(architecture: str) -> "dict[str, np.ndarray[Any, Any]]":
     return dict(random.draw(shapes, seed=f"hubert/{architecture}"))
 
 
-def load(architecture: str, weights: Weights) -> "HubertModel":
-    """The network with its weights, on the CPU, in eval mode.
+def load(
+    architecture: str, weights: Weights, device: "torch.device | str" = "cpu", precision: "torch.dtype | None" = None
+) -> "HubertModel":
+    """The network with its weights, on ``device`` in ``precision`` (float32 when absent), in eval mode.
 
     Raises:
         WeightsError: tensors or ``config.json`` are not those of this architecture.
     """
-    tensors = speech.named_like_transformers(weights.tensors(), prefix="hubert.")
+    tensors = speech.named_like_transformers(weights.tensors(device), prefix="hubert.")
     conv_bias = "feature_extractor.conv_layers.0.conv.bias" in tensors  # fairseq has none, some hub files do
     model = build(architecture, conv_bias=conv_bias)
     check_config(weights, architecture, model.config, SHOWN_IN_CONFIG)
-    load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, weights.spec, assign=True)
+    fill(model, tensors, weights.spec, device, precision)
     model.requires_grad_(False)
     return model

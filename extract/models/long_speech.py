@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 from extract.models.waveform import Moments
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 BLOCK_STEPS = 1536
 """Steps of a block (30.7 s at 20 ms) of a long recording; the last block has up to twice as many. A multiple of the 256
 queries that torch's attention takes together, so that a block's queries are grouped as those of the whole recording."""
+
+LAYER_STEPS_ON_GPU = 10 * BLOCK_STEPS
+"""Steps (5 minutes) that go through a transformer layer together on a GPU; half a minute does not fill one. A layer of
+x-large takes up to 0.8 GB for them in float16 (the last block is up to twice as long). Attention makes no table of
+steps by steps, whatever the number."""
 
 POSITIONS_STEPS = 20 * BLOCK_STEPS
 """The same for the positional convolution (10 minutes). On shorter pieces oneDNN takes other kernels, whose sums are
@@ -31,6 +37,11 @@ def blocks(num_steps: int, block_steps: int | None = None) -> Iterator[slice]:
     starts = range(0, max(num_steps - block_steps, 0) + 1, block_steps)
     for start in starts:
         yield slice(start, num_steps if start == starts[-1] else start + block_steps)
+
+
+def layer_steps(device: "torch.device") -> int:
+    """Steps that go through a transformer layer together."""
+    return BLOCK_STEPS if device.type == "cpu" else LAYER_STEPS_ON_GPU
 
 
 def hop_and_seen(kernels: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
@@ -126,8 +137,9 @@ def _first_convolution(
 
     def normed(samples: "Tensor") -> "Tensor":
         rows = layer.conv(samples)
-        rows = rows * scale[:, None].to(rows.dtype) + shift[:, None].to(rows.dtype)
-        activated: Tensor = layer.activation(rows)
+        # In float32, as torch's own norm: float16 rounds the shift of a recording that is off centre.
+        found = rows.float() * scale[:, None].float() + shift[:, None].float()
+        activated: Tensor = layer.activation(found.to(rows.dtype))
         return activated
 
     return normed
@@ -190,7 +202,8 @@ def _through_layer(
 
     attention = layer.attention
     keys, values = torch.empty_like(hidden), torch.empty_like(hidden)
-    for block in blocks(len(hidden)):
+    at_once = layer_steps(hidden.device)
+    for block in blocks(len(hidden), at_once):
         rows = layer.layer_norm(hidden[block]) if stable else hidden[block]
         keys[block], values[block] = attention.k_proj(rows), attention.v_proj(rows)
 
@@ -204,7 +217,7 @@ def _through_layer(
         )
         return found.transpose(1, 2).reshape(len(rows), -1)  # [n, D]
 
-    for block in blocks(len(hidden)):
+    for block in blocks(len(hidden), at_once):
         rows = hidden[block]
         normed = layer.layer_norm(rows) if stable else rows
         if bias is None:

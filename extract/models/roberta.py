@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 from extract.errors import WeightsError
 from extract.models import random
 from extract.weights.files import Weights
-from extract.weights.loading import check_config, load_strictly
+from extract.weights.loading import check_config, fill
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from tokenizers import Tokenizer
     from torch import Tensor
     from transformers import RobertaConfig, RobertaModel
@@ -94,16 +95,17 @@ def random_weights(architecture: str) -> "dict[str, np.ndarray[Any, Any]]":
     return dict(random.draw(shapes, seed=f"roberta/{architecture}"))
 
 
-def load(architecture: str, weights: Weights) -> "RobertaModel":
-    """The network with its weights, on the CPU, in eval mode.
+def load(
+    architecture: str, weights: Weights, device: "torch.device | str" = "cpu", precision: "torch.dtype | None" = None
+) -> "RobertaModel":
+    """The network with its weights, on ``device`` in ``precision`` (float32 when absent), in eval mode.
 
     Raises:
         WeightsError: tensors or ``config.json`` are not those of this architecture.
     """
     model = build(architecture)
     check_config(weights, architecture, model.config, SHOWN_IN_CONFIG)
-    tensors = {name: tensor.float() for name, tensor in encoder_only(weights.tensors()).items()}
-    load_strictly(model, tensors, weights.spec, assign=True)
+    fill(model, encoder_only(weights.tensors(device)), weights.spec, device, precision)
     model.requires_grad_(False)
     return model
 

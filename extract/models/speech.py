@@ -16,7 +16,7 @@ from extract.models.long_speech import hop_and_seen, is_stable
 from extract.models.waveform import Samples, normalised, whole_moments
 from extract.timeline import Regular
 from extract.weights.files import Weights
-from extract.weights.loading import load_strictly
+from extract.weights.loading import fill
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,8 +132,11 @@ def load(
     kernels: Sequence[int],
     strides: Sequence[int],
     layer: int | Literal["last"],
+    device: "torch.device | str" = "cpu",
+    precision: "torch.dtype | None" = None,
 ) -> Any:  # noqa: ANN401 - transformers' model of the family
-    """The network that the folder's ``config.json`` describes, with its weights, on the CPU, in eval mode.
+    """The network that the folder's ``config.json`` describes, with its weights, in eval mode; ``device`` and
+    ``precision`` as of ``loading.fill``.
 
     ``width``, ``kernels`` and ``strides`` are what the stage declared its outputs by, and must be the folder's own;
     ``layer`` must be one of its layers.
@@ -155,9 +158,10 @@ def load(
     num_layers = len(model.encoder.layers)
     if layer != "last" and layer > num_layers:
         raise WeightsError(f"weights {weights.spec!r} have layers 0 to {num_layers}, the config says layer {layer}")
-    tensors = named_like_transformers(weights.tensors(), prefix=FAMILIES[family].prefix)
-    tensors = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith(HEADS)}
-    load_strictly(model, tensors, weights.spec, assign=True)
+    tensors = named_like_transformers(weights.tensors(device), prefix=FAMILIES[family].prefix)
+    for name in [name for name in tensors if name.startswith(HEADS)]:
+        del tensors[name]
+    fill(model, tensors, weights.spec, device, precision)
     model.requires_grad_(False)
     return model
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from extract.models import random
 from extract.weights.files import Weights
-from extract.weights.loading import load_strictly
+from extract.weights.loading import fill
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from timm.models.swin_transformer import SwinTransformer
     from torch import Tensor
 
@@ -46,12 +47,13 @@ ARCHITECTURES = {
 
 
 def build(architecture: str) -> "SwinTransformer":
-    """The network without a classifier, in eval mode. Its random start leaves the global random state alone."""
-    import torch
+    """The network without a classifier and without numbers (``unfilled``), in eval mode."""
     from timm.models.swin_transformer import SwinTransformer
 
+    from extract.weights.unfilled import unfilled
+
     sizes = ARCHITECTURES[architecture]
-    with torch.random.fork_rng(devices=[]):
+    with unfilled():
         model = SwinTransformer(
             img_size=sizes.image_px,
             patch_size=sizes.patch_px,
@@ -74,14 +76,16 @@ def random_weights(architecture: str) -> "dict[str, np.ndarray[Any, Any]]":
     return dict(random.draw(shapes, seed=f"swin/{architecture}"))
 
 
-def load(architecture: str, weights: Weights) -> "SwinTransformer":
-    """The network with its weights, on the CPU, in eval mode.
+def load(
+    architecture: str, weights: Weights, device: "torch.device | str" = "cpu", precision: "torch.dtype | None" = None
+) -> "SwinTransformer":
+    """The network with its weights, on ``device`` in ``precision`` (float32 when absent), in eval mode.
 
     Raises:
         WeightsError: the tensors are not those of this architecture.
     """
     model = build(architecture)
-    load_strictly(model, named_like_timm(weights.tensors()), weights.spec)
+    fill(model, named_like_timm(weights.tensors(device)), weights.spec, device, precision)
     return model
 
 

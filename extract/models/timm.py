@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from extract.errors import ConfigError
 from extract.models import random
 from extract.weights.files import Weights
-from extract.weights.loading import load_strictly
+from extract.weights.loading import fill
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor, nn
 
 Pool = Literal["token", "avg", "head"]
 
 
 def build(architecture: str, image_px: int, *, num_classes: int = 0) -> Any:  # noqa: ANN401 - one of timm's networks
-    """The network in eval mode. Its random start leaves the global random state alone.
+    """The network in eval mode, without numbers (``unfilled``).
 
     Raises:
         ConfigError: timm has no such architecture, or it takes no pictures of that size.
     """
     import timm
-    import torch
+
+    from extract.weights.unfilled import unfilled
 
     # What a pretrained model's config could set is passed: classes, channels, size.
     given: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": 3}
@@ -33,7 +35,7 @@ def build(architecture: str, image_px: int, *, num_classes: int = 0) -> Any:  # 
         near = difflib.get_close_matches(architecture, known, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`timm.list_models()` names them"
         raise ConfigError(f"architecture {architecture!r}: timm {timm.__version__} has none of that name; {hint}")
-    with torch.random.fork_rng(devices=[]):
+    with unfilled():
         try:
             model = timm.create_model(architecture, img_size=image_px, **given)
         except TypeError as error:
@@ -122,8 +124,14 @@ def random_weights(architecture: str, image_px: int) -> "dict[str, np.ndarray[An
     return drawn | {name: tensor.numpy() for name, tensor in tensors.items() if name not in shapes}
 
 
-def load(architecture: str, image_px: int, weights: Weights) -> "nn.Module":
-    """The network with its weights, on the CPU, in eval mode.
+def load(
+    architecture: str,
+    image_px: int,
+    weights: Weights,
+    device: "torch.device | str" = "cpu",
+    precision: "torch.dtype | None" = None,
+) -> "nn.Module":
+    """The network with its weights, on ``device`` in ``precision`` (float32 when absent), in eval mode.
 
     The file is a state dict by timm's names, as the ``model.safetensors`` of the hub's repositories ``timm/...``. The
     classifier is dropped: the tensors that this architecture has with classes and lacks without. A position embedding
@@ -134,8 +142,8 @@ def load(architecture: str, image_px: int, weights: Weights) -> "nn.Module":
     """
     model = build(architecture, image_px)
     of_classifier = _classifier(architecture, image_px)
-    tensors = {name: tensor for name, tensor in weights.tensors().items() if name not in of_classifier}
-    load_strictly(model, fit_positions(model, tensors), weights.spec)
+    tensors = {name: tensor for name, tensor in weights.tensors(device).items() if name not in of_classifier}
+    fill(model, fit_positions(model, tensors), weights.spec, device, precision)
     loaded: nn.Module = model
     return loaded
 
@@ -168,7 +176,7 @@ def fit_positions(model: Any, tensors: "dict[str, Tensor]") -> "dict[str, Tensor
     if prefix < 0 or side * side != found.shape[1] - prefix:
         return tensors
     resampled = resample_abs_pos_embed(
-        found,
+        found.cpu(),  # the same numbers for every device
         new_size=list(grid),
         old_size=[side, side],
         num_prefix_tokens=prefix,

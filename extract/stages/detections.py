@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from extract.models.dlib_faces import NUM_LANDMARKS, DlibFaces
+from extract.models.dlib_faces import NUM_LANDMARKS, shared_faces
 from extract.stage import VALID, Context, Output, RowsBatch, RowsStage, StageConfig
 from extract.timeline import FRAMES
 
@@ -51,6 +51,7 @@ class Detections(RowsStage[DetectionsConfig]):
     config_type = DetectionsConfig
     inputs = ("frames.image",)
     empty_reason = "no_face"
+    batch = 4
     row_by_row = True
 
     @property
@@ -66,13 +67,13 @@ class Detections(RowsStage[DetectionsConfig]):
         )
 
     def setup(self, context: Context) -> None:
-        self._faces = DlibFaces(context.weights, context.cpu_threads)
+        self._faces = shared_faces(context.weights)
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``frames.image``: B tensors, uint8 RGB [H, W, 3]."""
         import torch
 
-        rows = self._faces.map(self._find, [np.ascontiguousarray(image.numpy()) for image in batch["frames.image"]])
+        rows = [self._find(np.ascontiguousarray(image.numpy())) for image in batch["frames.image"]]
         count = torch.tensor([row.count for row in rows], dtype=torch.int8)
         return {
             "box": torch.from_numpy(np.stack([row.box for row in rows])),

@@ -53,7 +53,7 @@ class Ghfeat(RowsStage[GhfeatConfig]):
         if context.weights is None:
             raise ValueError("stage ghfeat needs weights")
         self._precision = context.precision
-        model = loading.load(self.config.architecture, context.weights)
+        model = loading.load(self.config.architecture, context.weights, context.device)
         self._model = model.to(context.device, context.precision).to(memory_format=torch.channels_last)
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from extract.models import hubert
+from extract.stage import Context
 from extract.stages.speech import EncoderConfig, SpeechEncoder
 from extract.stages.wave import WAVE_HZ
 from extract.timeline import Regular
@@ -52,5 +53,5 @@ class Hubert(SpeechEncoder[HubertConfig]):
     def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
         return hubert.random_weights(self.config.architecture)
 
-    def load(self, weights: "Weights") -> "HubertModel":
-        return hubert.load(self.config.architecture, weights)
+    def load(self, context: Context, weights: "Weights") -> "HubertModel":
+        return hubert.load(self.config.architecture, weights, context.device, context.precision)

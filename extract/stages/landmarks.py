@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from extract.models.dlib_faces import NUM_LANDMARKS, DlibFaces
+from extract.models.dlib_faces import NUM_LANDMARKS, shared_faces
 from extract.stage import VALID, Context, Output, RowsBatch, RowsStage, StageConfig
 from extract.stages.faces import overlap
 from extract.timeline import FRAMES
@@ -38,25 +38,24 @@ class Landmarks(RowsStage[LandmarksConfig]):
     version = 1
     config_type = LandmarksConfig
     inputs = ("superres.image", "superres.box")
+    batch = 4
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         return (Output("point", FRAMES, ("point", "xy"), (NUM_LANDMARKS, 2), "float32"), VALID)
 
     def setup(self, context: Context) -> None:
-        self._faces = DlibFaces(context.weights, context.cpu_threads)
+        self._faces = shared_faces(context.weights)
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``superres.image``: B pictures, uint8 RGB [H, W, 3]; ``superres.box`` [B, 4] in their pixels."""
         import torch
 
-        images = [np.ascontiguousarray(image.numpy()) for image in batch["superres.image"]]
-        boxes = [box.numpy() for box in batch["superres.box"]]
-        points = self._faces.map(self._find, zip(images, boxes, strict=True))
+        faces = zip(batch["superres.image"], batch["superres.box"], strict=True)
+        points = [self._find(np.ascontiguousarray(image.numpy()), box.numpy()) for image, box in faces]
         return {"point": torch.from_numpy(np.stack(points))}
 
-    def _find(self, face: tuple[NDArray[np.uint8], NDArray[np.float32]]) -> NDArray[np.float32]:
-        image, known = face
+    def _find(self, image: NDArray[np.uint8], known: NDArray[np.float32]) -> NDArray[np.float32]:
         found, _ = self._faces.detect(image, self.config.upsample, self.config.score_threshold)
         same = found[overlap(known[None].astype(np.float64), found)[0] >= self.config.min_iou]
         return self._faces.landmarks(image, same[0] if len(same) else known)

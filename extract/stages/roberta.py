@@ -1,7 +1,8 @@
 """RoBERTa features of the words around each frame: one vector per token."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 TOKENS = Table("token")
 PIECE_TOKENS = roberta.MAX_TOKENS - 2
 """Tokens that fit between ``<s>`` and ``</s>``."""
+TOKENS_AT_ONCE = 1 << 14
+"""Of one forward pass, ``<s>`` and ``</s>`` among them: 32 of the longest texts, a thousand of the usual 15 words. What
+large holds of them at a time takes half a gigabyte in float16. On a CPU ``batch`` (32) texts are the most besides:
+more do not fill it better."""
 
 
 class RobertaConfig(StageConfig):
@@ -58,14 +63,11 @@ class Roberta(ClipStage[RobertaConfig]):
         return roberta.random_weights(self.config.architecture)
 
     def setup(self, context: Context) -> None:
-        from torch import nn
-
         if context.weights is None:
             raise ValueError("stage roberta needs weights")
         self._tokenizer = roberta.load_tokenizer(self.config.architecture, context.weights)
-        self._device = context.device
-        self._model: nn.Module = roberta.load(self.config.architecture, context.weights)
-        nn.Module.to(self._model, context.device, context.precision)
+        self._device, self._precision = context.device, context.precision
+        self._model = roberta.load(self.config.architecture, context.weights, context.device, context.precision)
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
         """``transcribe.text``: list of W str; ``.start_s``, ``.end_s``: float64 [W]; ``frames.pts_s``: float64 [T]."""
@@ -97,25 +99,38 @@ class Roberta(ClipStage[RobertaConfig]):
         """Tokens of all texts, one after another, float32 [K, D]; and how often the network ran."""
         import torch
 
-        pieces = [tuple(text[at : at + PIECE_TOKENS]) for text in texts for at in range(0, len(text), PIECE_TOKENS)]
-        hidden: list[Tensor | None] = [None] * len(pieces)
-        forwards = 0
+        pieces = [text[at : at + PIECE_TOKENS] for text in texts for at in range(0, len(text), PIECE_TOKENS)]
+        batches = list(_equal_lengths([len(piece) for piece in pieces], self._texts_at_once))
+        # All ids in the order of the batches, and where each token's state goes: they cross to the device once.
+        starts = list(itertools.accumulate((len(piece) for piece in pieces), initial=0))
+        ids = [i for batch in batches for at in batch for i in (roberta.BEGIN, *pieces[at], roberta.END)]
+        rows = [row for batch in batches for at in batch for row in range(starts[at], starts[at + 1])]
+        ids_here, rows_here = (torch.tensor(found, device=self._device) for found in (ids, rows))
+        width = roberta.ARCHITECTURES[self.config.architecture].width
         with torch.inference_mode():
-            for members in _equal_lengths(pieces, self.batch):
-                ids = [[roberta.BEGIN, *pieces[i], roberta.END] for i in members]
-                states = self._model(torch.tensor(ids, device=self._device)).last_hidden_state[:, 1:-1].float().cpu()
-                forwards += 1
-                for i, state in zip(members, states, strict=True):
-                    hidden[i] = state
-        return torch.cat([state for state in hidden if state is not None]), forwards
+            token = torch.empty((len(rows), width), dtype=self._precision, device=self._device)
+            read = placed = 0
+            for batch in batches:
+                length = len(pieces[batch[0]])
+                num_ids, num_rows = len(batch) * (length + 2), len(batch) * length
+                given = ids_here[read : read + num_ids].view(len(batch), length + 2)
+                states = self._model(given).last_hidden_state[:, 1:-1]  # [B, length, D]
+                token[rows_here[placed : placed + num_rows]] = states.flatten(0, 1)
+                read, placed = read + num_ids, placed + num_rows
+            return token.cpu().float(), len(batches)
+
+    def _texts_at_once(self, length: int) -> int:
+        """How many texts of ``length`` tokens go through the network together."""
+        fit = max(1, TOKENS_AT_ONCE // (length + 2))
+        return min(fit, self.batch) if self._device.type == "cpu" else fit
 
 
-def _equal_lengths(pieces: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
-    """Indices of pieces of one length, at most ``most`` together: nothing is padded, and nothing beside a text changes
-    what it is paired with but the clip itself."""
+def _equal_lengths(lengths: Sequence[int], most: Callable[[int], int]) -> Iterator[list[int]]:
+    """Indices of pieces of one length, at most ``most(length)`` together: nothing is padded, so nothing is masked, and
+    nothing beside a text changes what it is paired with but the clip itself."""
     by_length: dict[int, list[int]] = defaultdict(list)
-    for index, piece in enumerate(pieces):
-        by_length[len(piece)].append(index)
-    for members in by_length.values():
-        for at in range(0, len(members), most):
-            yield members[at : at + most]
+    for index, length in enumerate(lengths):
+        by_length[length].append(index)
+    for length, members in by_length.items():
+        for at in range(0, len(members), most(length)):
+            yield members[at : at + most(length)]

@@ -52,8 +52,8 @@ class SpeechEncoder(ClipStage[EncoderConfigT]):
         """Features per step."""
 
     @abstractmethod
-    def load(self, weights: "Weights") -> Any:  # noqa: ANN401 - transformers' model of the family
-        """The network with its weights."""
+    def load(self, context: Context, weights: "Weights") -> Any:  # noqa: ANN401 - transformers' model of the family
+        """The network with its weights, where and how ``context`` wants it."""
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -68,11 +68,9 @@ class SpeechEncoder(ClipStage[EncoderConfigT]):
         if context.weights is None:
             raise ValueError(f"stage {self.name} needs weights")
         self._precision = context.precision
-        self._model = self.load(context.weights)
+        self._model = self.load(context, context.weights)
         final_norm = speech.keep_layers(self._model, self.config.layer)
         self._final_norm = final_norm if self.config.layer == "last" else nn.Identity()
-        for module in (self._model, self._final_norm):
-            module.to(context.device, context.precision)
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
         """``wave.samples``: float32 [n] in [-1, 1] at 16 kHz, in memory or not; ``wave.start_s``: time of the first."""
@@ -154,6 +152,15 @@ class Speech(SpeechEncoder[SpeechConfig]):
         config = self.config
         return speech.random_weights(config.family, config.width, config.conv_kernel, config.conv_stride)
 
-    def load(self, weights: "Weights") -> Any:  # noqa: ANN401 - transformers' model of the family
+    def load(self, context: Context, weights: "Weights") -> Any:  # noqa: ANN401 - transformers' model of the family
         config = self.config
-        return speech.load(config.family, weights, config.width, config.conv_kernel, config.conv_stride, config.layer)
+        return speech.load(
+            config.family,
+            weights,
+            config.width,
+            config.conv_kernel,
+            config.conv_stride,
+            config.layer,
+            context.device,
+            context.precision,
+        )

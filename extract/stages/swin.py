@@ -70,7 +70,7 @@ class Swin(RowsStage[SwinConfig]):
         if context.weights is None:
             raise ValueError("stage swin needs weights")
         self._precision = context.precision
-        self._model = swin.load(self.config.architecture, context.weights).to(context.device, context.precision)
+        self._model = swin.load(self.config.architecture, context.weights, context.device, context.precision)
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``crop.image``: uint8 RGB [B, H, W, 3], square."""

@@ -65,8 +65,10 @@ class Timm(RowsStage[TimmConfig]):
         if context.weights is None:
             raise ValueError("stage timm needs weights")
         self._precision = context.precision
-        model = timm.load(self.config.architecture, self.config.image_px, context.weights)
-        self._model: Any = model.to(context.device, context.precision)
+        config = self.config
+        self._model: Any = timm.load(
+            config.architecture, config.image_px, context.weights, context.device, context.precision
+        )
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``crop.image``: uint8 RGB [B, H, W, 3], or a list of [H, W, 3]."""

@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from extract.weights.table import TENSOR_FILES
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -37,8 +38,8 @@ class Weights:
     pinned: bool = True
     """False for a key of the table whose bytes nobody has pinned: another file of that name would pass."""
 
-    def tensors(self) -> "dict[str, Tensor]":
-        """All tensors by name, on the CPU. Nothing in a file is executed.
+    def tensors(self, device: "torch.device | str" = "cpu") -> "dict[str, Tensor]":
+        """All tensors by name, read straight onto ``device``. Nothing in a file is executed.
 
         Raises:
             WeightsError: the file is damaged, holds code, or holds something else than tensors by name.
@@ -46,10 +47,10 @@ class Weights:
         if self.drawn is not None:
             import torch
 
-            return {name: torch.from_numpy(values.copy()) for name, values in self.drawn.items()}
+            return {name: torch.from_numpy(values.copy()).to(device) for name, values in self.drawn.items()}
         if self.path is None:
             raise ValueError("weights without a path must be drawn")
-        return read_tensors(tensor_file(self.path))
+        return read_tensors(tensor_file(self.path), device)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file beside the tensors of a folder; ``None`` if there is none."""
@@ -88,16 +89,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def path_sha256(path: Path) -> str:
+def path_sha256(path: Path, of_file: Callable[[Path], str] = file_sha256) -> str:
     """sha256 of a file; of a folder, over the sorted names and hashes of its files, tokenizer and configs included.
 
     Hidden files are left out: version control and download tools put theirs there.
+
+    Args:
+        of_file: sha256 of one file's bytes, for who knows it without reading them.
     """
     if path.is_file():
-        return file_sha256(path)
+        return of_file(path)
     files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
     seen = {name.as_posix(): file for name, file in files.items() if not any(p.startswith(".") for p in name.parts)}
-    lines = (f"{name}\0{file_sha256(seen[name])}\n" for name in sorted(seen))
+    lines = (f"{name}\0{of_file(seen[name])}\n" for name in sorted(seen))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -124,8 +128,8 @@ def tensor_file(path: Path) -> Path:
     raise WeightsError(f"{path} holds none of {' and '.join(TENSOR_FILES)}; name the file itself, or save as one file")
 
 
-def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """All tensors of one file by name; errors as of ``Weights.tensors``."""
+def read_tensors(path: Path, device: "torch.device | str" = "cpu") -> "dict[str, Tensor]":
+    """All tensors of one file by name, on ``device``; errors as of ``Weights.tensors``."""
     import safetensors.torch
     import torch
 
@@ -134,9 +138,10 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         raise WeightsError(f"{path}: {bomb}: it is not read; get the file anew from who made it")
     try:
         if path.suffix == ".safetensors":
-            found: object = safetensors.torch.load_file(path)  # a header that claims more than the file has is refused
+            # A header that claims more than the file has is refused.
+            found: object = safetensors.torch.load_file(path, device=str(device))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text recommends to try without the check; only what the file asks for is repeated from it.
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))

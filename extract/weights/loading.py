@@ -7,6 +7,7 @@ from extract.errors import WeightsError
 from extract.weights.files import Weights
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -47,11 +48,50 @@ def load_strictly(model: "nn.Module", tensors: "Mapping[str, Tensor]", spec: str
     Raises:
         WeightsError: lists what is missing, unexpected, and of another shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    faults = listed(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    _check_fit(model.state_dict(), tensors, spec)
+    model.load_state_dict(dict(tensors), assign=assign)
+
+
+def fill(
+    model: "nn.Module",
+    tensors: "dict[str, Tensor]",
+    spec: str,
+    device: "torch.device | str" = "cpu",
+    precision: "torch.dtype | None" = None,
+) -> None:
+    """``load_strictly`` for a network without numbers, straight onto ``device``.
+
+    One tensor after another: ``tensors`` is empty in the end, so the network is not in memory twice. The network owns
+    its numbers: none lies in the file any more.
+
+    Args:
+        model: built on the meta device or in ``unfilled()``.
+        tensors: as ``Weights.tensors`` gives them.
+        precision: of the floating point numbers; the network's own when absent.
+
+    Raises:
+        WeightsError: lists what is missing, unexpected, and of another shape.
+    """
+    import torch
+
+    wanted = model.state_dict()
+    _check_fit(wanted, tensors, spec)
+    placed = {}
+    for name, own in wanted.items():
+        kind = precision if precision and own.is_floating_point() else own.dtype
+        placed[name] = torch.empty(own.shape, dtype=kind, device=device)
+        placed[name].copy_(tensors.pop(name))
+    model.load_state_dict(placed, assign=True)
+    model.to(device, precision)  # the buffers that no file holds
+
+
+def _check_fit(wanted: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]", spec: str) -> None:
+    wanted_shapes, found_shapes = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (wanted, found)
+    )
+    faults = listed(wanted_shapes, found_shapes)
     if faults:
         raise WeightsError(f"weights {spec!r} do not fit: {faults}. Is the architecture in the config the right one?")
-    model.load_state_dict(dict(tensors), assign=assign)
 
 
 def listed(

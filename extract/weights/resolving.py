@@ -11,6 +11,7 @@ from extract.errors import WeightsError
 from extract.names import nearest
 from extract.weights import table
 from extract.weights.files import Weights, arrays_sha256, cache_folder, path_sha256, tensor_file
+from extract.weights.hashes import remembered_sha256
 from extract.weights.lock import LOCK, flags_for, pinned_sha256, read_lock
 from extract.weights.table import RANDOM, TENSOR_FILES, WeightsRow
 
@@ -72,7 +73,7 @@ def resolve(
         raise WeightsError(f"weights {spec!r} are no key ({hint}) and no such path")
     if path.is_dir():
         tensor_file(path)
-    return Weights(spec, path_sha256(path), "unknown (local)", "unknown (local)", path=path)
+    return Weights(spec, remembered_sha256(path, cache), "unknown (local)", "unknown (local)", path=path)
 
 
 def _resolve_key(
@@ -114,7 +115,7 @@ def _resolve_key(
             f"weights {row.key!r} are not on this machine and {means}: {lacks}; "
             f"{remedy}, or name a local file or folder: --set {instance}.weights=PATH"
         )
-    sha256 = path_sha256(path)
+    sha256 = remembered_sha256(path, cache)
     pinned = pinned_sha256(row, read_lock(lock))
     if pinned not in {None, sha256}:
         by = "" if row.sha256 else f" by {lock}"

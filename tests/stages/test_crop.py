@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from benchmarks import one_by_one
-from extract.models.dlib_faces import DlibFaces
+from extract.models.dlib_faces import shared_faces
 from extract.models.ffhq.geometry import border_px, oriented_square
 from extract.registry import STAGES
 from extract.stages.crop import (
@@ -326,7 +326,7 @@ def test_the_usual_box_is_where_dlib_finds_faces(media_dir):
     """Oracle: the detector's boxes on real clips, brought into the crop as the pixels are."""
     image = np.array(Image.open(media_dir / "one_face.jpg").convert("RGB"))
     weights = resolve("dlib-68-landmarks", Detections(DetectionsConfig()), offline=True)
-    faces = DlibFaces(weights, 1)
+    faces = shared_faces(weights)
     (box, *_), _ = faces.detect(image, 0, 0.2)
     marks = torch.from_numpy(faces.landmarks(image, box)).double()
     turn, shift, _ = fit_similarity(five_points(marks[None]), TEMPLATE_T)

@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -11,25 +12,19 @@ from pydantic import ValidationError
 
 from extract.errors import WeightsError
 from extract.inputs.media import open_video
+from extract.models import dlib_faces
 from extract.stages.detections import Detections, DetectionsConfig, reduced
-from tests.contract import RowsContract, context
+from extract.stages.landmarks import Landmarks, LandmarksConfig
+from tests.contract import RowsContract, at_once, context
 
 PACKAGE = importlib.util.find_spec("face_recognition_models")
 assert PACKAGE is not None
 MODELS = Path(str(PACKAGE.origin)).parent / "models"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def read_once():
-    """Reading the landmark file takes a second; it is the same for every stage here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dlib, "shape_predictor", functools.cache(dlib.shape_predictor))
-        yield
-
-
-def ready(cpu_threads=1, **config):
+def ready(**config):
     stage = Detections(DetectionsConfig(**config))
-    stage.setup(context(stage, cpu_threads=cpu_threads))
+    stage.setup(context(stage))
     return stage
 
 
@@ -154,10 +149,61 @@ def test_several_faces_best_first(stage, media_dir):
     assert high["count"].tolist() == [1]
 
 
-def test_threads_change_nothing(media_dir):
-    images = read(media_dir / "grid_lbax4n.mpg", step=6)
-    one, four = detect(ready(), images), detect(ready(cpu_threads=4), images)
-    assert all(torch.equal(one[name], four[name]) for name in one)
+def test_threads_and_batches_change_nothing(stage, media_dir):
+    """Eight threads, each with a few rows, as the engine cuts them; one row, four and all at once."""
+    images = read(media_dir / "grid_lbax4n.mpg", step=5)
+    together = detect(stage, images)
+    for size in (1, 4):
+        units = [images[at : at + size] for at in range(0, len(images), size)]
+        found = at_once(lambda unit: detect(stage, unit), units[:8])
+        for name, expected in together.items():
+            joined = torch.cat([unit[name] for unit in found])
+            assert torch.equal(joined, expected[: len(joined)]), (name, size)
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """As in a new process; how often the landmark file was read, and how many detectors there are."""
+    made = Counter()
+
+    def counted(name):
+        real = getattr(dlib, name)
+
+        def make(*arguments):
+            made[name] += 1
+            return real(*arguments)
+
+        return make
+
+    for name in ("shape_predictor", "get_frontal_face_detector"):
+        monkeypatch.setattr(dlib, name, counted(name))
+    monkeypatch.setattr(dlib_faces, "_read", functools.lru_cache(maxsize=1)(dlib_faces._read.__wrapped__))
+    return made
+
+
+def test_the_landmark_file_is_read_once_for_all_stages(unread):
+    """Two stages that are set up at the same time, a third and a fourth later; a detector for each that works."""
+    stages = [Detections(DetectionsConfig()), Landmarks(LandmarksConfig())]
+    at_once(lambda stage: stage.setup(context(stage)), stages)
+    stages += [ready(), ready(upsample=1)]
+    assert unread == {"shape_predictor": 1}
+    assert len({id(stage._faces) for stage in stages}) == 1
+    small = [np.zeros((80, 80, 3), np.uint8)] * 5
+    for stage in (stages[0], *stages[2:]):
+        detect(stage, small)
+    assert unread["get_frontal_face_detector"] == 1
+    at_once(lambda images: detect(stages[0], images), [small] * 3)
+    assert 1 <= unread["get_frontal_face_detector"] <= 3
+
+
+def test_another_landmark_file_of_the_same_name_is_read(tmp_path, unread):
+    path = tmp_path / "marks.dat"
+    path.write_bytes((MODELS / "shape_predictor_68_face_landmarks.dat").read_bytes())
+    first = ready(weights=str(path))
+    with path.open("ab") as file:
+        file.write(b"more")
+    assert ready(weights=str(path))._faces is not first._faces
+    assert unread["shape_predictor"] == 2
 
 
 def test_strided_pictures_are_read_right(stage, face):

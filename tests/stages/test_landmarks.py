@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from extract.models.dlib_faces import DlibFaces
+from extract.models.dlib_faces import shared_faces
 from extract.stages.landmarks import Landmarks, LandmarksConfig
 from extract.weights.resolving import resolve
 from tests.contract import RowsContract, context
@@ -59,10 +59,21 @@ def test_they_are_dlibs(face, upsample):
 def test_the_known_box_where_the_detector_finds_none(face):
     dark = (face // 40).astype(np.uint8)
     weights = resolve("dlib-68-landmarks", Landmarks(LandmarksConfig()), offline=True)
-    faces = DlibFaces(weights, 1)
+    faces = shared_faces(weights)
     assert not len(faces.detect(dark, 0, 0.0)[0])
     points = ready().compute(batch(dark, box=(70.0, 80, 200, 210)))["point"][0]
     assert torch.equal(points, torch.from_numpy(faces.landmarks(dark, np.array([70, 80, 200, 210]))))
+
+
+def test_the_size_of_a_batch_changes_nothing(face):
+    """To the bit; the stage's own is four."""
+    stage = ready()
+    faces = [np.roll(face, (by, 2 * by), axis=(0, 1)) for by in range(6)]
+    together = stage.compute(batch(*faces))["point"]
+    alone = torch.cat([stage.compute(batch(one))["point"] for one in faces])
+    assert torch.equal(together, alone)
+    assert len({tuple(points.flatten().tolist()) for points in together}) == 6
+    assert stage.batch == 4
 
 
 def test_another_face_does_not_count(face):

@@ -1,4 +1,5 @@
 import json
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import RobertaConfig as TransformersConfig
 
 from extract.errors import WeightsError
 from extract.models import roberta
+from extract.stages import roberta as stages_roberta
 from extract.stages.roberta import PIECE_TOKENS, Roberta, RobertaConfig
 from tests.contract import ClipContract, ClipInputs, context
 
@@ -121,6 +123,78 @@ def test_each_text_is_read_once_and_seldom():
     assert len(read) == result.notes["forwards"]
     assert len(texts) <= len(frames) / 7
     assert len(read) < len(texts) / 2
+
+
+def fed(stage, monkeypatch):
+    """The ids of every forward, and the masks that attention was given."""
+    read, masks = [], []
+    forward, attend = stage._model.forward, torch.nn.functional.scaled_dot_product_attention
+
+    def masked(*given, attn_mask=None, **more):
+        masks.append(attn_mask)
+        return attend(*given, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(stage._model, "forward", lambda ids: read.append(ids.clone()) or forward(ids))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
+    return read, masks
+
+
+LETTERS = np.random.default_rng(3).integers(ord("a"), ord("z"), (200, 4))
+LONG = clip(
+    [("".join(map(chr, word)), 0.3 * i, 0.3 * i + 0.2) for i, word in enumerate(LETTERS)] + [("x" * 1200, 70.0, 70.1)],
+    np.arange(75 * 30) / 30,
+)
+"""Words of four letters, so that many texts are of one length, and one that takes three pieces."""
+
+
+@pytest.mark.parametrize("budget", [1, 200, 700, 1 << 14])
+def test_as_many_texts_of_one_length_go_together_as_fit(monkeypatch, budget):
+    """Nothing is padded, so nothing is masked; equal to one text at a time within 1e-5. As on a GPU: no other limit."""
+    stage = ready()
+    monkeypatch.setattr(stages_roberta, "TOKENS_AT_ONCE", budget)
+    stage.batch = 1 << 20
+    read, masks = fed(stage, monkeypatch)
+    found = stage.compute(LONG)
+    assert all(not (ids == roberta.PAD).any() for ids in read)
+    assert masks
+    assert all(mask is None for mask in masks)
+    num_texts = Counter(ids.shape[1] for ids in read for _ in ids)
+    assert len(read) == sum(-(-count // max(1, budget // length)) for length, count in num_texts.items())
+    assert all(ids.numel() <= budget or len(ids) == 1 for ids in read)
+    assert num_texts[PIECE_TOKENS + 2] == 2
+    assert max(num_texts.values()) > 100
+    if budget > 1:
+        monkeypatch.setattr(stages_roberta, "TOKENS_AT_ONCE", 1)
+        alone = stage.compute(LONG)
+        assert torch.equal(found.arrays["range"], alone.arrays["range"])
+        apart = (found.arrays["token"] - alone.arrays["token"]).norm(dim=1) / alone.arrays["token"].norm(dim=1)
+        assert apart.max() < 1e-5
+
+
+def as_before(stage, texts):
+    """The loop as it was when the first stores were made: 32 texts of a length, in the order in which they come."""
+    pieces = [text[at : at + PIECE_TOKENS] for text in texts for at in range(0, len(text), PIECE_TOKENS)]
+    hidden, by_length = {}, defaultdict(list)
+    for i, piece in enumerate(pieces):
+        by_length[len(piece)].append(i)
+    with torch.inference_mode():
+        for members in by_length.values():
+            for at in range(0, len(members), 32):
+                ids = torch.tensor([[0, *pieces[i], 2] for i in members[at : at + 32]])
+                states = stage._model(ids).last_hidden_state[:, 1:-1]
+                hidden.update(zip(members[at : at + 32], states, strict=True))
+    return torch.cat([hidden[i] for i in range(len(pieces))])
+
+
+def test_on_a_cpu_the_bytes_are_those_of_stores_made_before(monkeypatch):
+    stage, given = ready(), []
+    encode = stage._encode
+    monkeypatch.setattr(stage, "_encode", lambda texts: given.append(texts) or encode(texts))
+    read, _ = fed(stage, monkeypatch)
+    found = stage.compute(LONG).arrays["token"]
+    (texts,) = given
+    assert max(Counter(map(len, texts)).values()) > max(map(len, read)) == 32
+    assert torch.equal(found, as_before(stage, texts))
 
 
 def test_words_that_come_again_are_not_read_again():

@@ -2,6 +2,8 @@
 
 import logging
 
+import torch
+
 from extract.models.ghfeat import official
 from extract.models.ghfeat.network import Encoder, from_tensors
 from extract.weights.files import Weights
@@ -9,8 +11,8 @@ from extract.weights.files import Weights
 log = logging.getLogger(__name__)
 
 
-def load(architecture: str, weights: Weights) -> Encoder:
-    """``from_tensors`` of what the config names: the authors' pickle, or safetensors made of it.
+def load(architecture: str, weights: Weights, device: torch.device | str = "cpu") -> Encoder:
+    """``from_tensors`` of what the config names, on ``device``: the authors' pickle, or safetensors made of it.
 
     Raises:
         WeightsError: as above, or the file is damaged or not what it should be.
@@ -24,5 +26,6 @@ def load(architecture: str, weights: Weights) -> Encoder:
                 weights.spec,
                 found.source_sha256,
             )
-        return from_tensors(architecture, found.tensors, weights.spec)
-    return from_tensors(architecture, weights.tensors(), weights.spec)
+        placed = {name: tensor.to(device) for name, tensor in found.tensors.items()}
+        return from_tensors(architecture, placed, weights.spec)
+    return from_tensors(architecture, weights.tensors(device), weights.spec)
