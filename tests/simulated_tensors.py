@@ -35,6 +35,18 @@ NO_KERNEL = {
 }
 """Operations that launch nothing, besides views."""
 
+
+def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float) -> Any:
+    normed = torch.native_batch_norm(x, weight, bias, mean, var, training, momentum, eps)
+    return *normed, x.new_empty(0)
+
+
+WHOLE = {aten.scaled_dot_product_attention, aten.batch_norm}
+"""Made of others, but one kernel on CUDA."""
+
+STAND_INS = {aten.cudnn_batch_norm: _batch_norm}
+"""Operations that only CUDA has, computed by others."""
+
 TAKES_HOST_INDICES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 
 
@@ -97,10 +109,10 @@ class OnDevice(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            made_of_others = func.decompose(*args, **kwargs)
-            if made_of_others is not NotImplemented:
-                return made_of_others
+        composite = torch._C.DispatchKey.CompositeImplicitAutograd
+        has_parts = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite)
+        if has_parts and func.overloadpacket not in WHOLE:
+            return func._op_dk(composite, *args, **kwargs)
         return active(func).operation(func, args, kwargs)
 
 
@@ -187,7 +199,7 @@ class Traffic:
             self.wait(WAITS[packet])
         if packet is aten._local_scalar_dense:
             self._count_fetch(given[0].element_size(), waits=False)  # counted as ``item``
-        result = func(*args, **kwargs)
+        result = STAND_INS.get(packet, func)(*args, **kwargs)
         results = [value for value in tree_flatten(result)[0] if isinstance(value, torch.Tensor)]
         for value in results:
             if id(value) in known and value.shape != known[id(value)].shape:

@@ -198,7 +198,7 @@ def test_only_one_at_a_time_and_gone_when_the_block_ends(device, x):
     with pytest.raises(RuntimeError, match="one simulated device at a time"), SimulatedDevice():
         pass
     device.__exit__(None, None, None)
-    with pytest.raises(RuntimeError, match="aten.add.Tensor: the simulated device is gone"):
+    with pytest.raises(RuntimeError, match=r"aten\.add\.Tensor: the simulated device is gone"):
         x + 1
     device.__enter__()
     assert (x + 1).sum().item() == 21
