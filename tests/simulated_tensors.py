@@ -36,7 +36,9 @@ NO_KERNEL = {
 """Operations that launch nothing, besides views."""
 
 
-def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float) -> Any:
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> Any:
     normed = torch.native_batch_norm(x, weight, bias, mean, var, training, momentum, eps)
     return *normed, x.new_empty(0)
 
