@@ -51,19 +51,30 @@ def check(config: ExtractConfig, clip: Clip, folder: Path, device: torch.device,
     Each step is compared with our stage, fed what the step was fed; then what came of the whole chains. HuBERT is not:
     the scripts give it a window of each frame, ours the whole recording, as the authors' own data were made.
     """
+    compared, steps = done_both_ways(config, clip, folder, device, precision)
+    return compared.gates(steps)
+
+
+def done_both_ways(
+    config: ExtractConfig, clip: Clip, folder: Path, device: torch.device, precision: torch.dtype
+) -> "tuple[Compared, list[str]]":
+    """What both made of the clip, below ``folder``, and the steps of the chain.
+
+    Raises:
+        RuntimeError: our run failed.
+    """
     stages = {name: instance.stage for name, instance in build_graph(config).items()}
     settings = Published(stages["landmarks"].config.upsample, stages["align"].config.transform_size)
-    steps = []
+    steps: list[str] = []
     for only, most in ((STEPS.keys() - {"hubert", "roberta"}, GATE_FRAMES), ({"roberta"}, None)):
         chain = NaiveChain(config, folder / "naive", device, precision, settings=settings, only=only, most_frames=most)
         chain.run([clip])
         steps += chain.steps
-    store = folder / "gate.zarr"
-    report = extract.run([clip], store, _keeping_crops(config), device=str(device))
+    report = extract.run([clip], folder / "store", _keeping_crops(config), device=str(device))
     if report.exit_code:
         raise RuntimeError(f"clip {clip.id}: our run failed: {report.failures}")
-    compared = _Compared(config, Store.open(store), clip, folder / "naive" / clip.id, device, precision)
-    return compared.gates(steps)
+    store = Store.open(folder / "store")
+    return Compared(config, store, clip, folder / "naive" / clip.id, device, precision), steps
 
 
 def _keeping_crops(config: ExtractConfig) -> ExtractConfig:
@@ -72,7 +83,7 @@ def _keeping_crops(config: ExtractConfig) -> ExtractConfig:
     return config.model_copy(update={"instances": {**config.instances, "crop": keeping}})
 
 
-class _Compared:
+class Compared:
     """One clip, done by both."""
 
     def __init__(

@@ -3,9 +3,11 @@
 ``pytest -rP tests/test_device_traffic.py`` prints the counts.
 """
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 
+import dlib
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -39,6 +41,14 @@ SR_LAUNCHES = 1_106
 BATCH = 8
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 SMALL = {"weights": "random", "architecture": "small"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_predictor():
+    """dlib's landmark file, 100 MB, is read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlib, "shape_predictor", functools.cache(dlib.shape_predictor))
+        yield
 
 
 # ---- stages by themselves ------------------------------------------------------------------------------------------
