@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks import naive_gates, pipeline, pipeline_configs
@@ -16,9 +17,11 @@ from benchmarks.naive_chain import NaiveChain, Published, files_by_number, read_
 from extract.config import load_extract_config
 from extract.graph import build_graph
 from extract.inputs import media
+from extract.models import realesrgan
 from extract.models.ffhq import align as ffhq
 from extract.models.ffhq import with_pillow
 from extract.stage import Context
+from extract.weights.files import Weights
 from extract.weights.resolving import resolve
 
 CPU = torch.device("cpu")
@@ -167,6 +170,16 @@ def test_a_picture_without_a_face_is_left_out(config, movie, tmp_path):
     assert files_by_number(tmp_path / movie.id / "align") == {}
 
 
+def test_a_chain_that_finds_no_face_fails(compared, tmp_path):
+    both = compared[0]
+    shutil.copytree(both._naive, tmp_path / "n")
+    for step in ("landmarks", "align", "ghfeat"):
+        shutil.rmtree(tmp_path / "n" / step)
+        (tmp_path / "n" / step).mkdir()
+    none = naive_gates.Compared(both._config, both._store, both._clip, tmp_path / "n", CPU, torch.float32)
+    assert [gate.holds for gate in none.gates(["align", "ghfeat"])] == [False, False]
+
+
 def test_hubert_hears_two_seconds_around_each_frame(compared, config, movie, tmp_path, monkeypatch):
     """The clip is shorter than that: every window is the whole recording, and the values are ours."""
     chain(config, tmp_path, "hubert", most_frames=3).run([movie])
@@ -217,6 +230,28 @@ def test_published_sizes_are_read_from_files(tmp_path):
         name: instance.stage.architecture for name, instance in build_graph(load_extract_config("default")).items()
     }
     assert sizes["roberta"] == "large"
+
+
+def test_a_face_stays_one_through_the_drawn_network(compared, tmp_path):
+    """As a released file would have it, and unlike ``random``, which shows noise on grey."""
+    path = tmp_path / "x4.safetensors"
+    drawn = pipeline_configs.seeing(realesrgan.random_weights(num_blocks=1))
+    save_file({name: torch.from_numpy(values) for name, values in drawn.items()}, path)
+    upscaler = realesrgan.load(Weights(str(path), "", "", "", path=path))
+    patch = read_picture(compared[0]._naive / "patch" / "00001.png")[20:68, 30:78]
+    large = realesrgan.enhance(upscaler, patch, realesrgan.Inference())
+    expected = patch.repeat(4, axis=0).repeat(4, axis=1)
+    assert np.corrcoef(large.ravel(), expected.ravel())[0, 1] > 0.97
+    assert np.abs(large.astype(int) - expected).max() > 0  # the rest of the network shows
+
+
+def test_in_float16_the_judge_is_float32(compared):
+    """Two float16 ways may be apart by more than either is from float32."""
+    both = compared[0]
+    half = naive_gates.Compared(both._config, both._store, both._clip, both._naive, CPU, torch.float16)
+    (gate,) = half.gates(["superres"])
+    assert gate.holds, gate
+    assert "of the levels within 1 of float32, the scripts' 100.000%" in gate.found
 
 
 def test_the_drawn_vocabulary(tmp_path):
