@@ -50,6 +50,8 @@ class SimulatedDevice(Traffic):
         self._open.enter_context(mock.patch.object(threading.Thread, "run", run_with_device))
         for name, value in self._of_torch_cuda().items():
             self._open.enter_context(mock.patch.object(torch.cuda, name, value))
+        # Its parser refuses another stream than CUDA's before anybody is asked.
+        self._open.enter_context(mock.patch.object(torch.Tensor, "record_stream", _record_stream))
         self._open.enter_context(_Routing(self))
         # Parameters are replaced when a module moves: filled anew, they would keep their own type.
         replaced = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -160,7 +162,6 @@ class _Routing(TorchFunctionMode):
             torch.Tensor.new_tensor: self._new_tensor,
             torch.Tensor.pin_memory: lambda x, device=None: device_of(x).pin(x.clone()),
             torch.Tensor.is_pinned: lambda x, device=None: device_of(x).is_pinned(x),
-            torch.Tensor.record_stream: lambda x, stream: None,
             torch.Tensor.__getitem__: lambda x, index: x.__getitem__(_indices(index)),
             torch.Tensor.__setitem__: lambda x, index, value: x.__setitem__(_indices(index), value),
             torch.where: _where,
@@ -228,6 +229,11 @@ class _Routing(TorchFunctionMode):
             return made if wanted is None or _is_cuda(wanted) else made.cpu()
         made = func(data, *args, **kwargs)
         return self._device.upload(made) if _is_cuda(wanted) else made
+
+
+def _record_stream(x: torch.Tensor, stream: _Stream) -> None:
+    """Nothing is freed early here."""
+    del x, stream
 
 
 def _is_cuda(device: Any) -> bool:

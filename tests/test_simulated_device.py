@@ -112,8 +112,9 @@ def test_waits(device, x, what, inference):
         lambda _: torch.repeat_interleave(torch.ones(2, dtype=torch.long, device="cuda"), output_size=2),
         lambda _: torch.cuda.Event().wait(),
         lambda _: torch.cuda.current_stream().wait_stream(torch.cuda.Stream()),
+        lambda x: x.record_stream(torch.cuda.Stream()),
     ],
-    ids=["fill", "write a number", "where", "views", "known repetitions", "event", "stream"],
+    ids=["fill", "write a number", "where", "views", "known repetitions", "event", "stream", "record stream"],
 )
 def test_nothing_to_wait_for(device, x, program):
     program(x)
