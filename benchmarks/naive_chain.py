@@ -241,11 +241,11 @@ def align(scripts: Scripts) -> Step:
             if not len(found):
                 continue
             marks = faces.landmarks(picture, found[0])
-            height, width = picture.shape[:2]
-            plan = ffhq.plan(torch.from_numpy(marks), height, width, size)
-            if plan is None:
+            image = [torch.from_numpy(picture)]
+            plan = ffhq.plan(torch.from_numpy(marks)[None], image, size)
+            if not plan.valid[0]:
                 continue
-            aligned = ffhq.align(torch.from_numpy(picture), plan, size, settings.transform_size, "pillow")
+            aligned = ffhq.align(image, plan, size, settings.transform_size, "pillow")[0]
             np.save(points / f"{number:05d}.npy", marks)
             write_png(pictures / f"{number:05d}.png", aligned.numpy())
 

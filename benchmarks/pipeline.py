@@ -32,12 +32,12 @@ from benchmarks.drawn_clips import add_crops, draw_movies
 from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of
 from benchmarks.naive_chain import NaiveChain
 from benchmarks.naive_gates import Gate, check
-from extract.config import ExtractConfig, RunConfig
+from extract.config import ExtractConfig
 from extract.inputs.manifest import Clip
 from extract.running.recipes import DEFAULT_PRECISION
-from extract.running.runner import Progress, Report
+from extract.running.report import Progress
 
-ENGINES = ("lanes", "serial") if "engine" in RunConfig.model_fields else ("serial",)
+ENGINES = ("lanes", "serial")
 """What ``run.engine`` may be, the fastest first."""
 NAIVE = "naive"
 MOST_LOAD = 1.5
@@ -113,15 +113,14 @@ class Stopwatch(Progress):
     began_s = 0.0
     cpu_s = 0.0
 
-    def start(self, clips: int) -> None:
-        del clips
+    def start(self, sizes: Mapping[str, int]) -> None:
+        del sizes
         self.began_s, self.cpu_s = time.perf_counter(), used_cpu_s()
 
 
 def ours(config: ExtractConfig, clips: Sequence[Clip], engine: str, device: torch.device, store: Path) -> Measured:
     """One run of ours into a new store."""
-    if len(ENGINES) > 1:
-        config = config.model_copy(update={"run": config.run.model_copy(update={"engine": engine})})
+    config = config.model_copy(update={"run": config.run.model_copy(update={"engine": engine})})
     watch, started = Stopwatch(), time.perf_counter()
     report = extract.run(clips, store, config, device=str(device), progress=watch)
     ended = time.perf_counter()
@@ -130,7 +129,7 @@ def ours(config: ExtractConfig, clips: Sequence[Clip], engine: str, device: torc
     work_s = ended - watch.began_s
     frames = sum(record.rows for record in _records(store, clips))
     cores = (used_cpu_s() - watch.cpu_s) / work_s
-    return Measured(frames, work_s, watch.began_s - started, cores, busy_shares(report))
+    return Measured(frames, work_s, watch.began_s - started, cores, report.speed.busy if report.speed else {})
 
 
 def naive(
@@ -150,12 +149,6 @@ def naive(
     work_s = time.perf_counter() - started
     shares = {name: seconds / work_s for name, seconds in steps.items()}
     return Measured(each * len(clips), work_s, chain.setup_s, (used_cpu_s() - cpu_s) / work_s, shares)
-
-
-def busy_shares(report: Report) -> dict[str, float]:
-    """Lane -> part of the time that it was busy; empty for an engine that does not say."""
-    busy = getattr(getattr(report, "speed", None), "busy", None)
-    return {name: float(share) for name, share in busy.items()} if isinstance(busy, Mapping) else {}
 
 
 def _records(store: Path, clips: Sequence[Clip]) -> list[Any]:
@@ -214,7 +207,7 @@ def measure(
         turn = number % len(contenders)
         for contender in [*contenders[turn:], *contenders[:turn]]:
             contender.rounds.append(contender.run(folder / contender.name))
-        if number == 0 and len(ENGINES) > 1:
+        if number == 0:
             gate = engines_agree(folder)
             say(f"  gate {gate}")
             equal = equal and gate.holds

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import dlib
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -31,11 +32,11 @@ COPIES_PER_FRAME = 2.0
 STALLS_PER_FRAME = 0.0
 """What a run may ask for in its steady loop: copies in both directions, and waits for anything but a result."""
 
-STILL_OVER = frozenset({"run", "superres", "align", "swin"})
+STILL_OVER = frozenset({"run", "superres", "swin"})
 """What does not keep these limits yet: stages whose ``compute`` copies or waits by itself, and whole runs (``run``).
 The tests demand that it is so, and fail when it has become better: take the name out then."""
 
-SR_LAUNCHES = 1_106
+SR_LAUNCHES = 1_108
 """Kernels of one forward of x4plus, uncompiled, at most."""
 
 BATCH = 8
@@ -61,7 +62,7 @@ class Found:
     inside: Counts
     """While it computed."""
     handed: Counts
-    """While its inputs were brought to its device: row by row where rows differ in size."""
+    """While its inputs were brought to its device in the plain way: row by row where rows differ in size."""
 
 
 def test_the_chain_of_pictures():
@@ -74,7 +75,8 @@ def test_the_chain_of_pictures():
         inside = counted.inside
         print(f"{name:9} of {BATCH} rows: {inside.copies} copies, {dict(inside.stalls)} stalls,", end=" ")
         print(f"{inside.kernels.total()} launches; handed over in {counted.handed.copies} copies")
-    over = {name for name, counted in found.items() if counted.inside.copies or counted.inside.stalls}
+    inside = {name: counted.inside for name, counted in found.items()}
+    over = {name for name, counts in inside.items() if counts.copies > BATCH * COPIES_PER_FRAME or counts.stalls}
     assert over == STILL_OVER - {"run"}, "take out of STILL_OVER what has become better"
 
 
@@ -113,7 +115,7 @@ def chain(device, stages, values):
     found = {}
     for name, stage in stages.items():
         with device.counted() as handed:
-            batch = {declared: on(stage, values[declared]) for declared in stage.inputs}
+            batch = {declared: handed_over(stage, declared, values[declared]) for declared in stage.inputs}
         with device.counted() as inside:
             made = stage.compute(batch)
         values = values | {f"{name}.{array}": rows for array, rows in made.items()}
@@ -121,8 +123,8 @@ def chain(device, stages, values):
     return found
 
 
-def on(stage, rows):
-    where = CUDA if stage.device == "gpu" else CPU
+def handed_over(stage, declared, rows):
+    where = CUDA if stage.device == "gpu" and declared not in stage.on_host else CPU
     return [row.to(where) for row in rows] if isinstance(rows, list) else rows.to(where)
 
 
@@ -200,10 +202,18 @@ def test_a_run_in_its_steady_loop(counted):
     assert over == ("run" in STILL_OVER), "take `run` out of STILL_OVER once it has become better"
 
 
-def test_the_simulated_device_changes_no_byte(counted, clip, config, tmp_path):
+def test_values_are_those_of_the_cpu(counted, clip, config, tmp_path):
+    """To the last bit, but for what is made of aligned pictures: on a GPU these are computed another way."""
     assert extract.run([clip], tmp_path / "s.zarr", config, device="cpu").exit_code == 0
-    assert chunks(tmp_path / "s.zarr") == chunks(counted[2])
-    assert len(chunks(counted[2])) > 16
+    here, there = chunks(tmp_path / "s.zarr"), chunks(counted[2])
+    differing = {path.parts[1:3] for path in here.keys() | there.keys() if here.get(path) != there.get(path)}
+    assert len(here) > 16
+    assert differing <= {("ghfeat", "code")}
+    code, expected = (
+        extract.open_store(store).read(clip.id, "ghfeat", "code").values.astype(np.float64)
+        for store in (counted[2], tmp_path / "s.zarr")
+    )
+    assert np.linalg.norm(code - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 def chunks(store):

@@ -158,7 +158,8 @@ def test_the_scripts_own_settings(compared, config, movie, tmp_path, monkeypatch
     assert doubled == [1]
     marks = torch.from_numpy(np.load(tmp_path / movie.id / "landmarks" / "00001.npy"))
     picture = read_picture(tmp_path / movie.id / "superres" / "00001.png")
-    expected = with_pillow.align(picture, ffhq.plan(marks, 448, 448, 64), 64, 4096)
+    plan = ffhq.plan(marks[None], [torch.from_numpy(picture)], 64).row(0)
+    expected = with_pillow.align(picture, plan, 64, 4096)
     assert np.array_equal(read_picture(tmp_path / movie.id / "align" / "00001.png"), expected)
 
 
@@ -205,6 +206,7 @@ def test_a_run_of_each_contender(config, movie, tmp_path):
     for name, measured in found.items():
         assert measured.frames == (2 if name == "naive" else FRAMES)
         assert min(measured.work_s, measured.setup_s, measured.cores) > 0
+    assert {"cpu", "write"} <= found["lanes"].shares.keys()
     assert sum(found["naive"].shares.values()) == pytest.approx(1, abs=0.01)
     assert list(found["naive"].shares) == [
         "frames", "crop", "superres", "align", "ghfeat", "swin", "hubert", "roberta",
@@ -310,14 +312,7 @@ def test_how_it_ends(monkeypatch, tmp_path, capsys, equal, loads, gemm, code):
     assert '"median": 10.0' in output.read_text()
 
 
-def test_shares_of_the_lanes_are_taken_where_the_report_has_them():
-    assert pipeline.busy_shares(object()) == {}
-    speed = type("Speed", (), {"busy": {"gpu": 0.9, "cpu": 0.5}})
-    assert pipeline.busy_shares(type("Report", (), {"speed": speed})) == {"gpu": 0.9, "cpu": 0.5}
-
-
-def test_engines_that_differ_fail_the_gate(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "ENGINES", ("lanes", "serial"))
+def test_engines_that_differ_fail_the_gate(tmp_path):
     for name in pipeline.ENGINES:
         (tmp_path / name / "a").mkdir(parents=True)
         (tmp_path / name / "a" / "c.0").write_bytes(b"1")
