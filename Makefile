@@ -5,7 +5,7 @@ UV := uv==0.13.8
 # One thread per test process: two-thread OpenMP collapses when the machine is shared.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: test lint setup demo demo-seeds kill fuzz lock clean
+.PHONY: test lint setup demo demo-seeds figures kill fuzz lock clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,10 @@ demo: setup
 SEEDS ?= 1 2 3
 demo-seeds: setup
 	$(VENV)/bin/python tools/demo.py $(SEEDS)
+
+# The figures of docs/benchmarks.md, on this CPU (a quarter of an hour; leave the machine alone meanwhile).
+figures: setup
+	$(VENV)/bin/python -m benchmarks.pipeline --device cpu --text docs/pipeline-cpu.txt -o docs/pipeline-cpu.json
 
 lint: setup
 	$(VENV)/bin/ruff check .
