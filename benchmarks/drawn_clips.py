@@ -50,7 +50,7 @@ def draw_movies(
 def add_crops(clips: Iterable[Clip], folder: Path) -> list[Clip]:
     """The same clips with their faces given as JPEG of 112 pixels, as Aff-Wild2 has them."""
     detections = Detections(DetectionsConfig())
-    detections.setup(Context(torch.device("cpu"), torch.float32, resolve("dlib-68-landmarks", detections), 1))
+    detections.setup(Context(torch.device("cpu"), torch.float32, resolve("dlib-68-landmarks", detections)))
     crop = Crop(CropConfig())
     given = []
     for clip in clips:

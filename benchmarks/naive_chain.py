@@ -33,7 +33,7 @@ from extract.models import hubert as hubert_model
 from extract.models import realesrgan, speech
 from extract.models import roberta as roberta_model
 from extract.models import swin as swin_model
-from extract.models.dlib_faces import DlibFaces
+from extract.models.dlib_faces import shared_faces
 from extract.models.ffhq import align as ffhq
 from extract.models.ghfeat import levels, network
 from extract.stage import Context, Stage
@@ -89,7 +89,7 @@ class Scripts:
         """A stage of ours on the CPU with one thread, to be called with one row at a time."""
         stage = self.stages[name]
         weights = self.weights(name) if stage.weights else None
-        stage.setup(Context(torch.device("cpu"), torch.float32, weights, cpu_threads=1))
+        stage.setup(Context(torch.device("cpu"), torch.float32, weights))
         return stage
 
     def numbered(self, folder: Path) -> Iterator[tuple[int, Path]]:
@@ -229,7 +229,7 @@ def superres(scripts: Scripts) -> Step:
 
 def align(scripts: Scripts) -> Step:
     """As FFHQ's ``download_ffhq.py`` and the scripts made of it: a picture in which no face is found is left out."""
-    faces = DlibFaces(scripts.weights("landmarks"), num_threads=1)
+    faces = shared_faces(scripts.weights("landmarks"))
     size, settings = scripts.stages["align"].config.output_size, scripts.settings
 
     def step(clip: Clip, folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_bad_config_is_told_by_key(tmp_path, text, overrides, message):
         ("roberta: {keep: [token]}", "instance roberta: cannot keep 'token'"),
         ("crop: {precision: float16}", "instance crop: precision is for models that run on a GPU, stage crop always"),
         ("crop: {batch: 24}", "24 is not a power of two"),
-        ("crop: {batch: 64}", "less than or equal to 32, found 64"),
+        ("crop: {batch: 256}", "less than or equal to 128, found 256"),
     ],
 )
 def test_a_setting_that_a_stage_cannot_heed_is_refused_by_name(tmp_path, instance, message):
