@@ -11,7 +11,7 @@ from extract.weights.loading import load_strictly
 if TYPE_CHECKING:
     import numpy as np
     from timm.models.swin_transformer import SwinTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,13 @@ def load(architecture: str, weights: Weights) -> "SwinTransformer":
     model = build(architecture)
     load_strictly(model, named_like_timm(weights.tensors()), weights.spec)
     return model
+
+
+def blocks() -> "tuple[type[nn.Module], ...]":
+    """What the network repeats."""
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    return (SwinTransformerBlock,)
 
 
 def named_like_timm(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
