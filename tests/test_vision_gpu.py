@@ -1,7 +1,5 @@
 """The vision stages on a GPU against the CPU. Without a GPU they are skipped; REQUIRE_GPU=1 makes that a failure."""
 
-import os
-
 import pytest
 import torch
 
@@ -19,16 +17,6 @@ from tests.stages.test_superres import compact_file, pictures
 from tests.stages.test_swin import faces
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def cuda():
-    if not torch.cuda.is_available():
-        if os.environ.get("REQUIRE_GPU"):
-            pytest.fail("REQUIRE_GPU is set, but torch finds no GPU")
-        pytest.skip("no GPU")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda:0")
 
 
 def on(device, precision, stage):

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ VARIANTS = 64
 FEWEST = 3
 """Blocks of one kind that make compiling them worth its time."""
 
+HOW: dict[str, Any] = {
+    "fullgraph": True,
+    "dynamic": False,
+    "options": {"fx_graph_cache": True, "fx_graph_remote_cache": False},
+}
+"""Arguments of ``torch.compile``: whole blocks, for one shape, kept on this machine and nowhere else."""
+
 Kinds = tuple[type[nn.Module], ...]
 
 
@@ -32,6 +40,9 @@ def compiled(
 
     ``net`` itself stays as it is, for other shapes. A block is compiled whole or not at all, for one shape.
 
+    Args:
+        example: an inference tensor, as all later batches must be: torch compiles anew for any other.
+
     Returns:
         None where there is no such block, or where this machine cannot compile; a warning says why.
     """
@@ -39,11 +50,11 @@ def compiled(
     blocks = [module for module in twin.modules() if isinstance(module, kinds)]
     if not blocks:
         return None
-    _use_cache()
+    _prepare_torch()
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=False, options={"fx_graph_cache": True, "fx_graph_remote_cache": False})
+        block.compile(**HOW)
     try:
-        with torch._dynamo.config.patch(recompile_limit=VARIANTS), torch.inference_mode():
+        with torch.inference_mode():
             call(twin, example)
     except torch.OutOfMemoryError:
         raise
@@ -69,12 +80,14 @@ def _twin(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]})
 
 
-def _use_cache() -> None:
-    """Let torch keep compiled code beside the weights, unless the user named another folder."""
+def _prepare_torch() -> None:
+    """Let torch keep compiled code beside the weights, unless the user named a folder, and compile every variant."""
     try:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / CACHE))
     except UsageError as error:
         log.info("compiled code is kept in the folder for temporary files: %s", error)
+    # For the whole process, because another thread may compile a block again: for its own number of threads, say.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
 
 
 @functools.cache  # once per reason, not per network

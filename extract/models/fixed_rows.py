@@ -30,7 +30,8 @@ class FixedRows:
 
     def __init__(self, function: Function, example: Tensor, capture: Capture | None = None) -> None:
         self._function = function
-        self._example = torch.zeros_like(example)
+        with torch.inference_mode():
+            self._example = torch.zeros_like(example)
         self._replay = capture(function, self._example) if capture else None
 
     def takes(self, batch: Tensor) -> bool:

@@ -53,7 +53,9 @@ class Levered:
             return self._fixed(batch)
         return self._call(self.net, batch)
 
-    def _make_fast(self, kinds: Kinds, example: Tensor) -> None:
+    def _make_fast(self, kinds: Kinds, usual: Tensor) -> None:
+        with torch.inference_mode():
+            example = torch.zeros_like(usual)
         twin = compiled(self.net, kinds, self._call, example)
         net, call = twin or self.net, self._call
 

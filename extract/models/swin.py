@@ -61,6 +61,7 @@ def build(architecture: str) -> "SwinTransformer":
             num_heads=sizes.heads,
             mlp_ratio=sizes.mlp_ratio,
             num_classes=0,
+            drop_path_rate=0,  # of training; else blocks differ in it, and each would be compiled by itself
         )
     return model.eval().requires_grad_(False)
 

@@ -111,14 +111,15 @@ class Superres(RowsStage[SuperresConfig]):
         for i, patch in enumerate(patches):
             alike[tuple(patch.shape)].append(i)
         images: list[Tensor] = [torch.empty(0)] * len(patches)
-        ratio = torch.ones((len(patches), 4))
+        ratios = [[1.0] * 4] * len(patches)
         for (height, width, _), rows in alike.items():
             same = torch.stack([patches[i] for i in rows])  # [b, H, W, 3]
             large = self._enlarged(same) if min(height, width) >= least else same
             for i, image in zip(rows, large, strict=True):
                 images[i] = image
-                ratio[i] = torch.tensor([image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2)
+                ratios[i] = [image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2
         valid = torch.tensor([min(patch.shape[:2]) >= least for patch in patches])
+        ratio = torch.tensor(ratios).reshape(-1, 4)  # of shapes: no number comes from the device
         return {"image": images, "box": (boxes + 0.5) * ratio.to(boxes.device) - 0.5, "valid": valid}
 
     def _enlarged(self, images: "Tensor") -> "Tensor":
