@@ -1,4 +1,4 @@
-"""Batches filled up to a fixed number of rows, and the graph that is replayed for them; here a graph that a CPU can run."""
+"""Batches filled up to a fixed number of rows, and the graph that is replayed for them, here one for a CPU."""
 
 import pytest
 import torch

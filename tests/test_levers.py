@@ -90,7 +90,8 @@ def graphs_made():
 # ---- compiled blocks -----------------------------------------------------------------------------------------------
 
 
-def test_blocks_of_one_shape_are_compiled_once(only_traced):
+@pytest.mark.usefixtures("only_traced")
+def test_blocks_of_one_shape_are_compiled_once():
     net = tower(4, 4, 4)
     twin = compiled(net, (Block,), call, zeros(2, 4))
     assert graphs_made() == 1
@@ -100,17 +101,21 @@ def test_blocks_of_one_shape_are_compiled_once(only_traced):
     assert graphs_made() == 1
 
 
-def test_the_plain_network_stays_plain(only_traced):
+@pytest.mark.usefixtures("only_traced")
+def test_the_plain_network_stays_plain():
     """Batches of other shapes go through it, and would each be compiled anew."""
     net = tower(4, 4)
     twin = compiled(net, (Block,), call, zeros(2, 4))
-    assert all(a is b for a, b in zip(net.parameters(), twin.parameters(), strict=True))  # no second copy of the weights
+    assert all(
+        a is b for a, b in zip(net.parameters(), twin.parameters(), strict=True)
+    )  # no second copy of the weights
     net(torch.zeros(3, 4))
     net(torch.zeros(5, 4))
     assert graphs_made() == 1
 
 
-def test_more_shapes_than_torch_compiles_by_itself(only_traced):
+@pytest.mark.usefixtures("only_traced")
+def test_more_shapes_than_torch_compiles_by_itself():
     """ResNet-50 has nine; torch stops at eight, and leaves the rest as it is without a word."""
     widths = range(2, 14)
 
@@ -126,7 +131,8 @@ def test_more_shapes_than_torch_compiles_by_itself(only_traced):
     assert graphs_made() == len(widths)
 
 
-def test_a_network_without_such_blocks_is_not_compiled(only_traced, caplog):
+@pytest.mark.usefixtures("only_traced")
+def test_a_network_without_such_blocks_is_not_compiled(caplog):
     assert compiled(tower(4), (), call, zeros(2, 4)) is None
     assert compiled(tower(4), (PushedBlock,), call, zeros(2, 4)) is None
     assert not caplog.records
@@ -164,15 +170,17 @@ def test_without_a_compiler_the_network_runs_as_it_is(caplog):
         assert torch.equal(way(torch.ones(2, 4)), net(torch.ones(2, 4)))
 
 
-def test_a_block_that_cannot_be_compiled_whole(only_traced, caplog):
+@pytest.mark.usefixtures("only_traced")
+def test_a_block_that_cannot_be_compiled_whole(caplog):
     net = tower(4, kind=Waits)
     with caplog.at_level(logging.WARNING, "extract"):
         assert compiled(net, (Waits,), call, zeros(2, 4)) is None
     assert "torch.compile does not work" in caplog.text
 
 
-def test_a_full_memory_is_not_taken_for_a_missing_compiler(only_traced):
-    def full(net, x):
+@pytest.mark.usefixtures("only_traced")
+def test_a_full_memory_is_not_taken_for_a_missing_compiler():
+    def full(_net, _x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
@@ -212,7 +220,8 @@ def test_off_is_the_plain_way(graphs):
     assert way.levers == {"compile": False, "graphs": False, "batch": 4}
 
 
-def test_the_usual_batch_is_one_replay(only_traced, graphs):
+@pytest.mark.usefixtures("only_traced")
+def test_the_usual_batch_is_one_replay(graphs):
     rows = []
 
     def counting(net, x):
@@ -234,8 +243,9 @@ def test_the_usual_batch_is_one_replay(only_traced, graphs):
     assert (graphs.replays, rows) == (2, [4, 4, 2, 7])
 
 
-def test_what_goes_into_no_graph_is_called(monkeypatch, only_traced, caplog):
-    def refuse(function, given):
+@pytest.mark.usefixtures("only_traced")
+def test_what_goes_into_no_graph_is_called(monkeypatch, caplog):
+    def refuse(_function, _given):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setitem(levers.CAPTURES, "cpu", refuse)
@@ -248,8 +258,9 @@ def test_what_goes_into_no_graph_is_called(monkeypatch, only_traced, caplog):
     assert torch.equal(way(torch.ones(3, 4)), net(torch.ones(3, 4)))
 
 
-def test_a_full_memory_during_the_capture_is_raised(monkeypatch, only_traced):
-    def full(function, given):
+@pytest.mark.usefixtures("only_traced")
+def test_a_full_memory_during_the_capture_is_raised(monkeypatch):
+    def full(_function, _given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setitem(levers.CAPTURES, "cpu", full)
@@ -304,7 +315,8 @@ def rrdb_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_an_encoder_by_way_of_its_graph(name, only_traced, graphs):
+@pytest.mark.usefixtures("only_traced")
+def test_an_encoder_by_way_of_its_graph(name, graphs):
     """Full, partial and small batches: the values of the plain stage, one replay for a batch that is full enough."""
     make, batch, output = STAGES[name]
     plain, fast = ready(make(), fast=False), ready(make(), fast=True)
@@ -318,7 +330,8 @@ def test_an_encoder_by_way_of_its_graph(name, only_traced, graphs):
         assert graphs.replays == replays
 
 
-def test_a_row_is_the_same_in_a_full_and_a_partial_batch(only_traced, graphs):
+@pytest.mark.usefixtures("only_traced", "graphs")
+def test_a_row_is_the_same_in_a_full_and_a_partial_batch():
     """To the bit: both are computed by the same kernels on the same number of rows."""
     stage = ready(STAGES["swin"][0](), fast=True)
     images = faces(4, side=112)
@@ -326,7 +339,8 @@ def test_a_row_is_the_same_in_a_full_and_a_partial_batch(only_traced, graphs):
     assert torch.equal(full[:3], partial)
 
 
-def test_superres_by_way_of_its_graph(only_traced, graphs, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("only_traced")
+def test_superres_by_way_of_its_graph(graphs, monkeypatch, tmp_path):
     """Push form, and one replay for the pictures of the size that the network sees; others go the plain way."""
     weights = str(rrdb_file(tmp_path))
     config = SuperresConfig(weights=weights, input_px=24)
@@ -346,7 +360,8 @@ def test_superres_by_way_of_its_graph(only_traced, graphs, monkeypatch, tmp_path
         assert graphs.replays - before == replays, (rows, side)
 
 
-def test_pictures_of_mixed_sizes_keep_their_places(only_traced, graphs, tmp_path):
+@pytest.mark.usefixtures("only_traced")
+def test_pictures_of_mixed_sizes_keep_their_places(graphs, tmp_path):
     config = SuperresConfig(weights=str(rrdb_file(tmp_path)), input_px=24)
     plain, fast = ready(Superres(config), fast=False), ready(Superres(config), fast=True)
     given = {"crop.patch": pictures((24, 24), (20, 24), (24, 24), (24, 24)), "crop.patch_box": torch.ones(4, 4)}
@@ -358,7 +373,8 @@ def test_pictures_of_mixed_sizes_keep_their_places(only_traced, graphs, tmp_path
     assert torch.equal(found["box"], expected["box"])
 
 
-def test_a_compact_network_is_captured_but_not_compiled(graphs):
+@pytest.mark.usefixtures("graphs")
+def test_a_compact_network_is_captured_but_not_compiled():
     fast = ready(Superres(SuperresConfig(weights=str(compact_file()), input_px=24)), fast=True)
     assert fast.levers == {"compile": False, "graphs": True, "batch": ROWS, "form": "pull"}
 
@@ -426,7 +442,8 @@ def test_a_compiled_block_gives_what_the_block_gives(name):
         ("swin", 12, 7),  # four stages, shifted or not; the last one has a single window
     ],
 )
-def test_of_the_published_networks_each_kind_is_compiled_once(only_traced, name, blocks, kinds):
+@pytest.mark.usefixtures("only_traced")
+def test_of_the_published_networks_each_kind_is_compiled_once(name, blocks, kinds):
     """More kinds than torch compiles by itself: none is left out, none compiled twice."""
     with torch.device("meta"), torch.inference_mode():
         net = ghfeat_network.build("resnet50-256") if name == "ghfeat" else swin.build("tiny")
