@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.bench import bench  # noqa: F401 - a fixture of several files
+from tests.fresh_compiler import compiled_folder, graphs, only_traced  # noqa: F401 - likewise
 from tests.hub import site  # noqa: F401 - likewise
 
 if TYPE_CHECKING:

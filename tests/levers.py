@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -64,3 +65,31 @@ class FakeGraphs:
             return result.copy_(function(given))
 
         return replay
+
+
+class Block(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + torch.tanh(self.layer(x))
+
+
+def call(net, x):
+    return net(x)
+
+
+def zeros(*shape):
+    """An inference tensor, as all batches of the stages are."""
+    with torch.inference_mode():
+        return torch.zeros(shape)
+
+
+def tower(*widths, kind=Block):
+    torch.manual_seed(0)
+    return nn.Sequential(*(kind(width) for width in widths)).eval().requires_grad_(False)
+
+
+def graphs_made():
+    return counters["stats"]["unique_graphs"]

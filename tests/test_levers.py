@@ -1,4 +1,4 @@
-"""The levers of the picture networks change no value beyond the gates here, and fall back to the plain way aloud."""
+"""Which way a batch goes through a network, and that the stages give the same by each: the gates of the levers."""
 
 import json
 import logging
@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch._dynamo.utils import counters
 
-from extract.models import compiled as compiling
-from extract.models import levers, swin, timm
-from extract.models.compiled import compiled, most_repeated
-from extract.models.dense_push import PushedBlock, push
-from extract.models.ghfeat import network as ghfeat_network
+from extract.models import levers
 from extract.models.levers import Levered
 from extract.stage import Context
 from extract.stages import superres
@@ -22,192 +16,13 @@ from extract.stages.superres import Superres, SuperresConfig
 from extract.stages.swin import Swin, SwinConfig
 from extract.stages.timm import Timm, TimmConfig
 from extract.weights.resolving import resolve
-from tests.levers import FakeGraphs, planes, rrdb_net
+from tests.levers import Block, call, graphs_made, tower
 from tests.stages.test_superres import compact_file, pictures
 from tests.stages.test_swin import faces
 
+pytestmark = pytest.mark.usefixtures("compiled_folder")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path, monkeypatch):
-    """Nothing compiled before counts, and no variable stays."""
-    monkeypatch.setenv("AU_FUSION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "put back at the end")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    compiling._warn.cache_clear()
-    torch._dynamo.reset()
-    counters.clear()
-    return tmp_path / "cache" / "compiled"
-
-
-@pytest.fixture
-def only_traced(monkeypatch):
-    """What torch.compile makes of a block is run by torch itself: no compiler, no seconds."""
-    monkeypatch.setattr(compiling, "HOW", {"fullgraph": True, "dynamic": False, "backend": "eager"})
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    fake = FakeGraphs()
-    monkeypatch.setitem(levers.CAPTURES, "cpu", fake.capture)
-    return fake
-
-
-class Block(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.layer = nn.Linear(width, width)
-
-    def forward(self, x):
-        return x + torch.tanh(self.layer(x))
-
-
-class Waits(Block):
-    def forward(self, x):
-        return x * 2 if x.sum().item() > 0 else x
-
-
-def call(net, x):
-    return net(x)
-
-
-def zeros(*shape):
-    """An inference tensor, as all batches of the stages are."""
-    with torch.inference_mode():
-        return torch.zeros(shape)
-
-
-def tower(*widths, kind=Block):
-    torch.manual_seed(0)
-    return nn.Sequential(*(kind(width) for width in widths)).eval().requires_grad_(False)
-
-
-def graphs_made():
-    return counters["stats"]["unique_graphs"]
-
-
-# ---- compiled blocks -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("only_traced")
-def test_blocks_of_one_shape_are_compiled_once():
-    net = tower(4, 4, 4)
-    twin = compiled(net, (Block,), call, zeros(2, 4))
-    assert graphs_made() == 1
-    with torch.inference_mode():
-        given = torch.randn(2, 4)
-        assert torch.equal(twin(given), net(given))
-    assert graphs_made() == 1
-
-
-@pytest.mark.usefixtures("only_traced")
-def test_the_plain_network_stays_plain():
-    """Batches of other shapes go through it, and would each be compiled anew."""
-    net = tower(4, 4)
-    twin = compiled(net, (Block,), call, zeros(2, 4))
-    assert all(
-        a is b for a, b in zip(net.parameters(), twin.parameters(), strict=True)
-    )  # no second copy of the weights
-    net(torch.zeros(3, 4))
-    net(torch.zeros(5, 4))
-    assert graphs_made() == 1
-
-
-@pytest.mark.usefixtures("only_traced")
-def test_more_shapes_than_torch_compiles_by_itself():
-    """ResNet-50 has nine; torch stops at eight, and leaves the rest as it is without a word."""
-    widths = range(2, 14)
-
-    class Nets(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks = nn.ModuleList(Block(width) for width in widths)
-
-        def forward(self, x):
-            return torch.cat([block(x[:, : block.layer.in_features]) for block in self.blocks], dim=1)
-
-    compiled(Nets().requires_grad_(False), (Block,), call, zeros(2, 14))
-    assert graphs_made() == len(widths)
-
-
-@pytest.mark.usefixtures("only_traced")
-def test_a_network_without_such_blocks_is_not_compiled(caplog):
-    assert compiled(tower(4), (), call, zeros(2, 4)) is None
-    assert compiled(tower(4), (PushedBlock,), call, zeros(2, 4)) is None
-    assert not caplog.records
-
-
-def test_compiled_code_is_kept_beside_the_weights(cache_folder):
-    compiled(tower(4, 4), (Block,), call, zeros(2, 4))
-    assert counters["inductor"]["fxgraph_cache_miss"] == 1
-    assert any(cache_folder.rglob("*.so"))
-    torch._dynamo.reset()
-    counters.clear()
-    twin = compiled(tower(4, 4), (Block,), call, zeros(2, 4))
-    assert twin is not None
-    assert counters["inductor"]["fxgraph_cache_hit"] == 1
-    assert counters["inductor"]["fxgraph_cache_miss"] == 0
-
-
-def test_a_folder_that_the_user_named_is_left(monkeypatch, cache_folder, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
-    compiled(tower(4), (Block,), call, zeros(2, 4))
-    assert any((tmp_path / "mine").iterdir())
-    assert not cache_folder.exists()
-
-
-def test_without_a_compiler_the_network_runs_as_it_is(caplog):
-    """Warned once, not once per network."""
-    net = tower(4, 4)
-    with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)), caplog.at_level(logging.WARNING, "extract"):
-        ways = [Levered(net, call, (Block,), torch.zeros(2, 4), fast=True) for _ in range(2)]
-    (record,) = caplog.records
-    assert "torch.compile does not work on this machine" in record.message
-    assert "no-such-compiler" in record.message
-    for way in ways:
-        assert way.levers == {"compile": False, "graphs": False, "batch": 2}
-        assert torch.equal(way(torch.ones(2, 4)), net(torch.ones(2, 4)))
-
-
-@pytest.mark.usefixtures("only_traced")
-def test_a_block_that_cannot_be_compiled_whole(caplog):
-    net = tower(4, kind=Waits)
-    with caplog.at_level(logging.WARNING, "extract"):
-        assert compiled(net, (Waits,), call, zeros(2, 4)) is None
-    assert "torch.compile does not work" in caplog.text
-
-
-@pytest.mark.usefixtures("only_traced")
-def test_a_full_memory_is_not_taken_for_a_missing_compiler():
-    def full(_net, _x):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        compiled(tower(4), (Block,), full, zeros(2, 4))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "kind"),
-    [
-        ("test_vit", "Block"),
-        ("vit_small_patch14_dinov2", "Block"),
-        ("resnet50", "Bottleneck"),
-        ("convnext_tiny", "ConvNeXtBlock"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformerBlock"),
-        ("efficientnet_b0", "InvertedResidual"),
-    ],
-)
-def test_what_timms_networks_repeat(architecture, kind):
-    with torch.device("meta"):
-        net = timm.build(architecture, 224)
-    assert [found.__name__ for found in most_repeated(net)] == [kind]
-
-
-def test_a_network_that_repeats_nothing():
-    assert most_repeated(tower(4, 4)) == ()
-    assert most_repeated(tower(4, 4, 4)) == (Block,)
-    assert most_repeated(nn.Sequential(*(nn.Linear(2, 2) for _ in range(9)))) == ()  # layers, no blocks
 
 
 # ---- which way a batch goes ----------------------------------------------------------------------------------------
@@ -241,6 +56,17 @@ def test_the_usual_batch_is_one_replay(graphs):
     assert torch.equal(way(given[:2]), net(given[:2]))  # half: as it is
     assert torch.equal(way(torch.ones(7, 4)), net(torch.ones(7, 4)))
     assert (graphs.replays, rows) == (2, [4, 4, 2, 7])
+
+
+@pytest.mark.usefixtures("only_traced")
+def test_nothing_is_compiled_after_the_setup():
+    """Not for a full batch, not for one that is filled up, and small ones leave compiled blocks alone."""
+    way = Levered(tower(4, 4), call, (Block,), torch.zeros(4, 4), fast=True)
+    made = graphs_made()
+    with torch.inference_mode():
+        for rows in (4, 3, 2, 1):
+            way(torch.ones(rows, 4))
+    assert graphs_made() == made == 1
 
 
 @pytest.mark.usefixtures("only_traced")
@@ -383,76 +209,6 @@ def test_lanczos_has_no_levers():
     stage = Superres(SuperresConfig(weights="lanczos"))
     stage.setup(Context(CPU, torch.float32, None, compile=True, batch=4))
     assert stage.levers == {}
-
-
-def last(net, kind):
-    return [module for module in net.modules() if isinstance(module, kind)][-1]
-
-
-def pushed_block():
-    net = rrdb_net(1)
-    assert push(net)
-    return last(net.to(memory_format=torch.channels_last), PushedBlock), planes(2, 8).repeat(1, 22, 1, 1)[:, :64]
-
-
-def ghfeat_block(kind):
-    net = ready(STAGES["ghfeat"][0](), fast=False)._network.net
-    block = last(net, kind)
-    return block, torch.randn(2, block.conv_a.in_channels, 4, 4).contiguous(memory_format=torch.channels_last)
-
-
-def swin_block():
-    """A shifted one, with a mask."""
-    block = swin.build("tiny").layers[2].blocks[1]
-    return block, torch.randn(2, 14, 14, 384)
-
-
-def vit_block():
-    block = last(ready(STAGES["timm"][0](), fast=False)._network.net, most_repeated(timm.build("test_vit", 64)))
-    return block, torch.randn(2, 17, 64)
-
-
-BLOCKS = {
-    "push": pushed_block,
-    "basic": lambda: ghfeat_block(ghfeat_network.Basic),
-    "bottleneck": lambda: ghfeat_block(ghfeat_network.Bottleneck),
-    "swin": swin_block,
-    "vit": vit_block,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BLOCKS)
-def test_a_compiled_block_gives_what_the_block_gives(name):
-    """In float32 on the CPU, by the real compiler; whole networks are compared on a GPU and by benchmarks.vision."""
-    block, given = BLOCKS[name]()
-    twin = compiled(nn.Sequential(block), (type(block),), call, given)
-    assert twin is not None
-    assert graphs_made() == 1
-    with torch.inference_mode():
-        found, expected = twin(given), block(given)
-    assert found.stride() == expected.stride()
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
-
-
-@pytest.mark.parametrize(
-    ("name", "blocks", "kinds"),
-    [
-        ("ghfeat", 17, 9),  # four stages' first and other bottlenecks, and the fifth stage's
-        ("swin", 12, 7),  # four stages, shifted or not; the last one has a single window
-    ],
-)
-@pytest.mark.usefixtures("only_traced")
-def test_of_the_published_networks_each_kind_is_compiled_once(name, blocks, kinds):
-    """More kinds than torch compiles by itself: none is left out, none compiled twice."""
-    with torch.device("meta"), torch.inference_mode():
-        net = ghfeat_network.build("resnet50-256") if name == "ghfeat" else swin.build("tiny")
-        given = torch.zeros(2, 3, *([256] * 2 if name == "ghfeat" else [224] * 2))
-    repeated = ghfeat_network.BLOCKS if name == "ghfeat" else swin.blocks()
-    forward = call if name == "ghfeat" else lambda net, x: net.forward_features(x)
-    assert compiled(net, repeated, forward, given) is not None
-    assert sum(isinstance(module, repeated) for module in net.modules()) == blocks
-    assert graphs_made() == kinds
 
 
 def test_compiling_needs_the_batch():
