@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.gates import GateError, require
 from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
-from benchmarks.vision import GateError, require
 from extract.models import dlib_faces
 from extract.models import roberta as models
 from extract.running.recipes import DEFAULT_PRECISION

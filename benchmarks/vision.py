@@ -1,19 +1,24 @@
 """The vision stages: frames per second, work per frame, share of the machine's peak; each with its equality gate.
 
-    python -m benchmarks.vision [--device cpu|cuda] [--pairs 7] [--stages superres,ghfeat] [--out FILE.json]
+    python -m benchmarks.vision [--device cpu|cuda] [--compile] [--precision float16] [--pairs 7]
+                                [--stages superres,ghfeat] [-o FILE.json]
 
 Every stage is timed as the pipeline calls it (uint8 in, uint8 or float32 out, its own batch), in turn with the naive
-way: one picture at a time, channels first, norms not folded, as the original scripts work. Weights are random, of the
-published sizes; pictures are smooth noise. Ends with 1 if a gate fails, with 2 if the machine was too restless.
+way: one picture at a time, channels first, norms not folded, as the original scripts work. The networks have a row
+without their levers and, on a GPU or with ``--compile``, one with them: batches for the device, the push form, and
+with ``--compile`` compiled blocks and CUDA graphs. Weights are random, of the published sizes (benchmarks/gates.py);
+pictures are smooth noise. Ends with 1 if a gate fails, with 2 if the machine was too restless.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,6 +27,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import one_by_one
+from benchmarks.gates import GateError, features_are_near, pictures_are_near, realistic, require
 from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
 from extract.models import realesrgan
 from extract.models.ffhq import align as ffhq
@@ -29,6 +35,7 @@ from extract.models.ghfeat import network
 from extract.running.recipes import DEFAULT_PRECISION
 from extract.stage import Context, RowsStage
 from extract.stages import ghfeat, swin
+from extract.stages import superres as superres_stage
 from extract.stages.align import Align, AlignConfig
 from extract.stages.crop import TEMPLATE, Crop, CropConfig, fit_similarity, five_points, patches
 from extract.stages.landmarks import Landmarks, LandmarksConfig
@@ -42,14 +49,22 @@ H200_GOALS = {"superres": 527, "ghfeat": 13_000, "swin": 17_600}
 """Frames per second."""
 
 
-class GateError(Exception):
-    """The fast way does not give what the plain way gives."""
+@dataclass(frozen=True)
+class Way:
+    """How the networks are run."""
 
+    device: torch.device
+    precision: torch.dtype
+    levers: bool = False
+    """Batches for the device, the push form."""
+    compile: bool = False
+    """Compiled blocks and CUDA graphs as well."""
 
-def require(holds: bool, found: str) -> None:
-    """Raises GateError saying what was found instead."""
-    if not holds:
-        raise GateError(found)
+    def rows(self, stage: type[RowsStage[Any]], on_cpu: int) -> int:
+        """Frames per call."""
+        if self.device.type == "cpu":
+            return on_cpu
+        return (self.levers and stage.device_batch) or stage.batch
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,10 @@ class Subject:
     gflop: float | None
     gate: Callable[[], str]
     """What was compared, and how near it is; raises GateError."""
+    levers: dict[str, Any]
+    """What is in force."""
+    setup_s: float
+    """Weights, compiling and capturing."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,8 @@ class Row:
     naive_high: float
     h200_goal_per_s: int | None
     gate: str
+    levers: dict[str, Any]
+    setup_s: float
 
 
 def main() -> int:
@@ -92,16 +113,18 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; two contend on a shared machine")
     parser.add_argument("--stages", default="crop,superres,landmarks,align,ghfeat,swin")
+    parser.add_argument("--compile", action="store_true", help="compile blocks, capture CUDA graphs")
+    parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="default: the device's own")
     parser.add_argument("-o", "--output", dest="out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device(asked.device)
-    precision = getattr(torch, DEFAULT_PRECISION[device.type])
+    precision = getattr(torch, asked.precision or DEFAULT_PRECISION[device.type])
     before = gemm_gflops(device, precision)
     print(f"{name_of(device)}; torch {torch.__version__}; {precision}; GEMM {before:,.0f} GFLOP/s")
     rows, failed = [], False
-    for subject in subjects(device, precision, asked.stages.split(",")):
+    for subject in subjects(Way(device, precision), asked.stages.split(","), compiled=asked.compile):
         try:
             gate = subject.gate()
         except GateError as error:
@@ -136,7 +159,7 @@ def measure(subject: Subject, device: torch.device, pairs: int, gemm: float, gat
     share = None if subject.gflop is None else per_s * subject.gflop / gemm
     return Row(
         subject.stage, subject.frames, per_s, 1e3 / per_s, subject.gflop, EXPECTED_GFLOP.get(subject.stage), share,
-        times, low, high, H200_GOALS.get(subject.stage), gate,
+        times, low, high, H200_GOALS.get(subject.stage), gate, subject.levers, subject.setup_s,
     )  # fmt: skip
 
 
@@ -146,13 +169,17 @@ def said(row: Row) -> str:
     goal = f"; goal on an H200 {row.h200_goal_per_s:,}/s" if row.h200_goal_per_s else ""
     naive = f"naive x{row.naive_times:.2f} [{row.naive_low:.2f}, {row.naive_high:.2f}]"
     speed = f"{row.stage:10} {row.frames_per_s:9.2f} frames/s  batch {row.batch}"
-    return f"{speed}  {work}  {share}  {naive}{goal}\n{'':10} gate: {row.gate}"
+    levers = f"\n{'':10} {row.levers}, set up in {row.setup_s:.1f} s" if row.levers else ""
+    return f"{speed}  {work}  {share}  {naive}{goal}{levers}\n{'':10} gate: {row.gate}"
 
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 
 
-def subjects(device: torch.device, precision: torch.dtype, wanted: list[str]) -> Iterator[Subject]:
+NETWORKS = ("superres", "ghfeat", "swin")
+
+
+def subjects(way: Way, wanted: list[str], *, compiled: bool) -> Iterator[Subject]:
     """Built one after the other: their weights are large."""
     makers = {
         "crop": crop,
@@ -163,7 +190,9 @@ def subjects(device: torch.device, precision: torch.dtype, wanted: list[str]) ->
         "swin": swin_tiny,
     }
     for name in wanted:
-        yield makers[name](device, precision)
+        yield makers[name](way)
+        if name in NETWORKS and (compiled or way.device.type == "cuda"):
+            yield makers[name](Way(way.device, way.precision, levers=True, compile=compiled))
 
 
 def pictures(count: int, side: int) -> Tensor:
@@ -173,10 +202,13 @@ def pictures(count: int, side: int) -> Tensor:
     return fine.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def ready(stage: RowsStage[Any], device: torch.device, precision: torch.dtype) -> tuple[RowsStage[Any], Weights]:
-    weights = resolve(stage.config.weights, stage)
-    stage.setup(Context(device, precision, weights))
-    return stage, weights
+def ready(stage: RowsStage[Any], way: Way, rows: int, weights: Weights) -> float:
+    """Set up; the seconds it took."""
+    start = time.perf_counter()
+    pushed_on = superres_stage.PUSHED_ON if way.levers else frozenset()
+    with patch.object(superres_stage, "PUSHED_ON", pushed_on):
+        stage.setup(Context(way.device, way.precision, weights, compile=way.compile, batch=rows))
+    return time.perf_counter() - start
 
 
 def gflop_of(net: torch.nn.Module, picture: Tensor) -> float:
@@ -186,15 +218,17 @@ def gflop_of(net: torch.nn.Module, picture: Tensor) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def superres(device: torch.device, precision: torch.dtype) -> Subject:
-    count = 8 if device.type == "cuda" else 1
-    stage, weights = ready(Superres(SuperresConfig(weights="random")), device, precision)
-    images = pictures(count, 112).to(device)
-    boxes = torch.zeros(count, 4, device=device)
-    net = realesrgan.load(weights).net.to(device)  # channels first
+def superres(way: Way) -> Subject:
+    stage = Superres(SuperresConfig(weights="random"))
+    weights = realistic(resolve("random", stage))
+    count = way.rows(Superres, on_cpu=1)
+    setup_s = ready(stage, way, count, weights)
+    images = pictures(count, 112).to(way.device)
+    boxes = torch.zeros(count, 4)
+    net = realesrgan.load(weights).net.to(way.device)  # channels first
     gflop = gflop_of(realesrgan.load(weights).net.to("meta"), torch.empty(1, 3, 112, 112, device="meta"))
 
-    def naive(kind: torch.dtype = precision) -> Tensor:
+    def naive(kind: torch.dtype = way.precision) -> Tensor:
         net.to(kind)
         with torch.inference_mode():
             planes = [net((image.permute(2, 0, 1)[None].float() / 255).to(kind)) for image in images]
@@ -204,36 +238,38 @@ def superres(device: torch.device, precision: torch.dtype) -> Subject:
         return stage.compute({"crop.patch": list(images), "crop.patch_box": boxes})["image"]
 
     def gate() -> str:
-        off = (torch.stack(ours()).float() - naive(torch.float32)).abs()
-        same = float((off <= 1).float().mean())
-        require(same >= 0.999, f"{same:.4%} within one level of float32")
-        return f"{same:.4%} of the levels within 1 of float32, channels first, alone (at least 99.9 %)"
+        reference = naive(torch.float32)  # first: the other number types round the weights
+        return pictures_are_near(torch.stack(ours()), naive(), reference)
 
-    return Subject("superres", count, ours, naive, gflop, gate)
+    return Subject("superres", count, ours, naive, gflop, gate, stage.levers, setup_s)
 
 
-def gh_feat(device: torch.device, precision: torch.dtype) -> Subject:
-    count = 32 if device.type == "cuda" else 8
-    stage, weights = ready(ghfeat.Ghfeat(ghfeat.GhfeatConfig(weights="random")), device, precision)
-    images = pictures(count, 256).to(device)
+def gh_feat(way: Way) -> Subject:
+    stage = ghfeat.Ghfeat(ghfeat.GhfeatConfig(weights="random"))
+    weights = resolve("random", stage)
+    count = way.rows(ghfeat.Ghfeat, on_cpu=8)
+    setup_s = ready(stage, way, count, weights)
+    images = pictures(count, 256).to(way.device)
     whole = network.build("resnet50-256")
     counters = {n: torch.zeros((), dtype=torch.long) for n in whole.state_dict() if n.endswith("tracked")}
     whole.load_state_dict(counters | weights.tensors(), assign=True)
-    whole = whole.to(device)
+    whole = whole.to(way.device)
     planes = ghfeat.prepare(images, 256, "bilinear")
     with torch.device("meta"):
         gflop = gflop_of(network.build("resnet50-256"), torch.empty(1, 3, 256, 256))
-    return _network("ghfeat", stage, "align.image", "code", images, whole, planes, gflop, precision)
+    return _network("ghfeat", stage, "align.image", "code", images, whole, planes, gflop, way, setup_s)
 
 
-def swin_tiny(device: torch.device, precision: torch.dtype) -> Subject:
+def swin_tiny(way: Way) -> Subject:
     from extract.models import swin as models
 
-    count = 32 if device.type == "cuda" else 8
     config = swin.SwinConfig(weights="random", output="tokens")
-    stage, weights = ready(swin.Swin(config), device, precision)
-    images = pictures(count, 112).to(device)
-    net = models.load("tiny", weights).to(device)
+    stage = swin.Swin(config)
+    weights = resolve("random", stage)
+    count = way.rows(swin.Swin, on_cpu=8)
+    setup_s = ready(stage, way, count, weights)
+    images = pictures(count, 112).to(way.device)
+    net = models.load("tiny", weights).to(way.device)
     planes = swin.prepare(images, config)
     gflop = gflop_of(models.load("tiny", weights), torch.zeros(1, 3, 224, 224))
 
@@ -245,7 +281,7 @@ def swin_tiny(device: torch.device, precision: torch.dtype) -> Subject:
         def forward(self, x: Tensor) -> Tensor:
             return self.net.forward_features(x).flatten(1, 2)
 
-    return _network("swin", stage, "crop.image", "token", images, Tokens(), planes, gflop, precision)
+    return _network("swin", stage, "crop.image", "token", images, Tokens(), planes, gflop, way, setup_s)
 
 
 def _network(
@@ -257,11 +293,12 @@ def _network(
     net: torch.nn.Module,
     planes: Tensor,
     gflop: float,
-    precision: torch.dtype,
+    way: Way,
+    setup_s: float,
 ) -> Subject:
     """A stage that ends in one network; ``net`` is the plain one, ``planes`` what it is fed in float32."""
 
-    def naive(kind: torch.dtype = precision) -> Tensor:
+    def naive(kind: torch.dtype = way.precision) -> Tensor:
         net.to(kind)
         with torch.inference_mode():
             return torch.cat([net(one[None].to(kind)) for one in planes]).float()
@@ -270,19 +307,14 @@ def _network(
         return stage.compute({given: images})[output]
 
     def gate() -> str:
-        reference = naive(torch.float32)
-        apart = float((ours() - reference).norm() / reference.norm())
-        rounded = float((naive(torch.bfloat16) - reference).norm() / reference.norm())
-        most = 1e-5 if precision == torch.float32 else 2 * rounded
-        net.to(precision)
-        require(apart <= most, f"{apart:.1e} from float32, at most {most:.1e}")
-        return f"{apart:.1e} relative from plain float32 (at most {most:.1e}; bfloat16 alone moves it by {rounded:.1e})"
+        reference = naive(torch.float32)  # first: the other number types round the weights
+        return features_are_near(ours(), naive(), reference)
 
-    return Subject(name, len(images), ours, naive, gflop, gate)
+    return Subject(name, len(images), ours, naive, gflop, gate, stage.levers, setup_s)
 
 
-def landmarks(device: torch.device, precision: torch.dtype) -> Subject:
-    del device, precision  # dlib, one thread
+def landmarks(way: Way) -> Subject:
+    del way  # dlib, one thread
     import dlib
     from PIL import Image
 
@@ -316,13 +348,12 @@ def landmarks(device: torch.device, precision: torch.dtype) -> Subject:
         face = "a face" if found else "no face"
         return f"equal to dlib's own points ({face} in the picture); the naive way doubles the picture first"
 
-    return Subject("landmarks", 4, ours, naive, None, gate)
+    return Subject("landmarks", 4, ours, naive, None, gate, {}, 0.0)
 
 
-def align(device: torch.device, precision: torch.dtype) -> Subject:
+def align(way: Way) -> Subject:
     """Pictures of the sizes that super-resolution gives; half of the faces leave theirs."""
-    del precision
-    count = 32 if device.type == "cuda" else 8
+    count = 32 if way.device.type == "cuda" else 8
     images = [pictures(1, (256, 448, 448, 640)[i % 4])[0] for i in range(count)]
     marks = torch.zeros(count, 68, 2)
     marks[:, 36:42], marks[:, 42:48] = torch.tensor([-0.12, -0.08]), torch.tensor([0.12, -0.07])
@@ -331,7 +362,7 @@ def align(device: torch.device, precision: torch.dtype) -> Subject:
     grown = torch.tensor([1.0, 1.0, 0.6, 0.6])[torch.arange(count) % 4][:, None, None]
     marks = (marks * grown + 0.5) * sides
     stage = Align(AlignConfig())
-    on_device = [image.to(device) for image in images]
+    on_device = [image.to(way.device) for image in images]
     plan = ffhq.plan(marks, images, 256)
     preparations = [found for found in map(plan.row, range(count)) if found is not None]
 
@@ -355,19 +386,18 @@ def align(device: torch.device, precision: torch.dtype) -> Subject:
         require(near >= 0.997, f"{near:.2%} of the pixels equal to one picture at a time")
         return f"{same:.2%} of the pixels equal to Pillow's, {most} level apart at most (at least 98.5 %, 1)"
 
-    return Subject("align", count, ours, naive, None, gate)
+    return Subject("align", count, ours, naive, None, gate, {}, 0.0)
 
 
-def crop(device: torch.device, precision: torch.dtype) -> Subject:
+def crop(way: Way) -> Subject:
     """Frames of 1280 x 720; the naive way computes on their device too, one after the other."""
-    del precision
     count = 32
     frames = pictures(count, 1280)[:, :720].contiguous()
     five = (torch.tensor(TEMPLATE) - 56) * torch.linspace(1, 3, count)[:, None, None] + torch.tensor([640.0, 360])
     marks = five[:, 2:3].repeat(1, 68, 1)
     marks[:, 36:42], marks[:, 42:48], marks[:, 48], marks[:, 54] = five[:, :1], five[:, 1:2], five[:, 3], five[:, 4]
     stage = Crop(CropConfig())
-    on_device, boxes = frames.to(device), torch.zeros(count, 4)
+    on_device, boxes = frames.to(way.device), torch.zeros(count, 4)
 
     def ours() -> Any:
         given = {"frames.image": on_device, "faces.landmarks": marks, "faces.box": boxes}
@@ -388,7 +418,7 @@ def crop(device: torch.device, precision: torch.dtype) -> Subject:
         require(near >= 0.999, f"{near:.4%} within one level of one frame at a time on the CPU")
         return f"{float((off == 0).float().mean()):.4%} equal to one frame at a time on the CPU, {int(off.max())} apart"
 
-    return Subject("crop", count, ours, naive, None, gate)
+    return Subject("crop", count, ours, naive, None, gate, {}, 0.0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from extract.errors import ConfigError
 from extract.names import nearest, suggestion
 
 LARGEST_BATCH = 128
-"""Rows of frames that flow through a run together; no micro-batch is larger."""
+"""Rows; no micro-batch is larger."""
 
 SECTIONS = ("extract", "fusion")
 NAMED = {"instances", "modalities"}
@@ -70,6 +70,8 @@ class RunConfig(Frozen):
     stored bytes are the same."""
     clips: int = Field(default=3, ge=1, le=16)
     """Clips in flight."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether networks are compiled and replayed as CUDA graphs; ``auto``: on a GPU, from a few thousand frames on."""
     cpu_threads: int = Field(default=0, ge=0)
     """Threads of the lane that computes on the CPU; 0: all cores this process may use."""
     memory_gb: float = Field(default=1.0, gt=0)

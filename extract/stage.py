@@ -61,6 +61,15 @@ class Context:
     """Number type of the model's arithmetic (float32 on a CPU); already part of the recipe."""
     weights: "Weights | None"
     """What the config's ``weights`` names, resolved and hashed; ``None`` for a stage without weights."""
+    compile: bool = False
+    """Compile the network's repeated blocks and, on a GPU, replay it as a CUDA graph. Speed only: in no recipe."""
+    batch: int = 0
+    """Rows of the largest micro-batch that will come; what is compiled takes this many, smaller ones are filled up.
+    0: unknown, which does not go with ``compile``."""
+
+    def __post_init__(self) -> None:
+        if self.compile and self.batch < 1:
+            raise ValueError(f"compile is on, but batch is {self.batch}; expected the rows of the largest micro-batch")
 
 
 class Stage(ABC, Generic[ConfigT]):
@@ -82,10 +91,12 @@ class Stage(ABC, Generic[ConfigT]):
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     follows_device: ClassVar[bool] = False
     """Computes on the run's device, where the frames are, in its own number types: no precision in its recipe."""
-    on_host: ClassVar[frozenset[str]] = frozenset()
-    """Declared inputs that arrive on the CPU even so: landmarks, whose geometry is computed there."""
     batch: ClassVar[int] = 32
     """Default rows per micro-batch; the config's ``batch`` changes speed only."""
+    device_batch: ClassVar[int | None] = None
+    """The same on a GPU, where more rows keep it busy; None: as on the CPU."""
+    host_inputs: ClassVar[frozenset[str]] = frozenset()
+    """Inputs that a stage on a GPU wants in the CPU's memory all the same: a few numbers per row, that it reads."""
     clock: ClassVar[bool] = False
     """Gives ``pts_s``, the times of the clip's frames, which all arrays on the frame clock share."""
     provided_by: ClassVar[str | None] = None
@@ -99,6 +110,9 @@ class Stage(ABC, Generic[ConfigT]):
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
+        self.levers: dict[str, Any] = {}
+        """After ``setup``: what makes it fast here, for the provenance; JSON values. In no recipe: the values are the
+        same but for rounding. A stage without a network has none."""
 
     @property
     @abstractmethod

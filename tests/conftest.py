@@ -3,11 +3,16 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.bench import bench  # noqa: F401 - a fixture of several files
+from tests.fresh_compiler import compiled_folder, graphs, only_traced  # noqa: F401 - likewise
 from tests.hub import site  # noqa: F401 - likewise
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,3 +56,16 @@ def videos(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return touch
+
+
+@pytest.fixture
+def cuda() -> "torch.device":
+    """The first GPU. Without one the test is skipped; REQUIRE_GPU=1 makes that a failure."""
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_GPU"):
+            pytest.fail("REQUIRE_GPU is set, but torch finds no GPU")
+        pytest.skip("no GPU")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda:0")

@@ -124,7 +124,7 @@ def chain(device, stages, values):
 
 
 def handed_over(stage, declared, rows):
-    where = CUDA if stage.device == "gpu" and declared not in stage.on_host else CPU
+    where = CUDA if stage.device == "gpu" and declared not in stage.host_inputs else CPU
     return [row.to(where) for row in rows] if isinstance(rows, list) else rows.to(where)
 
 

@@ -1,7 +1,5 @@
 """The vision stages on a GPU against the CPU. Without a GPU they are skipped; REQUIRE_GPU=1 makes that a failure."""
 
-import os
-
 import pytest
 import torch
 
@@ -17,25 +15,17 @@ from tests.stages.test_crop import wild_rows
 from tests.stages.test_superres import batch as superres_batch
 from tests.stages.test_superres import compact_file, pictures
 from tests.stages.test_swin import faces
+from tests.test_levers import STAGES as LEVERED
+from tests.test_levers import rrdb_file
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture
-def cuda():
-    if not torch.cuda.is_available():
-        if os.environ.get("REQUIRE_GPU"):
-            pytest.fail("REQUIRE_GPU is set, but torch finds no GPU")
-        pytest.skip("no GPU")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda:0")
-
-
-def on(device, precision, stage):
+def on(device, precision, stage, *, fast=False):
     weights = None
     if getattr(stage.config, "weights", "lanczos") != "lanczos":
         weights = resolve(stage.config.weights, stage)
-    stage.setup(Context(device, precision, weights))
+    stage.setup(Context(device, precision, weights, compile=fast, batch=4))
     return stage
 
 
@@ -108,3 +98,33 @@ def test_align(cuda):
     off = (found.int() - expected.int()).abs()
     assert off.max() <= 1
     assert (off == 0).all(dim=-1).float().mean() >= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEVERED)
+def test_an_encoder_compiled_and_captured(cuda, name):
+    """Against the plain way in the same precision; padded batches and small ones too, and each twice."""
+    make, batch, output = LEVERED[name]
+    for precision, most in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
+        plain, fast = (on(cuda, precision, make(), fast=way) for way in (False, True))
+        assert fast.levers == {"compile": True, "graphs": True, "batch": 4}
+        full = fast.compute(moved(batch(4), cuda))[output]
+        for rows in (4, 3, 2, 3):
+            expected = plain.compute(moved(batch(4), cuda))[output][:rows]
+            found = fast.compute({name: rows_of[:rows] for name, rows_of in moved(batch(4), cuda).items()})[output]
+            assert (found - expected).norm() <= most * expected.norm()
+            if rows > 2:
+                assert torch.equal(found, full[:rows])
+
+
+@pytest.mark.slow
+def test_superres_compiled_and_captured(cuda, tmp_path):
+    config = SuperresConfig(weights=str(rrdb_file(tmp_path)), input_px=40)
+    fast = on(cuda, torch.float16, Superres(config), fast=True)
+    assert fast.levers == {"compile": True, "graphs": True, "batch": 4, "form": "push"}
+    plain = on(torch.device("cpu"), torch.float32, Superres(config))
+    for sizes in ([(40, 40)] * 4, [(40, 40)] * 3, [(40, 40), (64, 64), (32, 40), (64, 64)]):
+        given = superres_batch(pictures(*sizes))
+        expected, found = plain.compute(given)["image"], fast.compute(moved(given, cuda))["image"]
+        for here, there in zip(expected, found, strict=True):
+            assert (here.int() - there.cpu().int()).abs().max() <= 2

@@ -1,9 +1,11 @@
 """Pictures made ready for a network: brought to its size and normalised."""
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -27,5 +29,14 @@ def resized(images: "Tensor | list[Tensor]", side: int, interpolation: Interpola
 
 def normalised(planes: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
     """(x - mean) / std, one number per channel; ``planes`` [B, C, H, W]."""
-    means, stds = (planes.new_tensor(values)[:, None, None] for values in (mean, std))
+    means, stds = (_on_device(tuple(values), planes.dtype, planes.device) for values in (mean, std))
     return (planes - means) / stds
+
+
+@functools.cache
+def _on_device(values: tuple[float, ...], dtype: "torch.dtype", device: "torch.device") -> "Tensor":
+    """[C, 1, 1], copied to the device once: a copy per batch would wait for it."""
+    import torch
+
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

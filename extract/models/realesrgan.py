@@ -134,6 +134,15 @@ def random_weights(num_blocks: int = 23) -> "dict[str, NDArray[Any]]":
     return dict(drawn)
 
 
+def blocks() -> tuple[type[nn.Module], ...]:
+    """The blocks that an RRDBNet repeats, in pull and in push form. A Compact network repeats none."""
+    from spandrel.architectures.__arch_helpers.block import RRDB
+
+    from extract.models.dense_push import PushedBlock
+
+    return RRDB, PushedBlock
+
+
 # ---- inference -----------------------------------------------------------------------------------------------------
 
 
@@ -174,19 +183,29 @@ def _tiled(upscaler: Upscaler, planes: Tensor, settings: Inference) -> Tensor:
 
 
 def upscale(upscaler: Upscaler, images: Tensor, settings: Inference) -> Tensor:
-    """uint8 RGB pictures of one size, [B, H, W, 3] -> uint8 [B, H', W', 3] on the same device, in one forward.
+    """uint8 RGB pictures of one size, [B, H, W, 3] -> uint8 [B, H', W', 3] on the same device, in one forward."""
+    height, width = images.shape[1:3]
+    return brought_to_outscale(levels(upscaler, images, settings), height, width, upscaler.scale, settings)
+
+
+def levels(upscaler: Upscaler, images: Tensor, settings: Inference) -> Tensor:
+    """uint8 [B, H, W, 3] -> uint8 [B, scale H, scale W, 3], all on the device of ``images``.
 
     Number type and memory format are those of the network's own tensors.
     """
     like = next(upscaler.net.parameters())
     planes = images.permute(0, 3, 1, 2).float().div(255).to(like.dtype)
     planes = planes.contiguous(memory_format=torch.channels_last)
-    large = enlarge(upscaler, planes, settings).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    height, width = images.shape[1:3]
-    size = resized(height, width, upscaler.scale, settings)
+    large = enlarge(upscaler, planes, settings).mul(255).round().to(torch.uint8)
+    return large.permute(0, 2, 3, 1).contiguous()
+
+
+def brought_to_outscale(large: Tensor, height: int, width: int, scale: int, settings: Inference) -> Tensor:
+    """uint8 [B, scale height, scale width, 3] as ``outscale`` wants it: as it is, or resized on the CPU."""
+    size = resized(height, width, scale, settings)
     if size is None:
-        return large.contiguous()
-    return torch.from_numpy(np.stack([_lanczos(one, size) for one in large.cpu().numpy()])).to(images.device)
+        return large
+    return torch.from_numpy(np.stack([_lanczos(one, size) for one in large.cpu().numpy()])).to(large.device)
 
 
 def enhance(upscaler: Upscaler, picture: NDArray[Any], settings: Inference) -> NDArray[Any]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from timm.models.swin_transformer import SwinTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def build(architecture: str) -> "SwinTransformer":
             num_heads=sizes.heads,
             mlp_ratio=sizes.mlp_ratio,
             num_classes=0,
+            drop_path_rate=0,  # of training; else blocks differ in it, and each would be compiled by itself
         )
     return model.eval().requires_grad_(False)
 
@@ -87,6 +88,13 @@ def load(
     model = build(architecture)
     fill(model, named_like_timm(weights.tensors(device)), weights.spec, device, precision)
     return model
+
+
+def blocks() -> "tuple[type[nn.Module], ...]":
+    """What the network repeats."""
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    return (SwinTransformerBlock,)
 
 
 def named_like_timm(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":

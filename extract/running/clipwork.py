@@ -215,7 +215,7 @@ class ClipWork:
             )
         is_source = isinstance(instance.stage, SourceStage)  # another stage of this name may serve other clips
         stage = instance.stage if is_source else self._engine.ready(prepared)
-        return Node(prepared, stage, from_pass, from_store, writer, instance.config.batch or stage.batch)
+        return Node(prepared, stage, from_pass, from_store, writer, self._engine.batch_of(instance))
 
     async def _open_pictures(self, sources: Sequence[str], reading: Reading) -> Pictures | None:
         if len(sources) > 1:

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from extract.config import LARGEST_BATCH
 from extract.errors import ClipError, MachineError, WeightsError
+from extract.graph import Instance
 from extract.running.recipes import Prepared
 from extract.running.rows import Values
 from extract.running.transfer import Fetch
-from extract.stage import Context, Stage
+from extract.stage import Context, RowsStage, Stage
 
 HOST = torch.device("cpu")
 
@@ -19,8 +21,10 @@ HOST = torch.device("cpu")
 class LocalEngine:
     """Sets stages up and guards their device."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, compiled: bool = False, block_rows: int | None = None) -> None:
+        """``block_rows``: what the config sets for all arrays; no micro-batch is larger than a block."""
         self.device = device
+        self._compiled, self._block_rows = compiled, block_rows
         self.computed_s = 0.0
         """Seconds that a GPU computed, by its own clock."""
         if device.type == "cuda":  # float32 means float32: TF32 keeps 10 bits of the fraction
@@ -39,7 +43,8 @@ class LocalEngine:
             precision = getattr(torch, prepared.precision) if instance.stage.device == "gpu" else torch.float32
             try:
                 with self.guarded(instance.name):
-                    instance.stage.setup(Context(device, precision, prepared.weights))
+                    batch = self.batch_of(instance)
+                    instance.stage.setup(Context(device, precision, prepared.weights, self._compiled, batch))
             except ImportError as error:
                 raise WeightsError(
                     f"instance {instance.name}: {error}; install what requirements.lock names"
@@ -53,7 +58,19 @@ class LocalEngine:
 
     def device_for(self, stage: Stage[Any], declared: str) -> torch.device:
         """Where it wants an input."""
-        return HOST if declared in stage.on_host else self.device_of(stage)
+        return HOST if declared in stage.host_inputs else self.device_of(stage)
+
+    def batch_of(self, instance: Instance) -> int:
+        """Rows of a micro-batch: as the config says, or as suits the device; a power of two."""
+        stage = instance.stage
+        suits = stage.device_batch if self.device_of(stage).type == "cuda" else None
+        rows = min(instance.config.batch or suits or stage.batch, instance.config.block_rows or LARGEST_BATCH)
+        return 1 << (min(rows, self._block_rows or rows).bit_length() - 1)
+
+    def levers_of(self, instance: Instance) -> dict[str, Any]:
+        """What was done for speed, for the record: it changes no recipe."""
+        batch = {"batch": self.batch_of(instance)} if isinstance(instance.stage, RowsStage) else {}
+        return {**instance.stage.levers, **batch}
 
     def mark(self) -> torch.cuda.Event:
         """Now, on the computing stream."""

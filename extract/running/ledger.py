@@ -157,6 +157,7 @@ class Ledger:
         provenance = {
             **self._provenance,
             "device": str(self._engine.device_of(prepared.instance.stage)),
+            "levers": self._engine.levers_of(prepared.instance),
             "weights": {n: {"spec": w.spec, "sha256": w.sha256} for n, w in named.items()},
             "untrained": any(w.untrained for w in named.values()),
         }

@@ -21,6 +21,7 @@ from extract.records import Record
 from extract.running import crashes, lease
 from extract.running.budget import Budget
 from extract.running.clipwork import work_on
+from extract.running.compiling import compile_wanted
 from extract.running.device import LocalEngine, cores
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Outcome, Working
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+BYTES_PER_FRAME = 8_000
+"""Of a movie, about: 2 Mbit/s at 30 frames a second."""
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +102,9 @@ def execute(
         if also:
             report.warnings.append(Notice(f"stale from now on, computed only when asked for: {', '.join(also)}"))
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
-    engine = LocalEngine(device)
+    frames = sum(_frames_of(clip, made) for clip in _clips_with_work(made))
+    compiled = compile_wanted(config.run.compile, device.type, frames)
+    engine = LocalEngine(device, compiled=compiled, block_rows=config.run.block_rows)
     writable = Store.open(store, "a")
     if remembered is not None:
         writable.remember(remembered)
@@ -197,9 +203,8 @@ class _Run:
 
     def go(self) -> None:
         started = time.monotonic()
-        waiting = {clip for clip, _ in (*self.plan.todo(), *self.plan.stale())}
+        waiting = {clip.id for clip in _clips_with_work(self.plan)}
         with closing(self.isolated), one_thread():
-            self._set_up(any_work=bool(waiting))
             for clip in self.plan.clips:
                 try:
                     refresh_attributes(self.store, clip)
@@ -210,11 +215,7 @@ class _Run:
                 if clip.id not in waiting:
                     self._clean_up_behind_the_dead(clip)
             to_do = [clip for clip in self.plan.clips if clip.id in waiting]
-            self.progress.start({clip.id: _bytes_of(clip) for clip in to_do})
-            began = time.monotonic()
             self.loop.drive(self._all(to_do))
-            if to_do:
-                self.report.speed = self._speed(time.monotonic() - began, began - started)
         for clip in self.plan.clips:
             done = self.reports.get(clip.id)
             self._count(clip, done or ClipReport(_standing(self.plan, clip.id), damaged=self.plan.damaged.get(clip.id)))
@@ -229,15 +230,29 @@ class _Run:
                 files.delete(f"{clip.id}/{crashes.NAME}")
                 held.release()
 
-    def _set_up(self, *, any_work: bool) -> None:
-        """Load the models, wherever they will compute: wrong weights show here, before any work."""
-        if self.settings.isolate != "always":
+    async def _set_up(self, *, any_work: bool) -> None:
+        """Load the models where they will compute: wrong weights show here, before any work."""
+
+        def load() -> None:
             for name in self.computing:
                 self.engine.ready(self.plan.prepared[name])
+
+        if self.settings.isolate != "always":
+            await self.loop.run("cpu" if self.engine.device.type == "cpu" else "gpu", load, self.loop.scope)
         elif any_work:
-            self.isolated.start()
+            await self.loop.run("apart", self.isolated.start, self.loop.scope)
 
     async def _all(self, clips: Sequence[Clip]) -> None:
+        started = time.monotonic()
+        await self._set_up(any_work=bool(clips))
+        self.lanes.busy.seconds.clear()  # of the work, not of loading
+        began = time.monotonic()
+        self.progress.start({clip.id: _bytes_of(clip) for clip in clips})
+        await self._work_on(clips)
+        if clips:
+            self.report.speed = self._speed(time.monotonic() - began, began - started)
+
+    async def _work_on(self, clips: Sequence[Clip]) -> None:
         waiting = deque(clips)
         failed = 0
 
@@ -318,6 +333,17 @@ class _Run:
         for name, prepared in self.plan.prepared.items():
             if prepared.instance.kept:
                 self.report.count(name, done.outcomes.get(name), clip.id)
+
+
+def _clips_with_work(plan: Plan) -> list[Clip]:
+    waiting = {clip for clip, _ in (*plan.todo(), *plan.stale())}
+    return [clip for clip in plan.clips if clip.id in waiting]
+
+
+def _frames_of(clip: Clip, plan: Plan) -> int:
+    """As recorded, or guessed by the size of the recording: no file is opened for it."""
+    records = [task.record for name, task in plan.tasks[clip.id].items() if plan.of(clip).graph[name].stage.clock]
+    return next((record.rows for record in records if record and record.rows), _bytes_of(clip) // BYTES_PER_FRAME)
 
 
 def _bytes_of(clip: Clip) -> int:

@@ -38,7 +38,7 @@ class Align(RowsStage[AlignConfig]):
     config_type = AlignConfig
     inputs = ("superres.image", "landmarks.point")
     device = "gpu"
-    on_host = frozenset({"landmarks.point"})
+    host_inputs = frozenset({"landmarks.point"})
 
     @property
     def outputs(self) -> tuple[Output, ...]:

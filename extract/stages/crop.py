@@ -96,7 +96,7 @@ class Crop(RowsStage[CropConfig]):
     inputs = ("frames.image", "faces.landmarks", "faces.box")
     row_by_row = True
     follows_device = True
-    on_host = frozenset({"faces.landmarks", "faces.box"})
+    host_inputs = frozenset({"faces.landmarks", "faces.box"})
     provided_by = "crops"
     stand_in = GivenCrop
 

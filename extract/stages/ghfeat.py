@@ -34,6 +34,7 @@ class Ghfeat(RowsStage[GhfeatConfig]):
     config_type = GhfeatConfig
     inputs = ("align.image",)
     device = "gpu"
+    device_batch = 128
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -48,13 +49,19 @@ class Ghfeat(RowsStage[GhfeatConfig]):
     def setup(self, context: Context) -> None:
         import torch
 
-        from extract.models.ghfeat import loading
+        from extract.models.ghfeat import loading, network
+        from extract.models.levers import Levered
 
         if context.weights is None:
             raise ValueError("stage ghfeat needs weights")
         self._precision = context.precision
         model = loading.load(self.config.architecture, context.weights, context.device)
-        self._model = model.to(context.device, context.precision).to(memory_format=torch.channels_last)
+        model.to(context.device, context.precision).to(memory_format=torch.channels_last)
+        side = SIZES[self.config.architecture][0]
+        usual = torch.zeros((context.batch, 3, side, side), dtype=context.precision, device=context.device)
+        usual = usual.contiguous(memory_format=torch.channels_last)
+        self._network = Levered(model, lambda net, planes: net(planes), network.BLOCKS, usual, fast=context.compile)
+        self.levers = self._network.levers
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``align.image``: uint8 RGB [B, H, W, 3], square."""
@@ -63,7 +70,7 @@ class Ghfeat(RowsStage[GhfeatConfig]):
         with torch.inference_mode():
             ready = prepare(batch["align.image"], SIZES[self.config.architecture][0], self.config.resize)
             ready = ready.to(self._precision).contiguous(memory_format=torch.channels_last)
-            return {"code": self._model(ready).float()}  # the runner narrows it to ``dtype``, looking for overflow
+            return {"code": self._network(ready).float()}  # the runner narrows it to ``dtype``, looking for overflow
 
 
 def prepare(images: "Tensor", side: int, resize: str) -> "Tensor":

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LANCZOS = "lanczos"
+PUSHED_ON = frozenset({"cuda"})
+"""Device types where dense blocks run in push form (extract/models/dense_push.py)."""
 
 
 class SuperresConfig(StageConfig):
@@ -53,6 +55,8 @@ class Superres(RowsStage[SuperresConfig]):
     inputs = ("crop.patch", "crop.patch_box")
     device = "gpu"
     batch = 8
+    device_batch = 32
+    host_inputs = frozenset({"crop.patch_box"})
     weightless = frozenset({LANCZOS})
 
     @property
@@ -74,14 +78,28 @@ class Superres(RowsStage[SuperresConfig]):
         self._upscaler = None
         if self.config.weights == LANCZOS:
             return
-        from extract.models import realesrgan
+        from extract.models import dense_push, realesrgan
+        from extract.models.levers import Levered
 
         if context.weights is None:
             raise ValueError("stage superres needs weights")
         self._upscaler = realesrgan.load(context.weights)
+        form = "pull"
+        if context.device.type in PUSHED_ON and dense_push.push(self._upscaler.net):
+            form = "push"
         self._upscaler.net.to(context.device, context.precision).to(memory_format=torch.channels_last)
-        config = self.config
-        self._inference = realesrgan.Inference(config.tile, config.tile_pad, config.pre_pad, config.outscale)
+        config, scale = self.config, self._upscaler.scale
+        self._inference = inference = realesrgan.Inference(
+            config.tile, config.tile_pad, config.pre_pad, config.outscale
+        )
+
+        def call(net: torch.nn.Module, images: "Tensor") -> "Tensor":
+            return realesrgan.levels(realesrgan.Upscaler(net, scale), images, inference)
+
+        side = config.input_px  # of faces with more pixels, once reduced, and of given crops
+        usual = torch.zeros((context.batch, side, side, 3), dtype=torch.uint8, device=context.device)
+        self._network = Levered(self._upscaler.net, call, realesrgan.blocks(), usual, fast=context.compile)
+        self.levers = self._network.levers | {"form": form}
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``crop.patch``: B pictures, uint8 RGB [H, W, 3] of any size; ``crop.patch_box`` [B, 4] in their pixels."""
@@ -93,14 +111,15 @@ class Superres(RowsStage[SuperresConfig]):
         for i, patch in enumerate(patches):
             alike[tuple(patch.shape)].append(i)
         images: list[Tensor] = [torch.empty(0)] * len(patches)
-        ratio = torch.ones((len(patches), 4))
+        ratios = [[1.0] * 4] * len(patches)
         for (height, width, _), rows in alike.items():
             same = torch.stack([patches[i] for i in rows])  # [b, H, W, 3]
             large = self._enlarged(same) if min(height, width) >= least else same
             for i, image in zip(rows, large, strict=True):
                 images[i] = image
-                ratio[i] = torch.tensor([image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2)
+                ratios[i] = [image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2
         valid = torch.tensor([min(patch.shape[:2]) >= least for patch in patches])
+        ratio = torch.tensor(ratios).reshape(-1, 4)  # of shapes: no number comes from the device
         return {"image": images, "box": (boxes + 0.5) * ratio.to(boxes.device) - 0.5, "valid": valid}
 
     def _enlarged(self, images: "Tensor") -> "Tensor":
@@ -115,12 +134,16 @@ class Superres(RowsStage[SuperresConfig]):
         height, width = (max(1, round(side * shrink)) for side in images.shape[1:3])
         if self._upscaler is not None and longest <= config.skip_above:
             with torch.inference_mode():
-                return realesrgan.upscale(self._upscaler, _resized(images, height, width), self._inference)
+                large = self._network(_resized(images, height, width))
+                scale = self._upscaler.scale
+                return realesrgan.brought_to_outscale(large, height, width, scale, self._inference)
         return _resized(images, int(height * config.outscale), int(width * config.outscale))
 
 
 def _resized(images: "Tensor", height: int, width: int) -> "Tensor":
     """uint8 [B, H, W, 3] -> [B, height, width, 3], by Lanczos, antialiased."""
+    if tuple(images.shape[1:3]) == (height, width):
+        return images
     from extract.models import lanczos
 
     return lanczos.resize(images.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1).contiguous()

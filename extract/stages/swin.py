@@ -52,6 +52,7 @@ class Swin(RowsStage[SwinConfig]):
     config_type = SwinConfig
     inputs = ("crop.image",)
     device = "gpu"
+    device_batch = 64
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -67,10 +68,23 @@ class Swin(RowsStage[SwinConfig]):
         return swin.random_weights(self.config.architecture)
 
     def setup(self, context: Context) -> None:
+        import torch
+
+        from extract.models.levers import Levered
+
         if context.weights is None:
             raise ValueError("stage swin needs weights")
         self._precision = context.precision
-        self._model = swin.load(self.config.architecture, context.weights, context.device, context.precision)
+        model = swin.load(self.config.architecture, context.weights, context.device, context.precision)
+        side = self.config.crop
+        usual = torch.zeros((context.batch, 3, side, side), dtype=context.precision, device=context.device)
+
+        def call(net: "Any", planes: "Tensor") -> "Tensor":  # noqa: ANN401 - timm's network
+            grid: Tensor = net.forward_features(planes)
+            return grid
+
+        self._network = Levered(model, call, swin.blocks(), usual, fast=context.compile)
+        self.levers = self._network.levers
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``crop.image``: uint8 RGB [B, H, W, 3], square."""
@@ -78,7 +92,7 @@ class Swin(RowsStage[SwinConfig]):
 
         with torch.inference_mode():
             ready = prepare(batch["crop.image"], self.config).to(self._precision)
-            grid = self._model.forward_features(ready).float()  # [B, 7, 7, 768]
+            grid = self._network(ready).float()  # [B, 7, 7, 768]
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
         return {"token": grid.flatten(1, 2)} if self.config.output == "tokens" else {"feature": grid.mean(dim=(1, 2))}
 

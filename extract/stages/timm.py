@@ -52,6 +52,7 @@ class Timm(RowsStage[TimmConfig]):
     config_type = TimmConfig
     inputs = ("crop.image",)
     device = "gpu"
+    device_batch = 64
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -62,13 +63,29 @@ class Timm(RowsStage[TimmConfig]):
         return timm.random_weights(self.config.architecture, self.config.image_px)
 
     def setup(self, context: Context) -> None:
+        import torch
+
+        from extract.models import compiled
+        from extract.models.levers import Levered
+
         if context.weights is None:
             raise ValueError("stage timm needs weights")
         self._precision = context.precision
         config = self.config
-        self._model: Any = timm.load(
-            config.architecture, config.image_px, context.weights, context.device, context.precision
-        )
+        model = timm.load(config.architecture, config.image_px, context.weights, context.device, context.precision)
+        self._format = torch.preserve_format
+        if context.device.type == "cuda":  # the CPU's bits stay those of its own order
+            self._format = torch.channels_last
+            torch.nn.utils.convert_conv2d_weight_memory_format(model, self._format)
+        side = config.image_px
+        usual = torch.zeros((context.batch, 3, side, side), dtype=context.precision, device=context.device)
+        usual = usual.to(memory_format=self._format)
+
+        def call(net: Any, planes: "Tensor") -> "Tensor":  # noqa: ANN401 - one of timm's networks
+            return timm.pooled(net, net.forward_features(planes), config.pool)
+
+        self._network = Levered(model, call, compiled.most_repeated(model), usual, fast=context.compile)
+        self.levers = self._network.levers
 
     def compute(self, batch: RowsBatch) -> "dict[str, Tensor | list[Tensor]]":
         """``crop.image``: uint8 RGB [B, H, W, 3], or a list of [H, W, 3]."""
@@ -77,7 +94,7 @@ class Timm(RowsStage[TimmConfig]):
         config = self.config
         with torch.inference_mode():
             planes = pictures.resized(batch["crop.image"], config.image_px, config.interpolation)
-            ready = pictures.normalised(planes, config.mean, config.std).to(self._precision)
-            feature = timm.pooled(self._model, self._model.forward_features(ready), config.pool)
+            ready = pictures.normalised(planes, config.mean, config.std)
+            feature = self._network(ready.to(self._precision, memory_format=self._format))
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
         return {"feature": feature.float()}

@@ -253,10 +253,10 @@ def test_positions_of_another_grid_are_resampled_by_timms_rule(tmp_path):
     before = torch.from_numpy(networks.random_weights("test_vit", 96)["pos_embed"])  # [1, 1 + 36, 64]
     grid = before[:, 1:].reshape(1, 6, 6, 64).permute(0, 3, 1, 2)
     new = torch.nn.functional.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True)
-    assert torch.equal(stage._model.pos_embed[:, :1], before[:, :1])
-    assert torch.allclose(stage._model.pos_embed[:, 1:], new.flatten(2).transpose(1, 2), atol=1e-6)
+    assert torch.equal(stage._network.net.pos_embed[:, :1], before[:, :1])
+    assert torch.allclose(stage._network.net.pos_embed[:, 1:], new.flatten(2).transpose(1, 2), atol=1e-6)
     timms = resample_abs_pos_embed(before, new_size=[4, 4], num_prefix_tokens=1)  # with timm's defaults
-    assert torch.equal(stage._model.pos_embed, timms)
+    assert torch.equal(stage._network.net.pos_embed, timms)
 
 
 def test_positions_of_the_same_grid_are_the_files(tmp_path, monkeypatch):

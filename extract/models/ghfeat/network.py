@@ -128,6 +128,10 @@ class Basic(nn.Module):
         return result
 
 
+BLOCKS = (Bottleneck, Basic)
+"""What the stages repeat."""
+
+
 class Stem(nn.Module):
     """7x7 with stride 2, norm, leaky activation, 3x3 maximum with stride 2."""
 

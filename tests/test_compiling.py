@@ -1,0 +1,27 @@
+"""When ``auto`` compiles."""
+
+import pytest
+
+from extract.running.compiling import FROM_FRAMES, compile_wanted
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "frames", "wanted"),
+    [
+        ("auto", "cuda", FROM_FRAMES - 1, False),
+        ("auto", "cuda", FROM_FRAMES, True),
+        ("auto", "cpu", 10**6, False),
+        ("on", "cpu", 0, True),
+        ("on", "cuda", 1, True),
+        ("off", "cuda", 10**6, False),
+    ],
+)
+def test_when_it_compiles(setting, device, frames, wanted):
+    assert compile_wanted(setting, device, frames) is wanted
+
+
+def test_it_is_a_few_thousand_frames():
+    """What the docstring reckons: seconds to load kept code over seconds saved per frame."""
+    saved_s = (1 / 273 - 1 / 471) + (1 / 5_000 - 1 / 16_000) + (1 / 4_000 - 1 / 11_300)
+    assert 7 / saved_s == pytest.approx(FROM_FRAMES, rel=0.1)
+    assert 70 / saved_s == pytest.approx(38_000, rel=0.02)
