@@ -18,6 +18,9 @@ from extract.names import nearest, suggestion
 LARGEST_BATCH = 128
 """Rows; no micro-batch is larger."""
 
+MEMORY_GB = {"cpu": 1.0, "cuda": 4.0}
+"""A GPU takes groups of 128 rows; four of 1280 x 720 pixels are 1.4 GB."""
+
 SECTIONS = ("extract", "fusion")
 NAMED = {"instances", "modalities"}
 """Sections whose keys are the user's own names: ``null`` for an unknown one is a mistake, not a wish."""
@@ -74,9 +77,9 @@ class RunConfig(Frozen):
     """Whether networks are compiled and replayed as CUDA graphs; ``auto``: on a GPU, from a few thousand frames on."""
     cpu_threads: int = Field(default=0, ge=0)
     """Threads of the lane that computes on the CPU; 0: all cores this process may use."""
-    memory_gb: float = Field(default=1.0, gt=0)
-    """Memory for decoded frames and what is cut out of them, of all clips in flight, in 10^9 bytes. Larger pictures are
-    handed on in smaller groups, down to one frame."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory for decoded frames and what is cut out of them, of all clips in flight, in 10^9 bytes; ``None``: 1, with a
+    GPU 4. Larger pictures are handed on in smaller groups, down to one frame."""
     isolate: Literal["auto", "always", "never"] = "auto"
     """Which clips are worked on in a separate process, so that a decoder or model that dies costs only its clip:
     ``auto``, those that crashed a process before; ``always``, all (the models live in that process alone)."""
@@ -87,6 +90,10 @@ class RunConfig(Frozen):
     @classmethod
     def _power_of_two(cls, rows: int | None) -> int | None:
         return _power_of_two(rows)
+
+    def memory_bytes(self, device: str) -> int:
+        """``memory_gb`` in bytes, or what suits the device (``cpu``, ``cuda``)."""
+        return int((self.memory_gb or MEMORY_GB[device]) * 1e9)
 
 
 class ExtractConfig(Frozen):

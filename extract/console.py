@@ -184,7 +184,7 @@ def show_report(report: Report, store: str, *, quiet: bool, verbose: bool) -> No
         print("run the same command when the other run has finished", file=sys.stderr)
     if not quiet:
         print(f"{report.computed} computed in {report.seconds:.1f} s -> {store}")
-        if report.speed is not None:
+        if report.speed is not None and report.speed.num_frames:
             print(_speed_line(report.speed))
 
 

@@ -53,6 +53,8 @@ _told = False
 """Whether a command has reported that it was stopped."""
 _over = False
 """Whether the command has ended: its exit code is final, and signals no longer matter."""
+_at_once = False
+"""Whether threads were left behind: an orderly end would pull the interpreter away under them, and abort."""
 _deferring = 0
 _deferred: int | None = None
 
@@ -113,6 +115,12 @@ def _strike_later(signum: int) -> None:
     again = threading.Timer(STRIKES_AGAIN_S, strike)
     again.daemon = True
     again.start()
+
+
+def leave_at_once() -> None:
+    """Threads that compute, or hang, are left behind: the program must end without regard to them."""
+    global _at_once
+    _at_once = True
 
 
 @contextmanager
@@ -202,6 +210,8 @@ def run_program(name: str, app: Callable[[], object]) -> NoReturn:
         except OutputError as error:
             _say(f"{name}: {error}")
             code = code or MachineError.exit_code
+    if _at_once:
+        os._exit(code if isinstance(code, int) else int(bool(code)))
     sys.exit(code)
 
 

@@ -349,3 +349,23 @@ def test_output_that_cannot_be_written_is_the_machines_fault(arguments):
         )
     assert ended.returncode == 5
     assert ended.stderr == "extract: cannot write the output: No space left on device; what was computed is kept\n"
+
+
+def test_threads_that_compute_do_not_spoil_the_exit_code(tmp_path):
+    """A stop leaves a model that computes for minutes behind; an orderly end of the interpreter would abort."""
+    program = tmp_path / "p.py"
+    program.write_text(
+        "import threading, time, torch\n"
+        "from extract.endings import leave_at_once, run_program\n"
+        "def compute():\n"
+        "    a = torch.randn(400, 400)\n"
+        "    while True: a @ a\n"
+        "def app():\n"
+        "    for _ in range(4): threading.Thread(target=compute, daemon=True).start()\n"
+        "    time.sleep(0.3)\n"
+        "    leave_at_once()\n"
+        "    raise SystemExit(143)\n"
+        "run_program('p', app)\n"
+    )
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (143, "")

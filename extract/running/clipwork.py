@@ -80,6 +80,7 @@ class ClipWork:
 
     async def _follow(self, passes: Sequence[tuple[list[str], list[str]]]) -> None:
         """One pass over the frames after the other, and beside them each clip stage as soon as it is fed."""
+        await self._loop.run("decode", self.ledger.hash_sources, self._scope)
         tasks: dict[str, Task[None]] = {}
         last: Task[None] | None = None
         for per_row, clip_stages in passes:
@@ -262,7 +263,7 @@ class ClipWork:
         lane = "cpu" if self._engine.device_of(stage).type == "cpu" else "gpu"
         work = partial(compute_clip, self._engine, prepared, stage, inputs)
         try:
-            return await self._loop.run(lane, work, self._scope)
+            return await self._loop.run(lane, work, self._scope, patient=False)
         except ClipError as error:
             if error.reason != "out_of_memory":
                 raise

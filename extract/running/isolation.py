@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
+import torch
+
 from extract.config import ExtractConfig
 from extract.devices import pick_device
 from extract.errors import AuFusionError
@@ -231,7 +233,7 @@ class Isolation:
     """The lane of isolated clips: as many processes as there are, one clip in each."""
 
     def __init__(self, job: Job, store: Store, loop: Loop, *, processes: int) -> None:
-        memory_gb = job.config.run.memory_gb / processes
+        memory_gb = job.config.run.memory_bytes(torch.device(job.device).type) / 1e9 / processes
         run = job.config.run.model_copy(update={"memory_gb": memory_gb, "engine": "serial"})  # what dies was alone
         own = replace(job, config=job.config.model_copy(update={"run": run}))
         self._loop = loop
@@ -340,7 +342,7 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
         job.config.run,
         overwrite=job.overwrite,
         loop=loop,
-        budget=Budget(loop, int(job.config.run.memory_gb * 1e9)),
+        budget=Budget(loop, job.config.run.memory_bytes(device.type)),
         trace=trace,
     )
     say(READY)

@@ -177,7 +177,7 @@ class _Run:
             config.run,
             overwrite=options.overwrite,
             loop=self.loop,
-            budget=Budget(self.loop, int(config.run.memory_gb * 1e9)),
+            budget=Budget(self.loop, config.run.memory_bytes(engine.device.type)),
             trace=trace,
         )
         # Models are loaded in each process: no more than one for the few clips that crashed.

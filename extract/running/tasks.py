@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from extract.endings import uninterrupted
+from extract.endings import leave_at_once, uninterrupted
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ POLL_S = 0.5
 COMPUTE = {"cpu", "gpu"}
 """Lanes whose work takes memory for models' results."""
 LET_GO_S = 10.0
-"""How long running work may take to end after the run was told to stop; then it is left behind."""
+"""How long work under way may take to end after the run was told to stop; then it is left behind."""
 
 
 class StoppedError(BaseException):
@@ -85,6 +85,8 @@ class Job(Promise[T]):
         super().__init__()
         self.lane, self.work, self.scope, self.watch = lane, work, scope, watch
         self.outcome: tuple[T | None, BaseException | None] = (None, None)
+        self.patience_s = LET_GO_S
+        """How long it may take to end after a stop."""
         self.abandoned = False
 
     def perform(self) -> None:
@@ -131,16 +133,24 @@ class Loop:
     # ---- for coroutines ------------------------------------------------------------------------------------------
 
     def run(
-        self, lane: str, work: Callable[[], T], scope: Scope | None, *, watch: Callable[[], None] | None = None
+        self,
+        lane: str,
+        work: Callable[[], T],
+        scope: Scope | None,
+        *,
+        patient: bool = True,
+        watch: Callable[[], None] | None = None,
     ) -> Job[T]:
         """Have ``work`` done; await the job for its value.
 
         Args:
             scope: of which it is a part. None: it is done whatever ends.
+            patient: whether a stop waits for it; not for work that takes minutes and leaves nothing when cut.
             watch: for work that may hang. Asked every POLL_S; what it raises takes the place of the work's outcome, and
                 the work is left behind, for no thread can be ended.
         """
         job = Job(lane, work, scope, watch)
+        job.patience_s = LET_GO_S if patient else 0.0
         self._running.add(job)
         if self._alone is not None and lane in COMPUTE:
             self._held_back.append(job)
@@ -216,6 +226,8 @@ class Loop:
                     self.stop(signal)
         finally:
             self._lanes.close()
+            if self._running:
+                leave_at_once()  # their threads may be anywhere in a library's code
         if self._why is not None:
             raise self._why
         if main.error is not None:
@@ -273,12 +285,12 @@ class Loop:
 
     def _look_after_running(self) -> None:
         """Leave behind what hangs."""
-        late = self._why is not None and time.monotonic() - self._stopped_at > LET_GO_S
-        for job in [job for job in self._running if not job.abandoned and (job.watch or late)]:
+        since_s = time.monotonic() - self._stopped_at if self._why is not None else -1.0
+        for job in [job for job in self._running if not job.abandoned]:
             try:
                 if job.watch is not None:
                     job.watch()
-                if late and job.scope is not None:
+                if since_s > job.patience_s and job.scope is not None:
                     raise StoppedError  # noqa: TRY301 - as if it had not begun
             except (Exception, StoppedError) as error:  # noqa: BLE001 - who awaits the work gets it
                 job.abandoned = True
