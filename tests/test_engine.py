@@ -155,7 +155,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def bench(folder, monkeypatch, toys):  # noqa: ARG001 - toys must be in the registry
-    """Clips that everything is computed of, one whose bright frames fail a stage, one that is cut off."""
+    """Two good clips, one whose bright frames fail a stage, one that is cut off, one that does not decode whole."""
     for stage in (Fragile, AfterFragile):
         monkeypatch.setitem(STAGES, stage.name, stage)
     bench = Bench(folder)
@@ -168,6 +168,17 @@ def bench(folder, monkeypatch, toys):  # noqa: ARG001 - toys must be in the regi
     whole = (folder / "b.mov").read_bytes()
     (folder / "d.mov").write_bytes(whole[: len(whole) // 2])
     bench.clips["d"] = Clip(id="d", video=folder / "d.mov")
+    white = [np.full((48, 64, 3), 255 if i == 37 else i, np.uint8) for i in range(60)]
+    bench.clips["e"] = Clip(id="e", video=write_clip(folder / "e.mov", white))
+    real = picture.upright_rgb
+
+    def rgb(frame, reformatter):
+        image = real(frame, reformatter)
+        if image.min() == 255:
+            raise extract.errors.ClipError("unreadable", "a white frame")
+        return image
+
+    monkeypatch.setattr(picture, "upright_rgb", rgb)
     return bench
 
 
@@ -180,8 +191,10 @@ def serial(bench):
     records = {
         name: value["attributes"] for name, value in expected.items() if name.count("/") == 2 and "/c." not in name
     }
-    failed = {name.split("/")[0] for name, record in records.items() if record.get("reason") == "not_finite"}
-    assert failed == {"c"}
+    failed = {(name.split("/")[0], record["reason"]) for name, record in records.items() if record["state"] == "failed"}
+    assert failed == {("c", "not_finite"), ("e", "unreadable")}
+    assert "e/colour/mean/c.1.0" in expected  # rows 16 to 31, of a group before the one that failed
+    assert "e/colour/mean/c.2.0" not in expected
     return expected
 
 
