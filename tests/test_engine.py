@@ -163,7 +163,7 @@ def bench(folder, monkeypatch, toys):  # noqa: ARG001 - toys must be in the regi
     (folder / "c.yaml").write_text(f"extract: {{instances: {{{listed}}}}}")
     bench.add("a", 40)
     bench.add("b", 70)
-    bright = [np.full((48, 64, 3), 60 + (160 if 20 <= i < 40 else i), np.uint8) for i in range(50)]
+    bright = [np.full((48, 64, 3), (200 if 20 <= i < 40 else 60) + i, np.uint8) for i in range(50)]
     bench.clips["c"] = Clip(id="c", video=write_clip(folder / "c.mov", bright))
     whole = (folder / "b.mov").read_bytes()
     (folder / "d.mov").write_bytes(whole[: len(whole) // 2])
@@ -193,6 +193,9 @@ def serial(bench):
     }
     failed = {(name.split("/")[0], record["reason"]) for name, record in records.items() if record["state"] == "failed"}
     assert failed == {("c", "not_finite"), ("e", "unreadable")}
+    assert (
+        "too bright: 223" in records["c/fragile/zarr.json"]["message"]
+    )  # rows 20 to 23, of five micro-batches that fail
     assert "e/colour/mean/c.1.0" in expected  # rows 16 to 31, of a group before the one that failed
     assert "e/colour/mean/c.2.0" not in expected
     return expected
@@ -219,6 +222,21 @@ def test_whatever_the_number_of_lanes(bench, serial, lanes):
 def test_a_budget_that_holds_one_frame_at_a_time_decides_nothing_but_the_time(bench, serial):
     assert bench.run(config=(*LANES, "run.memory_gb=1e-7")).exit_code == 1
     assert contents(bench.store_path) == serial
+
+
+def test_slices_that_are_computed_out_of_order_are_put_in_order(bench, in_random_order, monkeypatch):
+    """A row-by-row stage computes on slices of one frame, side by side; what it feeds waits for the group."""
+    monkeypatch.setattr(Colour, "row_by_row", True)
+    stored = []
+    for seed in (None, *range(10)):
+        engine = SERIAL
+        if seed is not None:
+            in_random_order(seed)
+            engine = LANES
+        assert bench.run("contrast", config=(*engine, "run.memory_gb=1e-5"), clips=["a", "b"]).exit_code == 0
+        stored.append(contents(bench.store_path))
+        assert stored[-1] == stored[0], f"seed {seed}"
+        shutil.rmtree(bench.store_path)
 
 
 def test_stopped_at_any_moment_and_resumed_the_store_is_the_same(bench, serial, in_random_order):
