@@ -161,12 +161,19 @@ def ghfeat_block(kind):
 def swin_block():
     """A shifted one, with a mask."""
     block = swin.build("tiny").layers[2].blocks[1]
-    return block, torch.randn(2, 14, 14, 384)
+    return filled(block), torch.randn(2, 14, 14, 384)
 
 
 def vit_block():
     net = timm.build("test_vit", 64)
-    return last(net, most_repeated(net)), torch.randn(2, 17, 64)
+    return filled(last(net, most_repeated(net))), torch.randn(2, 17, 64)
+
+
+def filled(block):
+    """With numbers, which networks that wait for their file do not have."""
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return block
 
 
 BLOCKS = {

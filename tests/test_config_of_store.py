@@ -41,7 +41,10 @@ def test_an_unknown_name_of_fusion_is_told_with_those_of_its_level(override, mes
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.zzz=1", "run.zzz: unknown key; known: block_rows, cpu_threads, memory_gb, isolate, stall_s"),
+        (
+            "run.zzz=1",
+            "run.zzz: unknown key; known: block_rows, engine, clips, compile, cpu_threads, memory_gb, isolate, stall_s",
+        ),
         ("run.memory=1", "run.memory: unknown key; did you mean 'memory_gb'"),
         ("hubrt=null", "extract.instances has no 'hubrt' to leave out; did you mean 'hubert'"),
         ("swin.sise=3", "sise: unknown key; did you mean 'resize'"),

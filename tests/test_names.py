@@ -135,7 +135,7 @@ def test_the_crash_mark_is_not_written_through_a_link(tmp_path):
     (tmp_path / "s/a").mkdir(parents=True)
     (tmp_path / "diary.txt").write_text("dear diary")
     (tmp_path / "s/a" / crashes.NAME).symlink_to(tmp_path / "diary.txt")
-    with pytest.raises(UsageError, match="symbolic link"), crashes.recorded(LocalFiles(tmp_path / "s"), "a"):
+    with pytest.raises(UsageError, match="symbolic link"), crashes.marked(LocalFiles(tmp_path / "s"), "a", ".crash.x"):
         pass
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 

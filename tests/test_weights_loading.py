@@ -237,6 +237,10 @@ STAGES = {
 }
 
 
+def network(stage):
+    return stage._network.net if hasattr(stage, "_network") else stage._model
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_ask_for_their_device_and_precision_at_once(monkeypatch, name):
     """Not for a float32 network first: where the numbers are placed, they have the precision."""
@@ -254,7 +258,7 @@ def test_stages_ask_for_their_device_and_precision_at_once(monkeypatch, name):
     monkeypatch.setattr(torch, "empty", counted)
     stage.setup(Context(CPU, torch.bfloat16, weights))
     assert set(taken) == {torch.bfloat16}
-    assert {parameter.dtype for parameter in stage._model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in network(stage).parameters()} == {torch.bfloat16}
 
 
 def test_random_numbers_do_not_depend_on_the_threads_that_draw_them():

@@ -34,6 +34,7 @@ OURS = frozenset({"unexpected", "broken_promise"})
 
 MEDIA_SETTINGS = (
     "run.isolate=always",
+    "run.clips=1",  # one child, whose memory and time are its clip's
     "run.stall_s=20",
     "run.cpu_threads=1",
     "detections.detect_px=200",
