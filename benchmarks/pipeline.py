@@ -1,9 +1,9 @@
 """The whole pipeline, end to end: ours against the naive chain of the original scripts, in one interleaved run.
 
-    python -m benchmarks.pipeline [--device cpu|cuda] [--pairs 5] [--movies | --crops] [-o FILE.json] [--text FILE.txt]
+    python -m benchmarks.pipeline [--device cpu|cuda] [--pairs 5] [--movies | --crops | --demo] [-o FILE.json] [--text FILE.txt]
 
-Two cases: movies whose faces are small enough that Real-ESRGAN runs on every frame, and crops of 112 pixels that are
-given, as in Aff-Wild2. On a CPU with small networks (the demo's, and a small Real-ESRGAN), on a GPU with the published
+Three cases: movies whose faces are small enough that Real-ESRGAN runs on every frame; crops of 112 pixels that are
+given, as in Aff-Wild2; and, on a CPU, the demo's own config, our two engines alone. On a CPU with small networks (the demo's, and a small Real-ESRGAN), on a GPU with the published
 sizes and the published precision of ours; weights are random. Each round runs every contender once: the overlapping
 engine, the serial engine, the naive chain (on fewer frames). Loading the networks is left out of every speed, and
 reported. Ends with 1 if a gate fails, with 2 if the machine was too restless; numbers are printed all the same.
@@ -32,7 +32,7 @@ from benchmarks.drawn_clips import add_crops, draw_movies
 from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of
 from benchmarks.naive_chain import NaiveChain
 from benchmarks.naive_gates import Gate, check
-from extract.config import ExtractConfig
+from extract.config import ExtractConfig, load_extract_config
 from extract.inputs.manifest import Clip
 from extract.running.recipes import DEFAULT_PRECISION
 from extract.running.report import Progress
@@ -179,10 +179,11 @@ class Case:
     device: torch.device
     precision: torch.dtype
     naive_frames: int
+    """0: the naive chain is left out."""
 
     def contenders(self) -> list[Contender]:
         found = [Contender(engine, self._ours(engine)) for engine in ENGINES]
-        return [*found, Contender(NAIVE, self._naive)]
+        return [*found, Contender(NAIVE, self._naive)] if self.naive_frames else found
 
     def _ours(self, engine: str) -> Callable[[Path], Measured]:
         return lambda folder: ours(self.config, self.clips, engine, self.device, folder)
@@ -195,9 +196,12 @@ def measure(
     case: Case, pairs: int, folder: Path, say: Callable[[str], None]
 ) -> tuple[list[Contender], list[Ratio], bool]:
     """Gates, then rounds; the bool says whether all gates hold."""
-    say(f"\n{case.name}: {len(case.clips)} clips; the naive chain does the first frames of each")
-    wordiest = max(case.clips, key=lambda clip: clip.transcript.stat().st_size if clip.transcript else 0)
-    gates = check(case.config, wordiest, folder / "gates", case.device, case.precision)
+    also = "; the naive chain does the first frames of each" if case.naive_frames else ", without the naive chain"
+    say(f"\n{case.name}: {len(case.clips)} clips{also}")
+    gates: Sequence[Gate] = ()
+    if case.naive_frames:
+        wordiest = max(case.clips, key=lambda clip: clip.transcript.stat().st_size if clip.transcript else 0)
+        gates = check(case.config, wordiest, folder / "gates", case.device, case.precision)
     for gate in gates:
         say(f"  gate {gate}")
     equal = all(gate.holds for gate in gates)
@@ -215,7 +219,7 @@ def measure(
             shutil.rmtree(folder / contender.name)
     for contender in contenders:
         say(f"  {described(contender)}")
-    pairings = [(ENGINES[0], other) for other in (*ENGINES[1:], NAIVE)]
+    pairings = [(ENGINES[0], contender.name) for contender in contenders if contender.name != ENGINES[0]]
     found = [ratio(contenders, first, other) for first, other in pairings]
     for one in found:
         say(f"  {one}")
@@ -328,6 +332,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--movies", action="store_true", help="only this case")
     only.add_argument("--crops", action="store_true", help="only this case")
+    only.add_argument("--demo", action="store_true", help="only this case")
     parser.add_argument("-o", "--output", type=Path, help="all numbers as JSON")
     parser.add_argument("--text", type=Path, help="what is printed, as a file too")
     return parser.parse_args(arguments)
@@ -341,11 +346,17 @@ def cases(asked: argparse.Namespace, folder: Path, device: torch.device) -> list
     config = make(folder / "weights")
     num_clips, frames = asked.clips or usual.clips, asked.frames or usual.frames
     clips = draw_movies(folder / "clips", num_clips, max(1, frames // num_clips), CANVAS[device.type])
-    found = {} if asked.crops else {"movies": clips}
-    if not asked.movies:
-        found["crops"] = add_crops(clips, folder / "faces")
+    chosen = next((name for name in ("movies", "crops", "demo") if getattr(asked, name)), None)
     naive_frames = asked.naive_frames or usual.naive_frames
-    return [Case(name, some, config, device, precision, naive_frames) for name, some in found.items()]
+    found = []
+    if chosen in {None, "movies"}:
+        found.append(Case("movies", clips, config, device, precision, naive_frames))
+    if chosen in {None, "crops"}:
+        found.append(Case("crops", add_crops(clips, folder / "faces"), config, device, precision, naive_frames))
+    if chosen == "demo" or (chosen is None and device.type == "cpu"):
+        demo = load_extract_config("demo", [pipeline_configs.LEFT_OUT])
+        found.append(Case("demo", clips, demo, device, precision, 0))
+    return found
 
 
 def commit() -> str:
