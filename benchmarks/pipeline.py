@@ -62,8 +62,8 @@ class Sizes:
     """By the naive chain: the first ones of each clip."""
 
 
-DEMO_CLIPS = 9
-"""A quarter of the demo's: of few clips the last one, which has the lanes for itself, takes much of the time."""
+DEMO_CLIPS, DEMO_FRAMES = 9, 125
+"""A quarter of the demo's, whole: of few clips the last one, which has the lanes for itself, takes much of the time."""
 
 SIZES = {"cpu": Sizes(4, 256, 12), "cuda": Sizes(8, 2000, 48)}
 
@@ -360,7 +360,7 @@ def cases(asked: argparse.Namespace, folder: Path, device: torch.device) -> list
         found.append(Case("crops", add_crops(clips, folder / "faces"), config, device, precision, naive_frames))
     if chosen == "demo" or (chosen is None and device.type == "cpu"):
         demo = load_extract_config("demo", [pipeline_configs.LEFT_OUT])
-        many = draw_movies(folder / "demo_clips", DEMO_CLIPS, max(1, frames // num_clips), CANVAS[device.type])
+        many = draw_movies(folder / "demo_clips", DEMO_CLIPS, asked.frames or DEMO_FRAMES)
         found.append(Case("demo", many, demo, device, precision, 0))
     return found
 
