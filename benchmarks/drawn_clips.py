@@ -2,16 +2,14 @@
 
 import csv
 from collections.abc import Iterable
-from fractions import Fraction
 from itertools import cycle, islice
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import torch
 
-from extract.demo.clips import FPS, NUM_FRAMES, Drawing, Picture, Studio
+from extract.demo.clips import FPS, NUM_FRAMES, Drawing, Picture, Studio, movie
 from extract.demo.mesh import FRAME_PX
 from extract.demo.sound import SOUND_HZ, Samples
 from extract.inputs.manifest import Clip
@@ -22,6 +20,7 @@ from extract.stages.crop import Crop, CropConfig
 from extract.stages.detections import Detections, DetectionsConfig
 from extract.weights.resolving import resolve
 
+SEED = 0
 GREY = 118
 """Of what lies around the drawn picture on a larger canvas."""
 
@@ -37,12 +36,12 @@ def draw_movies(
     """
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
-    studio = Studio(0)
+    studio = Studio(SEED)
     for drawing in islice(studio.drawings(), num_clips):
         video, words = folder / f"{drawing.id}.mp4", folder / f"{drawing.id}.words.csv"
         sound, said = _repeated(drawing, frames_each)
         _write_words(words, said)
-        _write_movie(video, _frames(studio, drawing, frames_each, size), sound, size)
+        video.write_bytes(movie(_frames(studio, drawing, frames_each, size), sound, SEED, size))
         clips.append(Clip(id=drawing.id, video=video, transcript=words))
     return clips
 
@@ -106,24 +105,3 @@ def _write_words(path: Path, words: Iterable[Word]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         writer.writerows((word.text, f"{word.start_s:.4f}", f"{word.end_s:.4f}") for word in words)
-
-
-def _write_movie(path: Path, frames: Iterable[Picture], sound: Samples, size: tuple[int, int]) -> None:
-    """H.264 and AAC, as ``extract.demo.clips.movie``, of any size."""
-    with av.open(path, "w") as container:
-        video = container.add_stream("libx264", rate=FPS)
-        video.width, video.height = size
-        video.pix_fmt = "yuv420p"
-        video.options = {"crf": "20", "preset": "veryfast"}
-        audio = container.add_stream("aac", rate=SOUND_HZ, layout="mono")
-        for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        block = audio.codec_context.frame_size or 1024
-        for start in range(0, len(sound), block):
-            heard = av.AudioFrame.from_ndarray(sound[None, start : start + block], format="fltp", layout="mono")
-            heard.sample_rate, heard.pts, heard.time_base = SOUND_HZ, start, Fraction(1, SOUND_HZ)
-            container.mux(audio.encode(heard))
-        container.mux(audio.encode())

@@ -5,11 +5,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 PROBE_S = 1.0
+MOST_LOAD = 1.5
+"""Processes that want to run, per core: more, and others were at work."""
 MOST_DRIFT = 0.15
 """Share by which the peak may change during a run; beyond it the run says nothing."""
 
@@ -52,6 +55,27 @@ def name_of(device: torch.device) -> str:
 def load_per_core() -> float:
     """Processes that want to run, per core."""
     return os.getloadavg()[0] / len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class After:
+    """The machine at the end of a measurement."""
+
+    gemm_gflops: float
+    load_per_core: float
+    quiet: bool
+    """Whether the numbers can be believed."""
+
+
+def said_after(before: float, device: torch.device, precision: torch.dtype) -> After:
+    """Print how far the peak has moved from ``before`` (GFLOP/s), and the load."""
+    after = gemm_gflops(device, precision)
+    drift, load = abs(after / before - 1), load_per_core()
+    print(f"GEMM after it {after:,.0f} GFLOP/s ({drift:.0%} apart); load per core {load:.2f}")
+    quiet = drift <= MOST_DRIFT and load <= MOST_LOAD
+    if not quiet:
+        print("the machine was too restless for these numbers")
+    return After(after, load, quiet)
 
 
 def ratios(

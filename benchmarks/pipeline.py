@@ -31,7 +31,7 @@ import torch
 import extract
 from benchmarks import pipeline_configs
 from benchmarks.drawn_clips import add_crops, draw_movies
-from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of
+from benchmarks.machine import MOST_DRIFT, MOST_LOAD, gemm_gflops, load_per_core, name_of
 from benchmarks.naive_chain import NaiveChain
 from benchmarks.naive_gates import Gate, check
 from extract.config import ExtractConfig, load_extract_config
@@ -42,8 +42,6 @@ from extract.running.report import Progress
 ENGINES = ("lanes", "serial")
 """What ``run.engine`` may be, the fastest first."""
 NAIVE = "naive"
-MOST_LOAD = 1.5
-"""Per core: more and others were at work."""
 GOALS = {
     "cpu": "goal on 2 cores: the serial engine takes at least 1.6 times as long",
     "cuda": "goals on an H100 with 16 cores: at least 350 frames/s end to end, GPU busy at least 0.90",

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.gates import GateError, require
-from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
+from benchmarks.machine import gemm_gflops, name_of, ratios, said_after
 from extract.models import dlib_faces
 from extract.models import roberta as models
 from extract.running.recipes import DEFAULT_PRECISION
@@ -83,11 +83,7 @@ def main() -> int:
                 f"{gate}",
                 flush=True,
             )
-    after = gemm_gflops(device, precision)
-    drift, load = abs(after / before - 1), load_per_core()
-    print(f"GEMM after it {after:,.0f} GFLOP/s ({drift:.0%} apart); load per core {load:.2f}")
-    if drift > MOST_DRIFT or load > 1.5:
-        print("the machine was too restless for these numbers")
+    if not said_after(before, device, precision).quiet:
         return 2
     return int(failed)
 

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import one_by_one
 from benchmarks.gates import GateError, features_are_near, pictures_are_near, realistic, require
-from benchmarks.machine import MOST_DRIFT, gemm_gflops, load_per_core, name_of, ratios
+from benchmarks.machine import gemm_gflops, name_of, ratios, said_after
 from extract.models import realesrgan
 from extract.models.ffhq import align as ffhq
 from extract.models.ghfeat import network
@@ -133,11 +133,8 @@ def main() -> int:
             continue
         rows.append(measure(subject, device, asked.pairs, before, gate))
         print(said(rows[-1]), flush=True)
-    after = gemm_gflops(device, precision)
-    drift, load = abs(after / before - 1), load_per_core()
-    print(f"GEMM after it {after:,.0f} GFLOP/s ({drift:.0%} apart); load per core {load:.2f}")
-    if drift > MOST_DRIFT or load > 1.5:
-        print("the machine was too restless for these numbers")
+    after = said_after(before, device, precision)
+    if not after.quiet:
         return 2
     if asked.out:
         facts = {
@@ -145,8 +142,8 @@ def main() -> int:
             "torch": torch.__version__,
             "precision": str(precision),
             "gemm_gflops": before,
-            "gemm_gflops_after": after,
-            "load_per_core": load,
+            "gemm_gflops_after": after.gemm_gflops,
+            "load_per_core": after.load_per_core,
             "pairs": asked.pairs,
         }
         asked.out.write_text(json.dumps(facts | {"stages": [asdict(row) for row in rows]}, indent=1) + "\n")

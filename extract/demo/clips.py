@@ -187,13 +187,13 @@ def write_clips(folder: Path, seed: int, ids: Sequence[str]) -> None:
         files.write(f"{drawing.id}.mp4", movie(studio.frames(drawing), drawing.sound, seed))
 
 
-def movie(frames: Iterator[Picture], sound: Samples, seed: int) -> bytes:
-    """H.264 and AAC in MP4. The file says of itself that it was drawn."""
+def movie(frames: Iterable[Picture], sound: Samples, seed: int, size: tuple[int, int] = (FRAME_PX, FRAME_PX)) -> bytes:
+    """H.264 and AAC in MP4, ``size`` (width, height) in pixels. The file says of itself that it was drawn."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = f"{DRAWN}: extract demo --seed {seed}"
         video = container.add_stream("libx264", rate=FPS)
-        video.width = video.height = FRAME_PX
+        video.width, video.height = size
         video.pix_fmt = "yuv420p"
         # One thread: the same bytes whatever the machine's number of cores.
         video.codec_context.thread_count = 1
