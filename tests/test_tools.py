@@ -72,7 +72,7 @@ def test_killed_with_half_of_the_clips_and_run_again(tmp_path, bench, rewritten)
     assert files >= 12
     assert told == (
         "the extraction was killed (kill -9) with 2 of 4 clips finished and run again: "
-        f"{files - rewritten} of {files} files written before were kept as they were"
+        f"{files - rewritten} of {files} files of what was finished were kept as they were"
     )
 
 

@@ -84,12 +84,12 @@ def extract_with_a_kill(commands: Commands, manifest: Path, store: Path) -> tupl
         late = "was complete before" if before == clips else "finished before it could be killed"
         return commands.wait(process, began), f"the extraction {late}: nothing was killed"
     process.wait()
-    files = chunk_files(store)
+    files = finished_files(store)
     commands.run(*command)
-    untouched = sum(chunk_files(store).get(path) == stamp for path, stamp in files.items())
+    untouched = sum(finished_files(store).get(path) == stamp for path, stamp in files.items())
     return time.monotonic() - began, (
         f"the extraction was killed (kill -9) with {killed} of {clips} clips finished and run again: "
-        f"{untouched} of {len(files)} files written before were kept as they were"
+        f"{untouched} of {len(files)} files of what was finished were kept as they were"
     )
 
 
@@ -107,9 +107,11 @@ def finished_clips(store: Path) -> int:
     return sum(len(states) == most and all(states) for states in clips.values())
 
 
-def chunk_files(store: Path) -> dict[Path, tuple[int, int]]:
-    """Blocks -> size and time of writing."""
-    found = {path: path.stat() for path in store.glob("*/*/*/c.*")}
+def finished_files(store: Path) -> dict[Path, tuple[int, int]]:
+    """Blocks of instances whose record says that they are finished -> size and time of writing."""
+    records = extract.open_store(store).survey()
+    finished = [store / clip / name for clip, name, record in records if getattr(record, "finished", False)]
+    found = {path: path.stat() for folder in finished for path in folder.glob("*/c.*")}
     return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
