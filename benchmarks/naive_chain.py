@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import dlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -229,7 +230,8 @@ def superres(scripts: Scripts) -> Step:
 
 def align(scripts: Scripts) -> Step:
     """As FFHQ's ``download_ffhq.py`` and the scripts made of it: a picture in which no face is found is left out."""
-    faces = shared_faces(scripts.weights("landmarks"))
+    weights = scripts.weights("landmarks")
+    faces, predictor = shared_faces(weights), dlib.shape_predictor(str(weights.path))
     size, settings = scripts.stages["align"].config.output_size, scripts.settings
 
     def step(clip: Clip, folder: Path) -> None:
@@ -240,7 +242,8 @@ def align(scripts: Scripts) -> Step:
             found, _ = faces.detect(picture, settings.upsample, 0.0)
             if not len(found):
                 continue
-            marks = faces.landmarks(picture, found[0])
+            shape = predictor(picture, dlib.rectangle(*found[0].astype(int).tolist()))
+            marks = np.array([(point.x, point.y) for point in shape.parts()], np.float32)
             image = [torch.from_numpy(picture)]
             plan = ffhq.plan(torch.from_numpy(marks)[None], image, size)
             if not plan.valid[0]:

@@ -1,22 +1,26 @@
-"""What set-up costs, and RoBERTa text by text or together: each in turn with the plain way, with its equality gate.
+"""What set-up, landmarks and RoBERTa cost: each in turn with the plain way, with its equality gate.
 
     python -m benchmarks.setup [--device cpu|cuda] [--pairs 7] [--threads 1] [--architecture base] [--minutes 3]
 
-The plain way hashes weights at every plan, reads dlib's landmark file once per stage, and gives the network one text at
-a time. Weights of RoBERTa are random, of the published sizes. Ends with 1 if a gate fails, with 2 if the machine was
-too restless.
+The plain way hashes weights at every plan, reads dlib's landmark file once per stage, asks dlib for the landmarks of
+one face after the other, and gives the network one text at a time. Weights of RoBERTa are random, of the published
+sizes. Ends with 1 if a gate fails, with 2 if the machine was too restless.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dlib
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from benchmarks.gates import GateError, require
@@ -69,6 +73,7 @@ def main() -> int:
         for pair in (
             hashed(Path(folder)),
             landmark_file(),
+            *landmarks(),
             *texts(asked.architecture, asked.minutes, device, precision),
         ):
             try:
@@ -132,11 +137,41 @@ def landmark_file() -> Pair:
 
     def gate() -> str:
         picture = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
-        points = [faces.landmarks(picture, np.array([20, 20, 90, 90])) for faces in (*ours(), *plain())]
+        points = [faces.landmarks([picture], np.array([[20, 20, 90, 90]])) for faces in (*ours(), *plain())]
         require(all(np.array_equal(one, points[0]) for one in points), "other landmarks")
         return "the same landmarks"
 
     return Pair("dlib's landmark file for two stages", ours, plain, CPU, gate)
+
+
+def landmarks() -> Iterator[Pair]:
+    """64 faces, sixteen at a time, in one thread and in one on every core: dlib keeps Python's lock."""
+    stage = Landmarks(LandmarksConfig())
+    weights = resolve(stage.config.weights, stage, offline=True)
+    faces, predictor = dlib_faces.shared_faces(weights), dlib.shape_predictor(str(weights.path))
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 256, (200, 200, 3), dtype=np.uint8) for _ in range(64)]
+    boxes = np.tile([40, 40, 160, 160], (64, 1)) + rng.integers(-20, 20, (64, 4))
+
+    def plain(some: slice) -> NDArray[np.float32]:
+        pairs = zip(images[some], boxes[some].tolist(), strict=True)
+        shapes = [predictor(image, dlib.rectangle(*box)).parts() for image, box in pairs]
+        return np.array([[(point.x, point.y) for point in shape] for shape in shapes], np.float32)
+
+    def together(some: slice) -> NDArray[np.float32]:
+        return faces.landmarks(images[some], boxes[some])
+
+    def in_threads(way: Callable[[slice], NDArray[np.float32]], threads: int) -> Callable[[], NDArray[np.float32]]:
+        pool = ThreadPoolExecutor(threads)
+        return lambda: np.concatenate(list(pool.map(way, [slice(at, at + 16) for at in range(0, 64, 16)])))
+
+    def gate() -> str:
+        require(np.array_equal(in_threads(together, 2)(), plain(slice(0, 64))), "other points than dlib's")
+        return "dlib's own points"
+
+    for threads in (1, os.cpu_count() or 1):
+        name = f"landmarks of 64 faces in {threads} thread(s)"
+        yield Pair(name, in_threads(together, threads), in_threads(plain, threads), CPU, gate)
 
 
 def texts(architecture: str, minutes: float, device: torch.device, precision: torch.dtype) -> Iterator[Pair]:

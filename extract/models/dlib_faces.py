@@ -3,6 +3,7 @@
 import functools
 import queue
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.errors import WeightsError
+from extract.models.landmark_trees import read_landmark_trees
 from extract.weights.files import Weights
 
 NUM_LANDMARKS = 68
@@ -19,7 +21,8 @@ class DlibFaces:
     """HOG detector (Dalal and Triggs 2005) and regression-tree landmarks (Kazemi and Sullivan 2014).
 
     Pictures are uint8 RGB [H, W, 3], C-contiguous: dlib has been seen to misread others, without a word. Several
-    threads may ask at once, each for a picture of its own: dlib leaves the interpreter free while it works.
+    threads may ask at once, each for pictures of its own: the detector leaves the interpreter free while it works, and
+    so do the trees for the most part.
     """
 
     def __init__(self, landmark_file: Path) -> None:
@@ -28,14 +31,12 @@ class DlibFaces:
         Raises:
             WeightsError: it is no dlib landmark file, or gives another number of points.
         """
-        import dlib
-
         try:
             # One for all threads: it only reads itself. 100 MB, so not one each.
-            self._predictor = dlib.shape_predictor(str(landmark_file))
-        except RuntimeError as error:
+            self._trees = read_landmark_trees(landmark_file)
+        except ValueError as error:
             raise WeightsError(f"{landmark_file} is no dlib landmark file: {error}") from error
-        points = self._predictor(np.zeros((8, 8, 3), np.uint8), dlib.rectangle(0, 0, 7, 7)).num_parts
+        points = len(self._trees.mean_shape)
         if points != NUM_LANDMARKS:
             raise WeightsError(f"{landmark_file} gives {points} landmarks, expected {NUM_LANDMARKS} (iBUG numbering)")
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -64,12 +65,12 @@ class DlibFaces:
         edges = [(found[i].left(), found[i].top(), found[i].right(), found[i].bottom()) for i in best]
         return np.array(edges, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)[best]
 
-    def landmarks(self, image: NDArray[np.uint8], box: NDArray[Any]) -> NDArray[np.float32]:
-        """[68, 2] in the picture's pixels, of the face in ``box``, whose edges are rounded to whole pixels."""
-        import dlib
+    def landmarks(self, images: Sequence[NDArray[np.uint8]], boxes: NDArray[Any]) -> NDArray[np.float32]:
+        """[F, 68, 2] in the pictures' pixels, of the faces in ``boxes`` [F, 4], rounded to whole pixels.
 
-        shape = self._predictor(image, dlib.rectangle(*np.rint(box).astype(int).tolist()))
-        return np.array([(point.x, point.y) for point in shape.parts()], np.float32)
+        A picture with several faces is given for each of them.
+        """
+        return self._trees(images, np.rint(boxes).astype(np.int64))
 
 
 _READING = threading.Lock()

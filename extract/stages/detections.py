@@ -1,6 +1,5 @@
 """Faces of every frame: boxes, scores and 68 landmarks by dlib."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,16 +28,6 @@ class DetectionsConfig(StageConfig):
     """Faces kept per frame, best score first."""
 
 
-@dataclass(frozen=True)
-class _Faces:
-    """What one frame holds, padded with zeros to M faces."""
-
-    box: NDArray[np.float32]  # [M, 4]
-    score: NDArray[np.float32]  # [M]
-    landmarks: NDArray[np.float32]  # [M, 68, 2]
-    count: int
-
-
 class Detections(RowsStage[DetectionsConfig]):
     """HOG frontal face detector (Dalal and Triggs 2005) and regression-tree landmarks (Kazemi and Sullivan 2014).
 
@@ -51,7 +40,7 @@ class Detections(RowsStage[DetectionsConfig]):
     config_type = DetectionsConfig
     inputs = ("frames.image",)
     empty_reason = "no_face"
-    batch = 4
+    batch = 16
     row_by_row = True
 
     @property
@@ -73,30 +62,28 @@ class Detections(RowsStage[DetectionsConfig]):
         """``frames.image``: B tensors, uint8 RGB [H, W, 3]."""
         import torch
 
-        rows = [self._find(np.ascontiguousarray(image.numpy())) for image in batch["frames.image"]]
-        count = torch.tensor([row.count for row in rows], dtype=torch.int8)
-        return {
-            "box": torch.from_numpy(np.stack([row.box for row in rows])),
-            "score": torch.from_numpy(np.stack([row.score for row in rows])),
-            "landmarks": torch.from_numpy(np.stack([row.landmarks for row in rows])),
-            "count": count,
-            "valid": count > 0,
-        }
+        images = [np.ascontiguousarray(image.numpy()) for image in batch["frames.image"]]
+        most = self.config.max_faces
+        box, score = np.zeros((len(images), most, 4), np.float32), np.zeros((len(images), most), np.float32)
+        landmarks = np.zeros((len(images), most, NUM_LANDMARKS, 2), np.float32)
+        count = np.zeros(len(images), np.int8)
+        for row, image in enumerate(images):
+            boxes, scores = self._find(image)
+            count[row] = len(boxes)
+            box[row, : len(boxes)], score[row, : len(boxes)] = boxes, scores
+        found = np.arange(most) < count[:, None]  # [B, M]
+        landmarks[found] = self._faces.landmarks([images[row] for row in np.nonzero(found)[0]], box[found])
+        arrays = {"box": box, "score": score, "landmarks": landmarks, "count": count, "valid": count > 0}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _find(self, image: NDArray[np.uint8]) -> _Faces:
+    def _find(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Boxes [m, 4] in the picture's own pixels and scores [m] of its best faces."""
         seen = reduced(image, self.config.detect_px)
         boxes, scores = self._faces.detect(seen, self.config.upsample, self.config.score_threshold)
         ratio = np.array(image.shape[1::-1]) / seen.shape[1::-1]  # x, y
-        most = self.config.max_faces
-        count = min(len(boxes), most)
-        box, score = np.zeros((most, 4), np.float32), np.zeros(most, np.float32)
-        landmarks = np.zeros((most, NUM_LANDMARKS, 2), np.float32)
         # Pixel centres scale about the corner -0.5.
-        box[:count] = ((boxes + 0.5) * np.tile(ratio, 2) - 0.5)[:count]
-        score[:count] = scores[:count]
-        for face in range(count):
-            landmarks[face] = self._faces.landmarks(image, box[face])
-        return _Faces(box, score, landmarks, count)
+        boxes = (boxes + 0.5) * np.tile(ratio, 2) - 0.5
+        return boxes[: self.config.max_faces], scores[: self.config.max_faces]
 
 
 def reduced(image: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:

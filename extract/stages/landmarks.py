@@ -1,6 +1,6 @@
 """The 68 landmarks of a super-resolved face, by dlib."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Landmarks(RowsStage[LandmarksConfig]):
     version = 1
     config_type = LandmarksConfig
     inputs = ("superres.image", "superres.box")
-    batch = 4
+    batch = 16
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -51,11 +51,12 @@ class Landmarks(RowsStage[LandmarksConfig]):
         """``superres.image``: B pictures, uint8 RGB [H, W, 3]; ``superres.box`` [B, 4] in their pixels."""
         import torch
 
-        faces = zip(batch["superres.image"], batch["superres.box"], strict=True)
-        points = [self._find(np.ascontiguousarray(image.numpy()), box.numpy()) for image, box in faces]
-        return {"point": torch.from_numpy(np.stack(points))}
+        images = [np.ascontiguousarray(image.numpy()) for image in batch["superres.image"]]
+        known = [box.numpy() for box in batch["superres.box"]]
+        boxes = [self._box(image, box) for image, box in zip(images, known, strict=True)]
+        return {"point": torch.from_numpy(self._faces.landmarks(images, np.stack(boxes)))}
 
-    def _find(self, image: NDArray[np.uint8], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _box(self, image: NDArray[np.uint8], known: NDArray[np.float32]) -> NDArray[Any]:
         found, _ = self._faces.detect(image, self.config.upsample, self.config.score_threshold)
         same = found[overlap(known[None].astype(np.float64), found)[0] >= self.config.min_iou]
-        return self._faces.landmarks(image, same[0] if len(same) else known)
+        return same[0] if len(same) else known

@@ -328,8 +328,8 @@ def test_the_usual_box_is_where_dlib_finds_faces(media_dir):
     weights = resolve("dlib-68-landmarks", Detections(DetectionsConfig()), offline=True)
     faces = shared_faces(weights)
     (box, *_), _ = faces.detect(image, 0, 0.2)
-    marks = torch.from_numpy(faces.landmarks(image, box)).double()
-    turn, shift, _ = fit_similarity(five_points(marks[None]), TEMPLATE_T)
+    marks = torch.from_numpy(faces.landmarks([image], box[None])).double()
+    turn, shift, _ = fit_similarity(five_points(marks), TEMPLATE_T)
     corners = torch.tensor(box).reshape(2, 2)
     left, top, right, bottom = ((turn[0] @ corners.mT).mT + shift[0]).flatten().tolist()
     centre, half = ((left + right) / 2, (top + bottom) / 2), (right - left) / 2

@@ -166,17 +166,17 @@ def unread(monkeypatch):
     """As in a new process; how often the landmark file was read, and how many detectors there are."""
     made = Counter()
 
-    def counted(name):
-        real = getattr(dlib, name)
+    def count(module, name):
+        real = getattr(module, name)
 
         def make(*arguments):
             made[name] += 1
             return real(*arguments)
 
-        return make
+        monkeypatch.setattr(module, name, make)
 
-    for name in ("shape_predictor", "get_frontal_face_detector"):
-        monkeypatch.setattr(dlib, name, counted(name))
+    count(dlib_faces, "read_landmark_trees")
+    count(dlib, "get_frontal_face_detector")
     monkeypatch.setattr(dlib_faces, "_read", functools.lru_cache(maxsize=1)(dlib_faces._read.__wrapped__))
     return made
 
@@ -186,7 +186,7 @@ def test_the_landmark_file_is_read_once_for_all_stages(unread):
     stages = [Detections(DetectionsConfig()), Landmarks(LandmarksConfig())]
     at_once(lambda stage: stage.setup(context(stage)), stages)
     stages += [ready(), ready(upsample=1)]
-    assert unread == {"shape_predictor": 1}
+    assert unread == {"read_landmark_trees": 1}
     assert len({id(stage._faces) for stage in stages}) == 1
     small = [np.zeros((80, 80, 3), np.uint8)] * 5
     for stage in (stages[0], *stages[2:]):
@@ -201,9 +201,9 @@ def test_another_landmark_file_of_the_same_name_is_read(tmp_path, unread):
     path.write_bytes((MODELS / "shape_predictor_68_face_landmarks.dat").read_bytes())
     first = ready(weights=str(path))
     with path.open("ab") as file:
-        file.write(b"more")
+        file.write(bytes([1, 7]))  # one more number
     assert ready(weights=str(path))._faces is not first._faces
-    assert unread["shape_predictor"] == 2
+    assert unread["read_landmark_trees"] == 2
 
 
 def test_strided_pictures_are_read_right(stage, face):
