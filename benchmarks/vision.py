@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -241,19 +241,20 @@ def superres(way: Way) -> Subject:
     return Subject("superres", count, ours, naive, gflop, gate, stage.levers, setup_s)
 
 
-def gh_feat(way: Way) -> Subject:
-    stage = ghfeat.Ghfeat(ghfeat.GhfeatConfig(weights="random"))
+def gh_feat(way: Way, architecture: Literal["resnet50-256", "resnet18-256", "small"] = "resnet50-256") -> Subject:
+    stage = ghfeat.Ghfeat(ghfeat.GhfeatConfig(weights="random", architecture=architecture))
     weights = resolve("random", stage)
     count = way.rows(ghfeat.Ghfeat, on_cpu=8)
     setup_s = ready(stage, way, count, weights)
-    images = pictures(count, 256).to(way.device)
-    whole = network.build("resnet50-256")
+    side = network.ARCHITECTURES[architecture].image_px
+    images = pictures(count, side).to(way.device)
+    whole = network.build(architecture)
     counters = {n: torch.zeros((), dtype=torch.long) for n in whole.state_dict() if n.endswith("tracked")}
     whole.load_state_dict(counters | weights.tensors(), assign=True)
     whole = whole.to(way.device)
-    planes = ghfeat.prepare(images, 256, "bilinear")
+    planes = ghfeat.prepare(images, side, "bilinear")
     with torch.device("meta"):
-        gflop = gflop_of(network.build("resnet50-256"), torch.empty(1, 3, 256, 256))
+        gflop = gflop_of(network.build(architecture), torch.empty(1, 3, side, side))
     return _network("ghfeat", stage, "align.image", "code", images, whole, planes, gflop, way, setup_s)
 
 

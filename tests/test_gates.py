@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import vision
 from benchmarks.gates import GateError, features_are_near, pictures_are_near, realistic
 from extract.models.dense_push import push
 from extract.models.realesrgan import Inference, Upscaler, enlarge, load
@@ -98,3 +99,10 @@ def test_weights_that_are_not_random_are_not_damped(tmp_path):
 
     with pytest.raises(ValueError, match="weights 'random' are not random ones"):
         realistic(replace(drawn(), drawn=None, path=tmp_path))
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_ghfeat_in_sixteen_bits(precision):
+    """The stage as the pipeline calls it, norms folded and channels last, with the small network."""
+    subject = vision.gh_feat(vision.Way(torch.device("cpu"), precision), "small")
+    assert "relative from plain float32" in subject.gate()

@@ -1,9 +1,14 @@
 """Rows on their way through a run: what a stage gets and what the store takes."""
 
+import re
+
 import pytest
 import torch
 
+from extract.config import InstanceConfig
 from extract.errors import ClipError
+from extract.graph import Instance
+from extract.running.recipes import Prepared
 from extract.running.rows import as_declared, fixed, stored_form
 from extract.stage import Output
 from extract.stages.crop import CropConfig, GivenCrop
@@ -54,7 +59,29 @@ def test_what_a_stage_gives_must_be_what_it_declares(values, message):
     assert caught.value.reason == "broken_promise"
 
 
-def test_an_overflow_names_the_setting_that_helps():
-    output = Output("mean", FRAMES, ("channel",), (3,), "float16")
-    with pytest.raises(ClipError, match=r"mean: 7e\+04 does not fit float16; --set colour.dtype=float32"):
-        stored_form(torch.full((2, 3), 70_000.0), output, "colour")
+HALVES = Output("mean", FRAMES, ("channel",), (3,), "float16")
+
+
+def colour_in(precision):
+    instance = Instance("tint", Colour(ColourConfig()), FRAMES, InstanceConfig())
+    return Prepared(instance, {}, "", None, precision)
+
+
+@pytest.mark.parametrize(
+    ("values", "precision", "message"),
+    [
+        (torch.full((2, 3), 70_000.0), "float32", "mean: 7e+04 does not fit float16; --set tint.dtype=float32"),
+        (
+            torch.full((2, 3), torch.inf).half(), "float16",
+            "mean: inf does not fit float16; --set tint.dtype=float32 --set tint.precision=bfloat16",
+        ),
+        (torch.full((2, 3), torch.nan), "float32", "mean: NaN or infinity among the computed values"),
+        (
+            torch.full((2, 3), torch.inf), "float16",
+            "mean: NaN or infinity among the computed values; float16 ends at 65504: --set tint.precision=bfloat16",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_stored_names_the_setting_that_helps(values, precision, message):
+    with pytest.raises(ClipError, match=rf"{re.escape(message)}$"):
+        stored_form(values, HALVES, colour_in(precision))

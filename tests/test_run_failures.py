@@ -222,10 +222,10 @@ def test_a_gpu_that_gives_up_is_no_clips_failure(bench, monkeypatch):
 
     real = groups.stored_form
 
-    def lost(values, output, instance):
-        if instance == "colour":
+    def lost(values, output, prepared):
+        if prepared.instance.name == "colour":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return real(values, output, instance)
+        return real(values, output, prepared)
 
     monkeypatch.setattr(groups, "stored_form", lost)
     with pytest.raises(MachineError, match="the GPU gave up: CUDA error"):

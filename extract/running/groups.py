@@ -275,4 +275,4 @@ def _as_kept(node: Node, values: Mapping[str, Values]) -> dict[str, NDArray[Any]
     if node.writer is None:
         return {}
     kept = [output for output in node.prepared.instance.kept if output.name != "valid"]
-    return {output.name: stored_form(values[output.name], output, node.name) for output in kept}
+    return {output.name: stored_form(values[output.name], output, node.prepared) for output in kept}

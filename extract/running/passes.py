@@ -229,6 +229,6 @@ def _enter(node: Node, part: Slice) -> None:
     if node.has_valid:  # given crops: a row without a picture is not valid
         kept = [output for output in node.prepared.instance.kept if output.name != "valid"]
         values = {output.name: part.given[f"{node.name}.{output.name}"].values for output in kept}
-        node.put(part.seen, {output.name: stored_form(values[output.name], output, node.name) for output in kept})
+        node.put(part.seen, {output.name: stored_form(values[output.name], output, node.prepared) for output in kept})
     elif len(part.pts_s):
         node.put(part.rows, {"pts_s": part.pts_s})

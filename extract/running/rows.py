@@ -10,6 +10,7 @@ from torch import Tensor
 
 from extract.errors import ClipError
 from extract.running import transfer
+from extract.running.recipes import Prepared
 from extract.running.tasks import Promise
 from extract.stage import Output, Stage
 
@@ -55,26 +56,28 @@ def fixed(values: Values, output: Output) -> Values:
     return torch.stack(values) if values else no_rows(output)
 
 
-def stored_form(values: Values, output: Output, instance: str) -> NDArray[Any]:
+def stored_form(values: Values, output: Output, prepared: Prepared) -> NDArray[Any]:
     """Values as the store holds them.
 
     Raises:
-        ClipError: ``not_finite`` or ``overflow``.
+        ClipError: ``not_finite`` or ``overflow``; says which setting may help.
     """
+    name, in_half = prepared.instance.name, prepared.precision == "float16"
     tensor = torch.stack(values) if isinstance(values, list) else values
     if not tensor.is_floating_point():
         return tensor.cpu().numpy().astype(output.dtype, copy=False)
     array = tensor.float().cpu().numpy() if tensor.dtype == torch.bfloat16 else tensor.cpu().numpy()
     narrow = array.dtype == np.float16
     if np.isnan(array).any() or (not narrow and not np.isfinite(array).all()):
-        raise ClipError("not_finite", f"{output.name}: NaN or infinity among the computed values")
+        helps = f"; float16 ends at 65504: --set {name}.precision=bfloat16" if in_half else ""
+        raise ClipError("not_finite", f"{output.name}: NaN or infinity among the computed values{helps}")
     with np.errstate(over="ignore"):
         stored = array.astype(output.dtype, copy=False)
     if not np.isfinite(stored).all():
         most = float(np.abs(array.astype(np.float64)).max())
-        raise ClipError(
-            "overflow", f"{output.name}: {most:.4g} does not fit {output.dtype}; --set {instance}.dtype=float32"
-        )
+        also = f" --set {name}.precision=bfloat16" if in_half else ""
+        said = f"{output.name}: {most:.4g} does not fit {output.dtype}; --set {name}.dtype=float32{also}"
+        raise ClipError("overflow", said)
     return stored
 
 

@@ -45,7 +45,7 @@ def compute_clip(engine: LocalEngine, prepared: Prepared, stage: Stage[Any], inp
         for output in prepared.instance.kept:
             values = arrays[output.name]
             is_text = output.dtype == "str"
-            stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, name)
+            stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, prepared)
     return Result(stored, {name: len(values) for name, values in arrays.items()}, result.notes, result.empty)
 
 
