@@ -76,7 +76,8 @@ class RunConfig(Frozen):
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether networks are compiled and replayed as CUDA graphs; ``auto``: on a GPU, from a few thousand frames on."""
     cpu_threads: int = Field(default=0, ge=0)
-    """Threads of the lane that computes on the CPU; 0: all cores this process may use."""
+    """Threads of the lane that computes on the CPU; 0: all cores this process may use. A process of isolated clips
+    computes in one."""
     memory_gb: float | None = Field(default=None, gt=0)
     """Memory for decoded frames and what is cut out of them, of all clips in flight, in 10^9 bytes; ``None``: 1, with a
     GPU 4. Larger pictures are handed on in smaller groups, down to one frame."""

@@ -47,7 +47,8 @@ class _Shown(Progress):
         self.started, self._sizes = time.monotonic(), sizes
 
     def expect(self, clip: str, frames: int) -> None:
-        self._expected[clip] = frames
+        if frames:  # else nobody knows: it counts by its bytes
+            self._expected[clip] = frames
 
     def frames(self, clip: str, count: float) -> None:
         self._done[clip] += count  # type: ignore[assignment]
@@ -63,12 +64,14 @@ class _Shown(Progress):
 
     def seconds_left(self) -> float | None:
         """For the whole run; None where nothing is known yet. Clips that were not opened count by their bytes."""
-        known = {clip: frames for clip, frames in self._expected.items() if frames}
-        opened = sum(self._sizes.get(clip, 0) for clip in known)
-        if not opened or not self.frames_per_s:
+        if not self.frames_per_s:  # sound or words alone: all that is known is how many clips are done
+            elapsed = time.monotonic() - self.started
+            return (len(self._sizes) - self.through) * elapsed / self.through if self.through else None
+        opened = sum(self._sizes.get(clip, 0) for clip, frames in self._expected.items() if frames)
+        if not opened:
             return None
-        closed = sum(size for clip, size in self._sizes.items() if clip not in self._expected)
-        frames = sum(known.values()) * (1 + closed / opened)
+        unopened = sum(size for clip, size in self._sizes.items() if clip not in self._expected)
+        frames = sum(self._expected.values()) * (1 + unopened / opened)
         return max(frames - sum(self._done.values()), 0) / self.frames_per_s
 
     def line(self) -> str:

@@ -141,6 +141,34 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def deferrable() -> Iterator[None]:
+    """Have ``uninterrupted`` delay Ctrl-C also where ``heed_signals`` was not called: in a notebook, for instance."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    defer(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def defer(signum: int) -> None:
+    """Turn a signal into ``Interrupted`` in the main thread, but never inside ``uninterrupted``."""
+    signal.signal(signum, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    global _deferred
+    del frame
+    if _deferring:
+        _deferred = signum
+    else:
+        raise Interrupted(signum)
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
     """Heed signals inside a block that ``uninterrupted`` surrounds: long work which may be given up."""
     global _deferring, _deferred

@@ -17,7 +17,7 @@ from extract.running.compiling import FROM_FRAMES, compile_wanted
     ],
 )
 def test_when_it_compiles(setting, device, frames, wanted):
-    assert compile_wanted(setting, device, frames) is wanted
+    assert compile_wanted(setting, device, lambda: frames) is wanted
 
 
 def test_it_is_a_few_thousand_frames():

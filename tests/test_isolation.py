@@ -144,6 +144,11 @@ def test_isolated_or_not_the_bytes_are_the_same(bench):
     )
     assert len(never) > 10
     assert never == always
+    levers = {
+        Store.open(bench.root / store).record("a_good", "detections").provenance["levers"]["batch"]
+        for store in ("never", "always")
+    }
+    assert levers == {8}  # a block has eight rows
 
 
 def test_the_folder_that_is_passed_on_is_enough_to_find_this_package(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from extract.errors import ClipError, MachineError
 from extract.inputs.media import decoding, read_audio, samples, sound_times
+from tests.contract import at_once
 from tests.media_files import (
     encode_pictures,
     encode_sound,
@@ -333,6 +334,20 @@ def test_long_sound_lies_on_the_disk(tmp_path, monkeypatch):
     assert long.sound[:1] == short.samples[0]
     with pytest.raises(ValueError, match="step 2"):
         long.sound[::2]
+
+
+def test_long_sound_is_heard_by_several_stages_at_once(tmp_path, monkeypatch):
+    """Each in a thread of its own; one that seeks must not move another's place."""
+    monkeypatch.setattr(samples, "HELD_SAMPLES", 10_000)
+    sound = read_audio(write_clip(tmp_path / "clip.wav", sound=tone(4, 16_000), hz=16_000)).sound
+    whole = sound[:]
+    assert not sound.in_memory
+
+    def differ(start):
+        parts = [slice(at, at + 400) for at in range(start, len(sound) - 400, 37)] * 3
+        return sum(not np.array_equal(sound[part], whole[part]) for part in parts)
+
+    assert at_once(differ, range(4)) == [0, 0, 0, 0]
 
 
 def test_a_full_disk_under_long_sound_is_the_machines_fault(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from extract.running import lease
+from extract.files import LocalFiles
+from extract.running import crashes, lease
 from extract.store import Store
 from tests.bench import Stop, stop_after
 from tests.toy_stages import Colour, computed
@@ -122,3 +123,13 @@ def test_what_only_inherited_a_crash_needs_no_retry_of_its_own(bench, monkeypatc
     assert bench.record("a", "contrast").reason == "crashed"
     assert bench.run("colour", retry=True, config=HERE).exit_code == 0
     assert bench.run("contrast", config=HERE).exit_code == 0
+
+
+def test_a_mark_that_goes_while_the_marks_are_read_is_no_matter(tmp_path):
+    """Another run finishes its clip just then."""
+    files = LocalFiles(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / crashes.NAME).symlink_to(tmp_path / "gone")
+    (tmp_path / f"{crashes.TRACE}old").touch()
+    crashes.sweep(files)
+    assert not (tmp_path / f"{crashes.TRACE}old").exists()

@@ -2,18 +2,29 @@
 
 import errno
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from extract.errors import MachineError, StoreError
+from extract.config import InstanceConfig
+from extract.errors import ClipError, MachineError, StoreError
+from extract.graph import Instance
 from extract.inputs.manifest import write_manifest
 from extract.records import Record
-from extract.running import groups, lease
-from extract.running.lease import Lease
+from extract.running import clipwork, groups, lease
+from extract.running.device import LocalEngine
+from extract.running.handover import ClipReport
+from extract.running.isolation import Isolation
+from extract.running.lease import Lease, LeaseLostError
+from extract.running.recipes import Prepared
 from extract.running.report import Report
+from extract.running.whole_clips import compute_clip
+from extract.stage import StageConfig
 from extract.store import Store
+from extract.timeline import FRAMES as FRAMES_CLOCK
 from tests.bench import FRAMES
 from tests.toy_stages import Colour, Rank, computed
 
@@ -33,7 +44,7 @@ def test_an_exception_of_one_clip_is_recorded_with_its_traceback_and_the_others_
 
     with monkeypatch.context() as patch:
         patch.setattr(Colour, "compute", compute)
-        report = bench.run()
+        report = bench.run(config=("run.clips=1",))
     assert report.exit_code == 1
     assert {(f.clip, f.instance, f.reason) for f in report.failures} == {
         ("a", name, "unexpected") for name in ("colour", "contrast", "rank", "after_rank")
@@ -231,6 +242,57 @@ def test_a_gpu_that_gives_up_is_no_clips_failure(bench, monkeypatch):
     with pytest.raises(MachineError, match="the GPU gave up: CUDA error"):
         bench.run("colour")
     assert bench.record("a", "colour").state == "partial"
+
+
+def test_a_full_disk_beside_a_pass_is_not_hidden_by_what_it_stops(bench, monkeypatch):
+    """One clip: its pass over the frames is under way while a clip stage meets the full disk."""
+    bench.add("a")
+    under_way = threading.Event()
+    real = Colour.compute
+
+    def compute(self, batch):
+        under_way.set()
+        time.sleep(0.05)
+        return real(self, batch)
+
+    def full(*_):
+        under_way.wait(10)
+        raise MachineError("the disk is full")
+
+    monkeypatch.setattr(Colour, "compute", compute)
+    monkeypatch.setattr(clipwork, "compute_clip", full)
+    with pytest.raises(MachineError, match="the disk is full"):
+        bench.run("colour", "labels")
+
+
+def test_a_lease_lost_while_a_process_died_costs_its_clip_alone(bench, monkeypatch):
+    bench.add("a", 10)
+    bench.add("b", 10)
+
+    async def lost(self, clip, held, before, told, *, retry):  # noqa: ARG001
+        if clip.id == "a":
+            raise LeaseLostError("clip a: the lease may be another run's")
+        return ClipReport()
+
+    monkeypatch.setattr(Isolation, "start", lambda _: None)
+    monkeypatch.setattr(Isolation, "work", lost)
+    report = bench.run("colour", config=("run.isolate=always",))
+    assert report.exit_code == 1
+    assert [(notice.clip, notice.message) for notice in report.busy] == [
+        ("a", "clip a: the lease may be another run's")
+    ]
+
+
+def test_a_full_gpu_shows_when_the_clip_goes_up_too():
+    class TooLong(torch.Tensor):
+        def to(self, *_, **__):
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    instance = Instance("rank", Rank(StageConfig()), FRAMES_CLOCK, InstanceConfig())
+    prepared = Prepared(instance, {}, "", None, "float32")
+    inputs = {"colour.mean": torch.zeros(3, 3).as_subclass(TooLong)}
+    with pytest.raises(ClipError, match="instance rank: too long for the memory; cut it with start_s and end_s"):
+        compute_clip(LocalEngine(torch.device("cpu")), prepared, instance.stage, inputs)
 
 
 def test_a_clip_too_long_for_the_memory_fails_alone(bench, monkeypatch):

@@ -1,5 +1,6 @@
 """The loop that drives a run's coroutines, its lanes, and the memory that they share."""
 
+import signal
 import threading
 import time
 
@@ -158,6 +159,62 @@ def test_after_a_stop_work_that_does_not_end_is_left_behind(monkeypatch):
     release.set()
 
 
+def test_what_was_merely_stopped_hides_no_reason(loop):
+    """The scope is closed by what fails; who comes first in the list ends because of it."""
+
+    async def stopped():
+        await loop.run("cpu", lambda: time.sleep(0.01), loop.scope)
+        raise StoppedError
+
+    async def failing(error):
+        await loop.run("cpu", lambda: time.sleep(0.01), loop.scope)
+        raise error
+
+    async def main():
+        errors = [ClipError("no_frames", "no picture"), MachineError("the disk is full")]
+        await all_of([loop.spawn(stopped()), *(loop.spawn(failing(error)) for error in errors)])
+
+    with pytest.raises(MachineError, match="the disk is full"):
+        loop.drive(main())
+
+
+def test_ctrl_c_between_two_steps_loses_no_coroutine(loop):
+    """As in a notebook: nobody called ``heed_signals``, and the signal strikes while a coroutine takes a step."""
+    ended = []
+
+    async def main():
+        try:
+            await loop.run("cpu", lambda: None, loop.scope)
+            signal.raise_signal(signal.SIGINT)
+            ended.append("the step")
+            await loop.run("cpu", lambda: None, loop.scope)
+        finally:
+            ended.append("the coroutine")
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.drive(main())
+    assert ended == ["the step", "the coroutine"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_waits_for_nothing():
+    """Not for what is being written either, which otherwise nothing stops."""
+    loop = Loop(ThreadLanes(LANES))
+    release = threading.Event()
+
+    async def main():
+        job = loop.run("write", release.wait, None)
+        signal.raise_signal(signal.SIGINT)
+        threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+        await job
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        loop.drive(main())
+    assert time.monotonic() - began < 5
+    release.set()
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -201,10 +258,12 @@ def test_who_asks_for_more_than_there_is_gets_all_of_it(loop):
 
 def test_who_waits_hears_of_a_stop(loop):
     budget = Budget(loop, 10)
+    part = Scope(Scope(loop.scope))
+    part.on_close.append(budget.wake)
 
     async def main():
-        await budget.reserve(10, loop.scope)
-        waiting = loop.spawn(budget.reserve(1, loop.scope))
+        await budget.reserve(10, part)
+        waiting = loop.spawn(budget.reserve(1, part))
         await loop.run("cpu", lambda: None, loop.scope)
         loop.stop(MachineError("gone"))
         with pytest.raises(StoppedError):

@@ -25,7 +25,7 @@ class Budget:
     """So much may be held at once. First come, first served: a large request is not overtaken for ever.
 
     A holder must not ask for more, so that nobody waits for one who waits. A request for more than there is gets the
-    whole, alone.
+    whole, alone. Whoever reserves under a scope adds ``wake`` to its ``on_close``.
     """
 
     def __init__(self, loop: Loop, total: int) -> None:
@@ -35,7 +35,6 @@ class Budget:
         """The most that was held at once."""
         self._loop = loop
         self._asking: deque[tuple[int, Scope, Promise[Hold]]] = deque()
-        loop.scope.on_close.append(self.wake)
 
     async def reserve(self, amount: int, scope: Scope) -> Hold:
         """Wait for ``amount``. Raises StoppedError when ``scope`` ends meanwhile."""

@@ -48,8 +48,7 @@ class ClipWork:
         self._loop, self._budget = run.loop, run.budget
         self._scope = Scope(self._loop.scope)
         self._turns = Budget(self._loop, 1)
-        for budget in (self._turns, self._budget):
-            self._scope.on_close.append(budget.wake)
+        self._scope.on_close.append(self._turns.wake)
         # If the process dies, what was begun is suspected: here one thing after the other.
         self._one_by_one = run.settings.engine == "serial" or before.died is not None
         self._expects, self._progressed = partial(run.expects, clip.id), partial(run.progressed, clip.id)
@@ -80,7 +79,7 @@ class ClipWork:
 
     async def _follow(self, passes: Sequence[tuple[list[str], list[str]]]) -> None:
         """One pass over the frames after the other, and beside them each clip stage as soon as it is fed."""
-        await self._loop.run("decode", self.ledger.hash_sources, self._scope)
+        await self._loop.run("decode", self.ledger.hash_sources, self._scope, patience_s=0)
         tasks: dict[str, Task[None]] = {}
         last: Task[None] | None = None
         for per_row, clip_stages in passes:
@@ -141,7 +140,6 @@ class ClipWork:
         known = self.ledger.outcomes.get(self._order.clock_of(order[-1]))
         num_frames = known.rows if known else None
         expected = num_frames if num_frames is not None else (video and video.declared_frames) or 0
-        self._expects(expected)
         nodes = await self._write(lambda: [self._node(name, order, name in names, expected) for name in order])
         frame_pass = FramePass(
             nodes,
@@ -157,6 +155,9 @@ class ClipWork:
             reading=reading,
             in_flight=1 if self._one_by_one else GROUPS_IN_FLIGHT,
         )
+        # Of a part of a recording the header says nothing.
+        is_part = self._clip.start_s is not None or self._clip.end_s is not None
+        self._expects(0 if num_frames is None and is_part else frame_pass.to_do(expected))
         rows = await frame_pass.run()
         await self._write(partial(self._finish_nodes, nodes, names, rows, video))
 
@@ -263,7 +264,7 @@ class ClipWork:
         lane = "cpu" if self._engine.device_of(stage).type == "cpu" else "gpu"
         work = partial(compute_clip, self._engine, prepared, stage, inputs)
         try:
-            return await self._loop.run(lane, work, self._scope, patient=False)
+            return await self._loop.run(lane, work, self._scope, patience_s=0)
         except ClipError as error:
             if error.reason != "out_of_memory":
                 raise

@@ -1,5 +1,6 @@
 """When compiling the networks pays."""
 
+from collections.abc import Callable
 from typing import Literal
 
 FROM_FRAMES = 4_000
@@ -12,14 +13,14 @@ machine makes it good from 38,000 frames on; a shorter one is slower, once, by a
 """
 
 
-def compile_wanted(setting: Literal["auto", "on", "off"], device_type: str, frames: int) -> bool:
+def compile_wanted(setting: Literal["auto", "on", "off"], device_type: str, frames: Callable[[], int]) -> bool:
     """Whether the networks are compiled.
 
     Args:
         setting: ``run.compile``.
         device_type: ``cuda``, ``cpu``: where the networks run. On a CPU compiling gains little and ``auto`` leaves it.
-        frames: of the clips that the run will work on, as far as they are known.
+        frames: of the clips that the run will work on, as far as they are known; asked only where it matters.
     """
     if setting == "auto":
-        return device_type == "cuda" and frames >= FROM_FRAMES
+        return device_type == "cuda" and frames() >= FROM_FRAMES
     return setting == "on"

@@ -81,7 +81,10 @@ def sweep(files: LocalFiles) -> None:
     traces = list(files.root.glob(f"{TRACE}*"))
     if not traces:
         return
-    named = {str(_header(mark.read_bytes()).get("trace")) for mark in files.root.glob(f"*/{NAME}")}
+    named = set()
+    for mark in files.root.glob(f"*/{NAME}"):
+        with suppress(OSError):  # another run finishes its clip at this moment
+            named.add(str(_header(mark.read_bytes()).get("trace")))
     for path in traces:
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one that is locked belongs to a run that lives

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,9 +25,10 @@ class LocalEngine:
     def __init__(self, device: torch.device, *, compiled: bool = False, block_rows: int | None = None) -> None:
         """``block_rows``: what the config sets for all arrays; no micro-batch is larger than a block."""
         self.device = device
-        self._compiled, self._block_rows = compiled, block_rows
+        self.compiled, self._block_rows = compiled, block_rows
         self.computed_s = 0.0
-        """Seconds that a GPU computed, by its own clock."""
+        """Seconds that a GPU computed: micro-batches by its own clock, whole clips by ours."""
+        self._adding = threading.Lock()
         if device.type == "cuda":  # float32 means float32: TF32 keeps 10 bits of the fraction
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
@@ -44,7 +46,7 @@ class LocalEngine:
             try:
                 with self.guarded(instance.name):
                     batch = self.batch_of(instance)
-                    instance.stage.setup(Context(device, precision, prepared.weights, self._compiled, batch))
+                    instance.stage.setup(Context(device, precision, prepared.weights, self.compiled, batch))
             except ImportError as error:
                 raise WeightsError(
                     f"instance {instance.name}: {error}; install what requirements.lock names"
@@ -71,6 +73,11 @@ class LocalEngine:
         """What was done for speed, for the record: it changes no recipe."""
         batch = {"batch": self.batch_of(instance)} if isinstance(instance.stage, RowsStage) else {}
         return {**instance.stage.levers, **batch}
+
+    def add_computed(self, seconds: float) -> None:
+        """Add to ``computed_s``, in any lane."""
+        with self._adding:
+            self.computed_s += seconds
 
     def mark(self) -> torch.cuda.Event:
         """Now, on the computing stream."""
@@ -111,7 +118,10 @@ def _memory_is_full(name: str, *, whole_clip: bool) -> ClipError | MachineError:
         return MachineError(f"instance {name}: the memory is full; set a smaller {name}.batch and run again")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return ClipError("out_of_memory", "too long for the memory; cut it with start_s and end_s, or use --device cpu")
+        remedy = "cut it with start_s and end_s, or use --device cpu"
+    else:
+        remedy = "cut it with start_s and end_s"
+    return ClipError("out_of_memory", f"instance {name}: too long for the memory; {remedy}")
 
 
 def cores() -> int:

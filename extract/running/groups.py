@@ -20,7 +20,7 @@ from extract.running.device import LocalEngine
 from extract.running.nodes import Node
 from extract.running.rows import Piece, Values, as_declared, as_stored, choose, own, stored_form, take
 from extract.running.slices import Slice
-from extract.running.tasks import Job, Loop, Promise, Scope, Task
+from extract.running.tasks import Job, Loop, Promise, Scope, Task, all_of, worst
 from extract.running.transfer import Fetch
 from extract.stage import RowsStage, SourceStage
 
@@ -34,13 +34,13 @@ class Unit:
 
     rows: NDArray[np.int64]
     """Those that hold values."""
-    values: Mapping[str, Values]
-    """Every output but ``valid``, as the store will give it when the run is continued."""
     stored: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """The kept ones as the store holds them; empty until they were fetched."""
     fetch: Fetch | None = None
     """On a GPU: what brings them to the host."""
     pieces: Mapping[str, Piece] = field(default_factory=dict)
+    """Every output but ``valid``, as the store will give it when the run is continued. Gone when they were fetched:
+    what other nodes read of them is theirs, and counts as theirs."""
     fetched: Job[None] | None = None
 
 
@@ -130,16 +130,7 @@ class Groups:
             broken = next((failed[source] for source in node.feeds if failed and source in failed), None)
             feeds = [tasks[source] for source in node.feeds if source in tasks]
             tasks[node.name] = self._loop.spawn(self._node(node, wanted[node.name], feeds, given, broken))
-        outcomes: dict[str, Outcome] = {}
-        ended: BaseException | None = None
-        for name, task in tasks.items():
-            try:
-                outcomes[name] = await task
-            except BaseException as error:  # noqa: BLE001 - the run ends; raised when all are through
-                ended = ended or error
-        if ended is not None:
-            raise ended
-        return outcomes
+        return dict(zip(tasks, await all_of(tasks.values()), strict=True))
 
     async def _node(
         self,
@@ -175,14 +166,17 @@ class Groups:
         if failure is not None:
             return failure
         units = [await job for job in jobs]
-        for unit in units:
+        made = [unit.pieces for unit in units]
+        for unit, pieces in zip(units, made, strict=True):
             if unit.fetch is not None:
                 unit.fetched = self._loop.run("fetch", partial(fetch_unit, self._engine, node, unit), self._scope)
-            for piece in unit.pieces.values():
+            else:
+                unit.pieces = {}
+            for piece in pieces.values():
                 piece.fetching = unit.fetched
         for output in node.stage.outputs:
             if output.name != "valid":
-                given[f"{node.name}.{output.name}"] = [unit.pieces[output.name] for unit in units]
+                given[f"{node.name}.{output.name}"] = [pieces[output.name] for pieces in made]
         return units
 
 
@@ -199,20 +193,20 @@ async def _failure_of(promises: Sequence[Promise[Any]]) -> Exception | None:
     Raises:
         BaseException: what ends the run.
     """
-    failure: Exception | None = None
-    ended: BaseException | None = None
+    failures: list[Exception] = []
+    ends: list[BaseException] = []
     for promise in promises:
         try:
             await promise
         except MachineError as error:
-            ended = ended or error
+            ends.append(error)
         except Exception as error:  # noqa: BLE001 - one instance's failure; the record holds its trace
-            failure = failure or error
+            failures.append(error)
         except BaseException as error:  # noqa: BLE001 - the run ends
-            ended = ended or error
-    if ended is not None:
-        raise ended
-    return failure
+            ends.append(error)
+    if ends:
+        raise worst(ends)
+    return next(iter(failures), None)
 
 
 # ---- in a lane -----------------------------------------------------------------------------------------------------
@@ -247,12 +241,11 @@ def compute_unit(
             rows = rows[chosen]
             values = {name: choose(array, chosen) for name, array in values.items()}
         # What the next stage gets is what the store will give it when the run is continued.
-        onward = {name: own(as_stored(array, stage, name)) for name, array in values.items()}
-        made = {name: Piece(rows, array) for name, array in onward.items()}
+        made = {name: Piece(rows, own(as_stored(array, stage, name))) for name, array in values.items()}
         if began is not None:
             # Narrowed there, where it costs nothing; overflow shows as infinity.
-            return Unit(rows, onward, fetch=engine.fetch({n: values[n] for n in fetched}, began), pieces=made)
-        return Unit(rows, onward, stored=_as_kept(node, values), pieces=made)
+            return Unit(rows, fetch=engine.fetch({n: values[n] for n in fetched}, began), pieces=made)
+        return Unit(rows, stored=_as_kept(node, values), pieces=made)
 
 
 def fetch_unit(engine: LocalEngine, node: Node, unit: Unit) -> None:
@@ -260,10 +253,10 @@ def fetch_unit(engine: LocalEngine, node: Node, unit: Unit) -> None:
     with engine.guarded(node.name):
         host, seconds = cast(Fetch, unit.fetch).wait()
         unit.stored = _as_kept(node, host)
-    engine.computed_s += seconds
-    unit.fetch = None
+    engine.add_computed(seconds)
     for name, values in host.items():
         unit.pieces[name].host = as_stored(values, node.stage, name)
+    unit.fetch, unit.pieces = None, {}
 
 
 def _from_store(values: NDArray[Any], device: torch.device) -> Values:

@@ -58,9 +58,9 @@ class Working:
     sources: Sources
     provenance: Mapping[str, Any]
     expects: Callable[[str, int], None]
-    """Called with a clip and how many frames it is thought to have."""
+    """Called with a clip and how many frames are thought to be to do; 0: nobody knows."""
     progressed: Callable[[str, float], None]
-    """Called with a clip and how many of its frames were gone through; a frame counts once over all passes."""
+    """Called with a clip and how many of the frames to do were gone through; a frame counts once over all passes."""
     settings: RunConfig
     overwrite: bool
     loop: Loop

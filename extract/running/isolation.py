@@ -18,13 +18,13 @@ from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 
 from extract.config import ExtractConfig
 from extract.devices import pick_device
+from extract.endings import defer
 from extract.errors import AuFusionError
 from extract.inputs.manifest import Clip
 from extract.running import crashes, lease
@@ -36,7 +36,7 @@ from extract.running.handover import Before, ClipReport, Working
 from extract.running.lanes import InlineLanes, one_thread
 from extract.running.planning import prepared_plan
 from extract.running.selection import Options
-from extract.running.tasks import Loop, StoppedError
+from extract.running.tasks import LET_GO_S, Loop, StoppedError
 from extract.store import Store
 
 PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -70,6 +70,8 @@ class Job:
     lock: Path | None
     overwrite: bool
     provenance: dict[str, Any]
+    compiled: bool
+    """Whether networks are compiled, as the run decided for all its clips."""
     set_up: Sequence[str]
     """Instances whose weights are loaded before the first clip, so that wrong ones are found before any work."""
 
@@ -240,7 +242,7 @@ class Isolation:
         self._free = [IsolatedWorker(own, store) for _ in range(processes)]
         self._all = tuple(self._free)
         self._places = Budget(loop, processes)
-        loop.scope.on_close.append(self._interrupt)
+        loop.scope.on_close += [self._places.wake, self._interrupt]
 
     def start(self) -> None:
         """Start the first process: what it lacks shows before any work. Raises as ``IsolatedWorker.start``."""
@@ -258,7 +260,7 @@ class Isolation:
         worker = self._free.pop()
         try:
             assigned = partial(worker.work, clip, held, before, heard, retry=retry)
-            return await self._loop.run("apart", assigned, self._loop.scope)
+            return await self._loop.run("apart", assigned, self._loop.scope, patience_s=END_S + LET_GO_S)
         finally:
             self._free.append(worker)
             place.release()
@@ -290,7 +292,7 @@ def main(pipe: Connection) -> None:
     """Work on the clips that the run assigns, until it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no work continues without the run and its lease
-    signal.signal(signal.SIGTERM, _stop)
+    defer(signal.SIGTERM)
     saying = threading.Lock()
 
     def say(what: str, value: object = None) -> None:
@@ -327,7 +329,7 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
     device = pick_device(job.device)
     options = Options(stages=job.stages, offline=job.offline, lock=job.lock)
     plan = prepared_plan(job.config, job.clips, store, options, device.type)
-    engine = LocalEngine(device)
+    engine = LocalEngine(device, compiled=job.compiled, block_rows=job.config.run.block_rows)
     for name in job.set_up:
         engine.ready(plan.prepared[name])
     loop = Loop(InlineLanes())
@@ -351,11 +353,6 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
             given: Assignment = pipe.recv()
             report = loop.drive(work_on(working, given.clip, _Lent(store, given), given.before, retry=given.retry))
             say("report", report)
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    del signum, frame
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The lanes of this machine: threads that do the work that the owner hands out.
 
-``decode``: a thread for each piece of work, for a decoder may hang. ``gpu``: one thread, which launches and never waits
-for the device. ``fetch``: waits for the device. ``cpu``: as many threads as asked for, torch at one thread in each.
-``write``: one thread, for all that touches the store. ``apart``: a thread for each process of isolated clips, which
-waits for it.
+``decode``: a thread for each piece of work, for a decoder may hang; a clip's frames and its sound may be read at once.
+``gpu``: one thread, which launches micro-batches and does not wait for their results. ``fetch``: waits for those.
+``cpu``: as many threads as asked for, torch at one thread in each. ``write``: one thread, for all that is written to
+the store. ``apart``: a thread for each process of isolated clips, which waits for it.
 """
 
 import queue
@@ -124,5 +124,5 @@ def make_lanes(engine: Literal["lanes", "serial"], cpu_threads: int, clips: int)
     """As the config says."""
     if engine == "serial":
         return InlineLanes()
-    named: dict[Lane, int] = {"decode": clips, "gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1, "apart": clips}
+    named: dict[Lane, int] = {"decode": 2 * clips, "gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1, "apart": clips}
     return ThreadLanes(cast("dict[str, int]", named))

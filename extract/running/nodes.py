@@ -33,7 +33,7 @@ class Node:
     _next_block: int = 0
 
     def __post_init__(self) -> None:
-        # A snapshot: the decoding thread asks what is needed while this thread commits.
+        # A snapshot: the decoding thread asks what is needed while the writing lane commits.
         self._present = frozenset(self.writer.blocks) if self.writer else frozenset()
 
     @property

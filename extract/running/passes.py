@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from extract.inputs.crops import Pictures
 from extract.running.budget import Budget, Hold
 from extract.running.device import LocalEngine
@@ -19,7 +22,7 @@ from extract.running.nodes import Node
 from extract.running.reading import Reading
 from extract.running.rows import stored_form
 from extract.running.slices import Slice, Slices
-from extract.running.tasks import Loop, Scope, StoppedError, Task, all_of
+from extract.running.tasks import Loop, Scope, Task, all_of, worst
 from extract.stage import SourceStage
 
 GROUP_ROWS = 32
@@ -59,7 +62,7 @@ class FramePass:
         scope: of the clip.
         budget: for decoded frames, and what is cut out of them.
         check: called before every commit; raises when the lease is lost, or the source is another.
-        progressed: called with the number of rows after every group.
+        progressed: called after every group with how many of its rows were to do.
         committed: called after blocks were written.
         reading: knows when the decoder last moved on.
         in_flight: groups at once.
@@ -99,6 +102,13 @@ class FramePass:
         """What a group's results took beside its frames, the largest so far."""
         self._check, self._progressed, self._committed = check, progressed, committed
 
+    def to_do(self, num_frames: int) -> int:
+        """Frames, of so many, in blocks that the store lacks."""
+        return self._to_do(np.arange(num_frames))
+
+    def _to_do(self, rows: NDArray[np.int64]) -> int:
+        return int(np.any([node.missing(rows) for node in self.nodes], axis=0).sum())
+
     async def run(self) -> int:
         """Compute and commit. Returns the number of frames; errors of single nodes are left in ``node.error``.
 
@@ -131,7 +141,7 @@ class FramePass:
                     errors.append(error)
         self._scope.close()
         if errors:
-            raise next((error for error in errors if not isinstance(error, StoppedError)), errors[0])
+            raise worst(errors)
         num_frames = stop if self._num_frames is None else self._num_frames
         await self._commit(num_frames, last=True)
         return num_frames
@@ -201,7 +211,7 @@ class FramePass:
             else:
                 self._put(node, [one[node.name] for one in outcomes if node.name in one])
         await self._commit(group.stop, last=False)
-        self._progressed(sum(len(part.rows) for part in group.slices))
+        self._progressed(self._to_do(np.arange(group.slices[0].rows[0], group.stop)))
 
     def _put(self, node: Node, made: Sequence[Outcome]) -> None:
         broken = next((self._by_name[source].error for source in node.feeds if self._by_name[source].error), None)

@@ -126,10 +126,10 @@ class Progress:
         """The work begins: clips with something to do -> bytes of their recording, to judge those not opened yet by."""
 
     def expect(self, clip: str, frames: int) -> None:
-        """The clip has about so many frames, by its record or its header."""
+        """The clip has about so many frames to do, by its record or its header; 0: nobody knows."""
 
     def frames(self, clip: str, count: float) -> None:
-        """So many more of its frames were gone through."""
+        """So many more of the frames to do were gone through."""
 
     def clip(self, clip: str, failed: int) -> None:
         """A clip is through; ``failed`` clips of the run so far."""

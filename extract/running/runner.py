@@ -1,11 +1,9 @@
 """A run: what is missing is planned, checked, computed clip by clip, and reported."""
 
-import logging
 import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -25,8 +23,9 @@ from extract.running.compiling import compile_wanted
 from extract.running.device import LocalEngine, cores
 from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Outcome, Working
-from extract.running.isolation import PROGRESS, Isolation, Job
+from extract.running.isolation import END_S, PROGRESS, Isolation, Job
 from extract.running.lanes import make_lanes, one_thread
+from extract.running.lease import LeaseLostError
 from extract.running.planning import Plan, make_plan, refuse_stale, stale_downstream
 from extract.running.report import WARNINGS, Notice, Progress, Report, Speed
 from extract.running.selection import Options, choose, listed, with_lock
@@ -39,10 +38,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+USUAL_FPS = 30
 BYTES_PER_FRAME = 8_000
 """Of a movie, about: 2 Mbit/s at 30 frames a second."""
-
-log = logging.getLogger(__name__)
 
 
 def run(
@@ -102,8 +100,7 @@ def execute(
         if also:
             report.warnings.append(Notice(f"stale from now on, computed only when asked for: {', '.join(also)}"))
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
-    frames = sum(_frames_of(clip, made) for clip in _clips_with_work(made))
-    compiled = compile_wanted(config.run.compile, device.type, frames)
+    compiled = compile_wanted(config.run.compile, device.type, lambda: _frames_to_do(made))
     engine = LocalEngine(device, compiled=compiled, block_rows=config.run.block_rows)
     writable = Store.open(store, "a")
     if remembered is not None:
@@ -165,6 +162,7 @@ class _Run:
         self.loop = Loop(self.lanes)
         self.places = Budget(self.loop, 1 if serial else config.run.clips)
         """One for each clip in flight; all of them for a clip that is worked on alone."""
+        self.loop.scope.on_close.append(self.places.wake)
         provenance = {"run": report.run, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "versions": versions()}
         self.working = Working(
             plan,
@@ -192,6 +190,7 @@ class _Run:
                 options.lock,
                 options.overwrite,
                 provenance,
+                engine.compiled,
                 self.computing,
             ),
             store,
@@ -204,7 +203,7 @@ class _Run:
     def go(self) -> None:
         started = time.monotonic()
         waiting = {clip.id for clip in _clips_with_work(self.plan)}
-        with closing(self.isolated), one_thread():
+        with one_thread():
             for clip in self.plan.clips:
                 try:
                     refresh_attributes(self.store, clip)
@@ -238,17 +237,21 @@ class _Run:
                 self.engine.ready(self.plan.prepared[name])
 
         if self.settings.isolate != "always":
-            await self.loop.run("cpu" if self.engine.device.type == "cpu" else "gpu", load, self.loop.scope)
+            lane = "cpu" if self.engine.device.type == "cpu" else "gpu"
+            await self.loop.run(lane, load, self.loop.scope, patience_s=0)
         elif any_work:
-            await self.loop.run("apart", self.isolated.start, self.loop.scope)
+            await self.loop.run("apart", self.isolated.start, self.loop.scope, patience_s=END_S)
 
     async def _all(self, clips: Sequence[Clip]) -> None:
         started = time.monotonic()
-        await self._set_up(any_work=bool(clips))
-        self.lanes.busy.seconds.clear()  # of the work, not of loading
-        began = time.monotonic()
-        self.progress.start({clip.id: _bytes_of(clip) for clip in clips})
-        await self._work_on(clips)
+        try:
+            await self._set_up(any_work=bool(clips))
+            self.lanes.busy.seconds.clear()  # of the work, not of loading
+            began = time.monotonic()
+            self.progress.start({clip.id: _bytes_of(clip) for clip in clips})
+            await self._work_on(clips)
+        finally:
+            self.isolated.close()  # before the lanes end: a process dies with the thread that began it
         if clips:
             self.report.speed = self._speed(time.monotonic() - began, began - started)
 
@@ -289,6 +292,8 @@ class _Run:
                     told = partial(self._told_apart, clip.id)
                     return await self.isolated.work(clip, held, before, told, retry=self.options.retry)
                 return await work_on(self.working, clip, held, before, retry=self.options.retry)
+            except LeaseLostError as error:
+                return ClipReport(_standing(self.plan, clip.id), busy=str(error))
             finally:
                 place.release()
         finally:
@@ -340,16 +345,28 @@ def _clips_with_work(plan: Plan) -> list[Clip]:
     return [clip for clip in plan.clips if clip.id in waiting]
 
 
+def _frames_to_do(plan: Plan) -> int:
+    return sum(_frames_of(clip, plan) for clip in _clips_with_work(plan))
+
+
 def _frames_of(clip: Clip, plan: Plan) -> int:
-    """As recorded, or guessed by the size of the recording: no file is opened for it."""
-    records = [task.record for name, task in plan.tasks[clip.id].items() if plan.of(clip).graph[name].stage.clock]
-    return next((record.rows for record in records if record and record.rows), _bytes_of(clip) // BYTES_PER_FRAME)
+    """As recorded, or guessed by the size of the recording and the clip's times: no file is opened for it."""
+    graph = plan.of(clip).graph
+    records = [task.record for name, task in plan.tasks[clip.id].items() if graph[name].stage.clock]
+    recorded = next((record.rows for record in records if record and record.rows), None)
+    if recorded is not None:
+        return recorded
+    guessed = _bytes_of(clip) // BYTES_PER_FRAME
+    if clip.end_s is None:
+        return guessed
+    return min(guessed, round(float(clip.end_s - (clip.start_s or 0)) * USUAL_FPS))
 
 
 def _bytes_of(clip: Clip) -> int:
     """Of its recording; 0 where that is not there."""
+    path = clip.video or clip.audio
     try:
-        return (clip.video or clip.audio or Path()).stat().st_size
+        return path.stat().st_size if path else 0
     except OSError:
         return 0
 

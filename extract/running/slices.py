@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extract.errors import ClipError
+from extract.errors import ClipError, MachineError
 from extract.inputs.crops import Pictures
 from extract.running.nodes import Node
 from extract.running.rows import Piece, fixed
@@ -120,7 +120,7 @@ class Slices:
         pictures = [cast(Tensor, images[i]) for i in seen]
         images.clear()  # the generator would keep them until the next slice is asked for
         if self._pinned and pictures and all(picture.shape == pictures[0].shape for picture in pictures):
-            stacked = torch.empty((len(pictures), *pictures[0].shape), dtype=torch.uint8, pin_memory=True)
+            stacked = _page_locked((len(pictures), *pictures[0].shape))
             pictures = list(torch.stack(pictures, out=stacked).unbind())
         given = {}
         for node in self._nodes:
@@ -160,3 +160,15 @@ class Slices:
                 if isinstance(self._by_name[source].stage, SourceStage):
                     pixels |= needs[node.name]
         return Needs(needs, pixels)
+
+
+def _page_locked(sizes: tuple[int, ...]) -> Tensor:
+    """Bytes that a GPU fetches by itself.
+
+    Raises:
+        MachineError: the GPU is lost, or the system gives no such memory: no clip is to blame.
+    """
+    try:
+        return torch.empty(sizes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        raise MachineError(f"no page-locked memory for decoded frames: {str(error).splitlines()[0]}") from error

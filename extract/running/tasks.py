@@ -1,8 +1,8 @@
 """Coroutines of a run, driven by one thread: the owner of all state. What takes time is handed to lanes.
 
 A coroutine says ``await loop.run("cpu", work)``. A lane does the work, a pure function, in a thread of its own and
-posts it to the queue of finished work; the owner then continues the coroutine. So nothing is shared or locked, and the
-order in which work finishes changes no result.
+posts it to the queue of finished work; the owner then continues the coroutine. Only the owner changes the state of the
+run, and the order in which work finishes changes no result.
 
 Not asyncio, for two reasons. ``extract.run`` must also work where an event loop runs already, as in a notebook. And the
 serial engine, and the tests' engine of random order, differ from this one in nothing but their lanes.
@@ -11,12 +11,14 @@ serial engine, and the tests' engine of random order, differ from this one in no
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
+from weakref import WeakSet
 
-from extract.endings import leave_at_once, uninterrupted
+from extract.endings import deferrable, leave_at_once, uninterrupted
+from extract.errors import MachineError
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ POLL_S = 0.5
 COMPUTE = {"cpu", "gpu"}
 """Lanes whose work takes memory for models' results."""
 LET_GO_S = 10.0
-"""How long work under way may take to end after the run was told to stop; then it is left behind."""
+"""How long most work under way may take to end after the run was told to stop; then it is left behind."""
 
 
 class StoppedError(BaseException):
@@ -60,33 +62,39 @@ class Scope:
     """Work that ends together: work of a closed scope is not begun any more, and who awaits it gets StoppedError."""
 
     def __init__(self, parent: "Scope | None" = None) -> None:
-        self._parent = parent
-        self._closed = False
+        self.closed: bool = parent is not None and parent.closed
         self.on_close: list[Callable[[], None]] = []
         """Called when it closes: those who wait for a turn must hear of it."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it, or what it is part of, has ended."""
-        return self._closed or (self._parent is not None and self._parent.closed)
+        self._parts: WeakSet[Scope] = WeakSet()
+        self._whole = parent  # it must not go before its parts: they hear of a stop through it
+        if parent is not None:
+            parent._parts.add(self)
 
     def close(self) -> None:
-        """Let no more work begin."""
-        if not self._closed:
-            self._closed = True
-            for tell in self.on_close:
-                tell()
+        """Let no more work begin, here and in all that is part of it."""
+        if self.closed:
+            return
+        self.closed = True
+        for part in list(self._parts):
+            part.close()
+        for tell in self.on_close:
+            tell()
 
 
 class Job(Promise[T]):
     """Work for a lane."""
 
-    def __init__(self, lane: str, work: Callable[[], T], scope: Scope | None, watch: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        lane: str,
+        work: Callable[[], T],
+        scope: Scope | None,
+        watch: Callable[[], None] | None,
+        patience_s: float,
+    ) -> None:
         super().__init__()
-        self.lane, self.work, self.scope, self.watch = lane, work, scope, watch
+        self.lane, self.work, self.scope, self.watch, self.patience_s = lane, work, scope, watch, patience_s
         self.outcome: tuple[T | None, BaseException | None] = (None, None)
-        self.patience_s = LET_GO_S
-        """How long it may take to end after a stop."""
         self.abandoned = False
 
     def perform(self) -> None:
@@ -129,6 +137,8 @@ class Loop:
         self._wake = threading.Semaphore(0)
         self._why: BaseException | None = None
         self._stopped_at = 0.0
+        self._asked = False
+        """Whether a signal has asked for the end."""
 
     # ---- for coroutines ------------------------------------------------------------------------------------------
 
@@ -138,19 +148,19 @@ class Loop:
         work: Callable[[], T],
         scope: Scope | None,
         *,
-        patient: bool = True,
+        patience_s: float | None = None,
         watch: Callable[[], None] | None = None,
     ) -> Job[T]:
         """Have ``work`` done; await the job for its value.
 
         Args:
             scope: of which it is a part. None: it is done whatever ends.
-            patient: whether a stop waits for it; not for work that takes minutes and leaves nothing when cut.
+            patience_s: how long it may take to end after a stop; LET_GO_S unless said, 0 for work that takes minutes
+                and leaves nothing when cut.
             watch: for work that may hang. Asked every POLL_S; what it raises takes the place of the work's outcome, and
                 the work is left behind, for no thread can be ended.
         """
-        job = Job(lane, work, scope, watch)
-        job.patience_s = LET_GO_S if patient else 0.0
+        job = Job(lane, work, scope, watch, LET_GO_S if patience_s is None else patience_s)
         self._running.add(job)
         if self._alone is not None and lane in COMPUTE:
             self._held_back.append(job)
@@ -162,7 +172,7 @@ class Loop:
         """Have ``work`` done while no other work computes: it has the memory for itself."""
         while self._alone is not None:
             await _ended(self._alone)
-        job = self._alone = Job(lane, work, scope, None)
+        job = self._alone = Job(lane, work, scope, None, 0.0)
         try:
             for other in [other for other in self._running if other.lane in COMPUTE and other not in self._held_back]:
                 await _ended(other)
@@ -211,6 +221,15 @@ class Loop:
             BaseException: what the coroutine raised, or why the run was stopped; a signal stops it.
         """
         main = self.spawn(coroutine)
+        with deferrable():
+            self._drive(main)
+        if self._why is not None:
+            raise self._why
+        if main.error is not None:
+            raise main.error
+        return cast("T", main._value)
+
+    def _drive(self, main: Task[Any]) -> None:
         try:
             while not main.done:
                 try:
@@ -223,16 +242,14 @@ class Loop:
                     if not main.done and not self._ready and not self._lanes.idle():
                         self._wake.acquire(timeout=POLL_S)
                 except KeyboardInterrupt as signal:
+                    if self._asked:  # whoever asks a second time does not want to wait
+                        raise
+                    self._asked = True
                     self.stop(signal)
         finally:
             self._lanes.close()
             if self._running:
                 leave_at_once()  # their threads may be anywhere in a library's code
-        if self._why is not None:
-            raise self._why
-        if main.error is not None:
-            raise main.error
-        return cast("T", main._value)
 
     def _step(self, task: Task[Any]) -> None:
         """Continue a coroutine until it waits again."""
@@ -303,14 +320,19 @@ async def _ended(promise: Promise[Any]) -> None:
 
 
 async def all_of(tasks: Iterable[Promise[T]]) -> list[T]:
-    """The values of all, in order; what the first of them raised is raised when all have ended."""
+    """The values of all, in order; when all have ended, the error that ``worst`` names is raised."""
     values: list[T] = []
-    first: BaseException | None = None
+    errors: list[BaseException] = []
     for task in tasks:
         try:
             values.append(await task)
         except BaseException as error:  # noqa: BLE001 - raised below
-            first = first or error
-    if first is not None:
-        raise first
+            errors.append(error)
+    if errors:
+        raise worst(errors)
     return values
+
+
+def worst(errors: Sequence[BaseException]) -> BaseException:
+    """The one to raise: what ends the run before what ends a clip; who was merely stopped knows no reason."""
+    return min(errors, key=lambda error: (isinstance(error, StoppedError), not isinstance(error, MachineError)))

@@ -1,5 +1,6 @@
 """A clip stage's compute, in a lane: the whole clip in, arrays as the store will hold them out."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,8 +34,9 @@ def compute_clip(engine: LocalEngine, prepared: Prepared, stage: Stage[Any], inp
     """A clip stage's compute, in a lane. What its results are fetched for belongs to it: errors of a GPU show there."""
     name = prepared.instance.name
     device = engine.device_of(stage)
-    on_device = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+    start = time.perf_counter()
     with engine.guarded(name, whole_clip=True):
+        on_device = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
         result = cast("ClipStage[Any]", stage).compute(on_device)
         if result.empty and not result.arrays:
             return Result({}, {}, result.notes, result.empty)
@@ -46,6 +48,8 @@ def compute_clip(engine: LocalEngine, prepared: Prepared, stage: Stage[Any], inp
             values = arrays[output.name]
             is_text = output.dtype == "str"
             stored[output] = np.asarray(values, dtype=object) if is_text else stored_form(values, output, prepared)
+    if device.type == "cuda":  # its results were waited for
+        engine.add_computed(time.perf_counter() - start)
     return Result(stored, {name: len(values) for name, values in arrays.items()}, result.notes, result.empty)
 
 

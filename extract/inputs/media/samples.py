@@ -1,6 +1,7 @@
 """Mono samples: gathered while a file is decoded, resampled, cut to the clip, and kept on disk where they are many."""
 
 import math
+import os
 import tempfile
 import weakref
 from dataclasses import dataclass, field
@@ -74,8 +75,9 @@ class Sound:
         start, stop, step = part.indices(self._num)
         if step != 1:
             raise ValueError(f"step {step}: only consecutive samples can be read")
-        self._file.seek(4 * start)
-        return np.frombuffer(self._file.read(4 * max(stop - start, 0)), dtype=np.float32).copy()
+        # Not seek and read: several stages may hear the recording at the same time.
+        data = os.pread(self._file.fileno(), 4 * max(stop - start, 0), 4 * start)
+        return np.frombuffer(data, dtype=np.float32).copy()
 
 
 @dataclass(frozen=True)
