@@ -344,18 +344,19 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def cases(asked: argparse.Namespace, folder: Path, device: torch.device) -> list[Case]:
     """Those that are asked for, their clips drawn."""
     usual, precision = SIZES[device.type], getattr(torch, DEFAULT_PRECISION[device.type])
-    make = pipeline_configs.published if device.type == "cuda" else pipeline_configs.small
-    (folder / "weights").mkdir()
-    config = make(folder / "weights")
-    num_clips, frames = asked.clips or usual.clips, asked.frames or usual.frames
-    clips = draw_movies(folder / "clips", num_clips, max(1, frames // num_clips), CANVAS[device.type])
     chosen = next((name for name in ("movies", "crops", "demo") if getattr(asked, name)), None)
-    naive_frames = asked.naive_frames or usual.naive_frames
     found = []
-    if chosen in {None, "movies"}:
-        found.append(Case("movies", clips, config, device, precision, naive_frames))
-    if chosen in {None, "crops"}:
-        found.append(Case("crops", add_crops(clips, folder / "faces"), config, device, precision, naive_frames))
+    if chosen != "demo":
+        make = pipeline_configs.published if device.type == "cuda" else pipeline_configs.small
+        (folder / "weights").mkdir()
+        config = make(folder / "weights")
+        num_clips, frames = asked.clips or usual.clips, asked.frames or usual.frames
+        clips = draw_movies(folder / "clips", num_clips, max(1, frames // num_clips), CANVAS[device.type])
+        naive_frames = asked.naive_frames or usual.naive_frames
+        if chosen != "crops":
+            found.append(Case("movies", clips, config, device, precision, naive_frames))
+        if chosen != "movies":
+            found.append(Case("crops", add_crops(clips, folder / "faces"), config, device, precision, naive_frames))
     if chosen == "demo" or (chosen is None and device.type == "cpu"):
         demo = load_extract_config("demo", [pipeline_configs.LEFT_OUT])
         many = draw_movies(folder / "demo_clips", DEMO_CLIPS, asked.frames or DEMO_FRAMES)

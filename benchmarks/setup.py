@@ -88,9 +88,8 @@ def main() -> int:
                 f"{gate}",
                 flush=True,
             )
-    if not said_after(before, device, precision).quiet:
-        return 2
-    return int(failed)
+    quiet = said_after(before, device, precision).quiet
+    return 1 if failed else 0 if quiet else 2
 
 
 def hashed(folder: Path) -> Pair:

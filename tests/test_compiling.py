@@ -6,18 +6,20 @@ from extract.running.compiling import FROM_FRAMES, compile_wanted
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "frames", "wanted"),
+    ("setting", "device", "frames", "before", "wanted"),
     [
-        ("auto", "cuda", FROM_FRAMES - 1, False),
-        ("auto", "cuda", FROM_FRAMES, True),
-        ("auto", "cpu", 10**6, False),
-        ("on", "cpu", 0, True),
-        ("on", "cuda", 1, True),
-        ("off", "cuda", 10**6, False),
+        ("auto", "cuda", FROM_FRAMES - 1, None, False),
+        ("auto", "cuda", FROM_FRAMES, None, True),
+        ("auto", "cuda", 1, True, True),
+        ("auto", "cuda", 10**6, False, False),
+        ("auto", "cpu", 10**6, None, False),
+        ("on", "cpu", 0, False, True),
+        ("on", "cuda", 1, False, True),
+        ("off", "cuda", 10**6, True, False),
     ],
 )
-def test_when_it_compiles(setting, device, frames, wanted):
-    assert compile_wanted(setting, device, lambda: frames) is wanted
+def test_when_it_compiles(setting, device, frames, before, wanted):
+    assert compile_wanted(setting, device, lambda: frames, before) is wanted
 
 
 def test_it_is_a_few_thousand_frames():

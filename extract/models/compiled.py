@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,8 @@ HOW: dict[str, Any] = {
 
 Kinds = tuple[type[nn.Module], ...]
 
+_this_thread = threading.local()
+
 
 def compiled(
     net: nn.Module, kinds: Kinds, call: Callable[[nn.Module, Tensor], Tensor], example: Tensor
@@ -51,6 +54,7 @@ def compiled(
     if not blocks:
         return None
     _prepare_torch()
+    allow_variants()
     for block in blocks:
         block.compile(**HOW)
     try:
@@ -81,19 +85,24 @@ def _twin(net: nn.Module) -> nn.Module:
 
 
 def _prepare_torch() -> None:
-    """Let torch keep compiled code beside the weights, unless the user named a folder, and compile every variant."""
+    """Let torch keep compiled code beside the weights, unless the user named a folder."""
     try:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / CACHE))
     except UsageError as error:
         log.info("compiled code is kept in the folder for temporary files: %s", error)
-    # For the whole process, because another thread may compile a block again: for its own number of threads, say.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+
+
+def allow_variants() -> None:
+    """Let the calling thread compile a block anew for VARIANTS shapes: torch keeps this setting for each thread."""
+    if not getattr(_this_thread, "prepared", False):
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+        _this_thread.prepared = True
 
 
 @functools.cache  # once per reason, not per network
 def _warn(reason: str) -> None:
     log.warning(
-        "torch.compile does not work on this machine, the networks run as they are, slower: %s; "
-        "is a C compiler (gcc) installed? run.compile=off leaves it alone",
+        "torch.compile does not work here, the networks run as they are, slower: %s%s; run.compile=off leaves it alone",
         reason,
+        "; is a C compiler (gcc) installed?" if "compiler" in reason.lower() or "gcc" in reason else "",
     )

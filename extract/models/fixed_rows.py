@@ -67,11 +67,16 @@ def cuda_graph(function: Function, given: Tensor) -> Replay:
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
                 function(given)
-        torch.cuda.current_stream().wait_stream(aside)
+        before = torch.cuda.current_stream()
+        before.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: decoding threads may pin memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = function(given)
+        try:
+            # On this device's stream: torch's own one for captures is of the device that captured first.
+            # thread_local: decoding threads may pin memory meanwhile.
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                result = function(given)
+        finally:
+            torch.cuda.set_stream(before)  # which a capture that is refused does not do in every version
         torch.cuda.synchronize()  # whoever replays it may do so on another stream
 
     def replay() -> Tensor:

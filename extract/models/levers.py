@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extract.models.compiled import Kinds, compiled
+from extract.models.compiled import Kinds, allow_variants, compiled
 from extract.models.fixed_rows import Capture, FixedRows, cuda_graph
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Levered:
         net, call = twin or self.net, self._call
 
         def function(batch: Tensor) -> Tensor:
+            allow_variants()
             return call(net, batch)
 
         capture = CAPTURES.get(example.device.type)

@@ -13,14 +13,18 @@ machine makes it good from 38,000 frames on; a shorter one is slower, once, by a
 """
 
 
-def compile_wanted(setting: Literal["auto", "on", "off"], device_type: str, frames: Callable[[], int]) -> bool:
+def compile_wanted(
+    setting: Literal["auto", "on", "off"], device_type: str, frames: Callable[[], int], before: bool | None
+) -> bool:
     """Whether the networks are compiled.
 
     Args:
         setting: ``run.compile``.
         device_type: ``cuda``, ``cpu``: where the networks run. On a CPU compiling gains little and ``auto`` leaves it.
         frames: of the clips that the run will work on, as far as they are known; asked only where it matters.
+        before: whether the run that is continued compiled, so that no array holds rows of both ways; None: there is
+            none.
     """
     if setting == "auto":
-        return device_type == "cuda" and frames() >= FROM_FRAMES
+        return device_type == "cuda" and (frames() >= FROM_FRAMES if before is None else before)
     return setting == "on"

@@ -100,7 +100,7 @@ def execute(
         if also:
             report.warnings.append(Notice(f"stale from now on, computed only when asked for: {', '.join(also)}"))
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
-    compiled = compile_wanted(config.run.compile, device.type, lambda: _frames_to_do(made))
+    compiled = compile_wanted(config.run.compile, device.type, lambda: _frames_to_do(made), _compiled_before(made))
     engine = LocalEngine(device, compiled=compiled, block_rows=config.run.block_rows)
     writable = Store.open(store, "a")
     if remembered is not None:
@@ -343,6 +343,13 @@ class _Run:
 def _clips_with_work(plan: Plan) -> list[Clip]:
     waiting = {clip for clip, _ in (*plan.todo(), *plan.stale())}
     return [clip for clip in plan.clips if clip.id in waiting]
+
+
+def _compiled_before(plan: Plan) -> bool | None:
+    """Whether what was begun and not finished was compiled."""
+    begun = [task.record for _, task in plan.todo() if task.need == "partial" and task.record]
+    found = {record.provenance.get("levers", {}).get("compile") for record in begun} - {None}
+    return any(found) if found else None
 
 
 def _frames_to_do(plan: Plan) -> int:

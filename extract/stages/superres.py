@@ -89,6 +89,7 @@ class Superres(RowsStage[SuperresConfig]):
             form = "push"
         self._upscaler.net.to(context.device, context.precision).to(memory_format=torch.channels_last)
         config, scale = self.config, self._upscaler.scale
+        self._scale = scale
         self._inference = inference = realesrgan.Inference(
             config.tile, config.tile_pad, config.pre_pad, config.outscale
         )
@@ -111,33 +112,44 @@ class Superres(RowsStage[SuperresConfig]):
         for i, patch in enumerate(patches):
             alike[tuple(patch.shape)].append(i)
         images: list[Tensor] = [torch.empty(0)] * len(patches)
-        ratios = [[1.0] * 4] * len(patches)
+        together: dict[tuple[int, ...], list[tuple[list[int], Tensor]]] = defaultdict(list)
         for (height, width, _), rows in alike.items():
             same = torch.stack([patches[i] for i in rows])  # [b, H, W, 3]
-            large = self._enlarged(same) if min(height, width) >= least else same
-            for i, image in zip(rows, large, strict=True):
-                images[i] = image
-                ratios[i] = [image.shape[1] / max(width, 1), image.shape[0] / max(height, 1)] * 2
+            shrink = min(self.config.input_px / max(height, width, 1), 1.0)
+            small = max(1, round(height * shrink)), max(1, round(width * shrink))
+            if min(height, width) < least:
+                _spread(images, rows, same)
+            elif self._upscaler is None or max(height, width) > self.config.skip_above:
+                large = [int(side * self.config.outscale) for side in small]
+                _spread(images, rows, _resized(same, *large))
+            else:
+                # On a CPU the last bits may depend on who shares a forward: as in stores made before.
+                kind = small if same.device.type == "cuda" else (height, width)
+                with torch.inference_mode():
+                    together[kind].append((rows, _resized(same, *small)))
+        for parts in together.values():
+            _spread(images, [i for rows, _ in parts for i in rows], self._enlarged([small for _, small in parts]))
+        sides = [(image.shape, patch.shape) for image, patch in zip(images, patches, strict=True)]
+        ratios = [[large[1] / max(own[1], 1), large[0] / max(own[0], 1)] * 2 for large, own in sides]
         valid = torch.tensor([min(patch.shape[:2]) >= least for patch in patches])
         ratio = torch.tensor(ratios).reshape(-1, 4)  # of shapes: no number comes from the device
         return {"image": images, "box": (boxes + 0.5) * ratio.to(boxes.device) - 0.5, "valid": valid}
 
-    def _enlarged(self, images: "Tensor") -> "Tensor":
-        """uint8 [B, H, W, 3] of one size -> the same, larger."""
+    def _enlarged(self, parts: "list[Tensor]") -> "Tensor":
+        """uint8 [b, h, w, 3] each, of one size -> all of them, ``outscale`` times as large, by the network."""
         import torch
 
         from extract.models import realesrgan
 
-        config = self.config
-        longest = max(images.shape[1:3])
-        shrink = min(config.input_px / longest, 1.0)
-        height, width = (max(1, round(side * shrink)) for side in images.shape[1:3])
-        if self._upscaler is not None and longest <= config.skip_above:
-            with torch.inference_mode():
-                large = self._network(_resized(images, height, width))
-                scale = self._upscaler.scale
-                return realesrgan.brought_to_outscale(large, height, width, scale, self._inference)
-        return _resized(images, int(height * config.outscale), int(width * config.outscale))
+        with torch.inference_mode():
+            images = parts[0] if len(parts) == 1 else torch.cat(parts)
+            _, height, width, _ = images.shape
+            return realesrgan.brought_to_outscale(self._network(images), height, width, self._scale, self._inference)
+
+
+def _spread(into: "list[Tensor]", rows: list[int], images: "Tensor") -> None:
+    for i, image in zip(rows, images, strict=True):
+        into[i] = image
 
 
 def _resized(images: "Tensor", height: int, width: int) -> "Tensor":

@@ -150,6 +150,8 @@ def read_tensors(path: Path, device: "torch.device | str" = "cpu") -> "dict[str,
             f"{path} cannot be read as plain tensors, and what may hold code is never executed: {reason}; "
             "save its state dict as .safetensors with the program that made it"
         ) from error
+    except (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError)):
+        raise  # of the machine, which says nothing of the file
     except Exception as error:  # a damaged file can make either reader raise anything
         raise WeightsError(f"{path} is no weights file, or a damaged one: {error}; get it anew") from error
     for wrapper in ("model", "state_dict", "params_ema", "params"):  # training keeps more beside the tensors
