@@ -64,7 +64,7 @@ class InstanceConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """What changes only speed or layout, never a value."""
+    """What changes speed or layout only; of values ``compile`` alone changes last digits."""
 
     block_rows: int | None = Field(default=None, ge=1)
     """Rows per block for new arrays of rows stages; ``None``: 256 to 4096 by the widest output (nearest 8 MB)."""
