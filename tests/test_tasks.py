@@ -178,6 +178,15 @@ def test_what_was_merely_stopped_hides_no_reason(loop):
         loop.drive(main())
 
 
+@pytest.fixture
+def plain_python():
+    """Ctrl-C as Python has it, whatever tests before have set."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("plain_python")
 def test_ctrl_c_between_two_steps_loses_no_coroutine(loop):
     """As in a notebook: nobody called ``heed_signals``, and the signal strikes while a coroutine takes a step."""
     ended = []
@@ -197,6 +206,7 @@ def test_ctrl_c_between_two_steps_loses_no_coroutine(loop):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("plain_python")
 def test_a_second_ctrl_c_waits_for_nothing():
     """Not for what is being written either, which otherwise nothing stops."""
     loop = Loop(ThreadLanes(LANES))
