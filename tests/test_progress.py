@@ -6,6 +6,7 @@ import pytest
 
 from extract import console
 from extract.console import _Shown
+from extract.inputs import media
 from extract.inputs.manifest import write_manifest
 from extract.running import runner
 from extract.running.report import Progress
@@ -56,6 +57,21 @@ def test_what_the_store_has_is_no_work_done(bench, monkeypatch):
     assert told.expected == {"a": 24}
     assert told.done == {"a": 24}
     assert report.speed.num_frames == 24
+
+
+def test_a_header_may_claim_any_number_of_frames(bench, monkeypatch):
+    bench.add("a", 40)
+    real = media.open_video
+
+    def open_video(*args, **how):
+        video = real(*args, **how)
+        video.declared_frames = 2**40
+        return video
+
+    monkeypatch.setattr(media, "open_video", open_video)
+    report, told = run(bench, "colour")
+    assert told.expected == {"a": 2**40}
+    assert report.speed.num_frames == 40
 
 
 def test_of_a_part_of_a_recording_the_header_says_nothing(bench):

@@ -15,6 +15,8 @@ CHUNK_BYTES = 8192
 RUN_UP_BYTES = 256
 """Where an integer begins shows only from the one before. A chain that begins in the middle of one soon meets the
 true beginnings, most often within a few integers: each chain runs up to its chunk from here."""
+MOST_FILE_BYTES = 400_000_000
+"""Four times the published file: reading takes ten times a file's size in memory."""
 MOST_BYTES = 3
 """Of an integer's value: a float32's mantissa has 24 bits, and counts are smaller than that."""
 
@@ -26,6 +28,8 @@ def read_words(path: Path) -> NDArray[np.uint32]:
         ValueError: the bytes are no such integers, or the last one is cut off.
     """
     size = path.stat().st_size
+    if size > MOST_FILE_BYTES:
+        raise ValueError(f"it has {size / 1e9:.3g} GB, expected 0.1")
     data = np.zeros(size + 20, np.uint8)  # a chain may step over the end, by 16 bytes at most
     data[:size] = np.fromfile(path, np.uint8)
     word = np.ndarray((size + 16,), "<u4", data, 0, (1,))  # the four bytes from every place on

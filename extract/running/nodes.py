@@ -56,6 +56,11 @@ class Node:
         """Whether it can lack rows."""
         return any(output.name == "valid" for output in self.stage.outputs)
 
+    @property
+    def stored_until(self) -> int:
+        """Row behind the last one of which the store had a block when the pass began."""
+        return (max(self._present) + 1) * self.writer.block_rows if self.writer and self._present else 0
+
     def missing(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows lie in blocks that the store lacked when the pass began."""
         if self.writer is None:

@@ -103,8 +103,9 @@ class FramePass:
         self._check, self._progressed, self._committed = check, progressed, committed
 
     def to_do(self, num_frames: int) -> int:
-        """Frames, of so many, in blocks that the store lacks."""
-        return self._to_do(np.arange(num_frames))
+        """Frames, of so many, in blocks that the store lacks. ``num_frames`` may be a header's, and costs nothing."""
+        stored = min(max(node.stored_until for node in self.nodes), num_frames)
+        return self._to_do(np.arange(stored)) + num_frames - stored
 
     def _to_do(self, rows: NDArray[np.int64]) -> int:
         return int(np.any([node.missing(rows) for node in self.nodes], axis=0).sum())
