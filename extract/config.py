@@ -92,6 +92,12 @@ class RunConfig(Frozen):
     def _power_of_two(cls, rows: int | None) -> int | None:
         return _power_of_two(rows)
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _words_of_yaml(cls, value: object) -> object:
+        """YAML takes ``on`` and ``off`` for true and false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     def memory_bytes(self, device: str) -> int:
         """``memory_gb`` in bytes, or what suits the device (``cpu``, ``cuda``)."""
         return int((self.memory_gb or MEMORY_GB[device]) * 1e9)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from extract.config import load_extract_config
+from extract.errors import ConfigError
 from extract.running.compiling import FROM_FRAMES, compile_wanted
 
 
@@ -27,3 +29,11 @@ def test_it_is_a_few_thousand_frames():
     saved_s = (1 / 273 - 1 / 471) + (1 / 5_000 - 1 / 16_000) + (1 / 4_000 - 1 / 11_300)
     assert 7 / saved_s == pytest.approx(FROM_FRAMES, rel=0.1)
     assert 70 / saved_s == pytest.approx(38_000, rel=0.02)
+
+
+@pytest.mark.parametrize(("said", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("true", "on")])
+def test_on_and_off_are_words_here(said, meant):
+    """YAML reads them as true and false."""
+    assert load_extract_config("demo", [f"run.compile={said}"]).run.compile == meant
+    with pytest.raises(ConfigError, match=r"run\.compile: Input should be 'auto', 'on' or 'off'"):
+        load_extract_config("demo", ["run.compile=sometimes"])
