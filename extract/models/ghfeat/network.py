@@ -270,7 +270,7 @@ def random_weights(architecture: str) -> "dict[str, np.ndarray[Any, Any]]":
 
 
 def from_tensors(architecture: str, tensors: "dict[str, Tensor]", spec: str) -> Encoder:
-    """The folded network on the CPU, in eval mode.
+    """The folded network, where the tensors are, in eval mode.
 
     Raises:
         WeightsError: the tensors are not those of this architecture; what is missing or other is listed.
