@@ -116,6 +116,7 @@ def test_chains_that_never_meet(tmp_path, first):
     [
         (b"", "its bytes are not dlib's integers"),
         (bytes(5000), "its bytes are not dlib's integers"),
+        (stream(*[1] * 9000) + bytes(30_000) + stream(*[1] * 9000), "its bytes are not dlib's integers"),
         (b"<html>not found</html>" * 900, "its bytes are not dlib's integers"),
         (stream(1, 2**24), "its bytes are not dlib's integers"),
         (stream(2, -4, -1), r"its version are \[2\], expected 1 everywhere"),

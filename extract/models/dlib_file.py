@@ -40,14 +40,18 @@ def read_words(path: Path) -> NDArray[np.uint32]:
         entry[behind] += 1 + (data[entry[behind]] & 15)
     columns, left = _follow(word, entry, ends)
     for k in range(1, len(begins)):
+        if left[k - 1] < ends[k - 1]:  # it met a zero: nothing behind can be right
+            break
         if entry[k] != left[k - 1]:  # the run-up was too short
             column, left[k : k + 1] = _follow(word, left[k - 1 : k], ends[k : k + 1])
-            columns = np.pad(columns, ((0, max(0, len(column) - len(columns))), (0, 0)))
+            if len(column) > len(columns):
+                columns = np.pad(columns, ((0, len(column) - len(columns)), (0, 0)))
             columns[:, k] = 0
             columns[: len(column), k] = column[:, 0]
     words: NDArray[np.uint32] = columns.T[columns.T != 0]
     length = words & 0x7F  # no bit but the sign and the length may be set
-    if not len(words) or left[-1] != size or (length == 0).any() or (length > MOST_BYTES).any():
+    whole = len(words) > 0 and (left >= ends).all() and left[-1] == size
+    if not whole or (length == 0).any() or (length > MOST_BYTES).any():
         raise ValueError("its bytes are not dlib's integers")
     return words
 
