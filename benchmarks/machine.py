@@ -67,14 +67,20 @@ class After:
     """Whether the numbers can be believed."""
 
 
-def said_after(before: float, device: torch.device, precision: torch.dtype) -> After:
-    """Print how far the peak has moved from ``before`` (GFLOP/s), and the load."""
+def said_after(
+    before: float,
+    device: torch.device,
+    precision: torch.dtype,
+    say: Callable[[str], object] = print,
+    load_before: float = 0.0,
+) -> After:
+    """Say how far the peak has moved from ``before`` (GFLOP/s), and the greater load of before and after."""
     after = gemm_gflops(device, precision)
-    drift, load = abs(after / before - 1), load_per_core()
-    print(f"GEMM after it {after:,.0f} GFLOP/s ({drift:.0%} apart); load per core {load:.2f}")
+    drift, load = abs(after / before - 1), max(load_before, load_per_core())
+    say(f"GEMM after it {after:,.0f} GFLOP/s ({drift:.0%} apart); most load per core {load:.2f}")
     quiet = drift <= MOST_DRIFT and load <= MOST_LOAD
     if not quiet:
-        print("the machine was too restless for these numbers")
+        say("the machine was too restless for these numbers")
     return After(after, load, quiet)
 
 

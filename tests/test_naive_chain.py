@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks import naive_gates, pipeline, pipeline_configs
+from benchmarks import machine, naive_gates, pipeline, pipeline_configs
 from benchmarks.drawn_clips import add_crops, draw_movies
 from benchmarks.naive_chain import NaiveChain, Published, files_by_number, read_picture, write_png
 from extract.config import load_extract_config
@@ -297,8 +297,10 @@ def test_ratios_are_those_of_the_rounds():
 )
 def test_how_it_ends(monkeypatch, tmp_path, capsys, equal, loads, gemm, code):
     facts = {"device": "a machine", "cores": 2, "torch": "2", "precision": "float32", "commit": "abc"}
-    states = [facts | {"gemm_gflops": g, "load_per_core": load} for g, load in zip(gemm, loads, strict=True)]
-    monkeypatch.setattr(pipeline, "machine", lambda _: states.pop(0))
+    before = facts | {"gemm_gflops": gemm[0], "load_per_core": loads[0]}
+    monkeypatch.setattr(pipeline, "machine", lambda _: before)
+    monkeypatch.setattr(machine, "gemm_gflops", lambda *_: gemm[1])
+    monkeypatch.setattr(machine, "load_per_core", lambda: loads[1])
     case = pipeline.Case("movies", [], None, CPU, torch.float32, 1)
     monkeypatch.setattr(pipeline, "cases", lambda *_: [case])
     rounds = [contender("serial", 10, 20), contender("naive", 1, 2)]
