@@ -15,10 +15,13 @@ from typing import Any, Literal, cast
 
 import torch
 
-from extract.endings import interruptible
+from extract.endings import interruptible, leave_at_once
 from extract.running.tasks import Job
 
 Lane = Literal["decode", "gpu", "fetch", "cpu", "write", "apart"]
+
+END_S = 1.0
+"""How long idle threads may take to end."""
 
 Finished = Callable[[Job[Any]], None]
 
@@ -39,6 +42,30 @@ class Busy:
             self.seconds[job.lane] = self.seconds.get(job.lane, 0.0) + took
 
 
+class Threads:
+    """Daemons, for one that hangs in a library must not keep the program from its end; those that can end are awaited.
+
+    A thread that still lets go of tensors while the interpreter ends aborts the process.
+    """
+
+    def __init__(self) -> None:
+        self._begun: list[threading.Thread] = []
+
+    def begin(self, name: str, work: Callable[..., None], *given: object) -> None:
+        """Call ``work`` with ``given`` in a thread of its own."""
+        thread = threading.Thread(target=work, args=given, name=name, daemon=True)
+        self._begun = [*(begun for begun in self._begun if begun.is_alive()), thread]
+        thread.start()
+
+    def join(self) -> None:
+        """Wait for all, END_S at most; if one is left then, the program must end without regard to it."""
+        until = time.monotonic() + END_S
+        for thread in self._begun:
+            thread.join(max(until - time.monotonic(), 0))
+        if any(thread.is_alive() for thread in self._begun):
+            leave_at_once()
+
+
 class ThreadLanes:
     """Every lane has threads of its own. They are begun when they are first needed, and end with ``close``."""
 
@@ -46,19 +73,18 @@ class ThreadLanes:
         """``threads``: lane -> how many. ``decode`` has one for each piece of work, not more at once than here."""
         self.threads = dict(threads)
         self.busy = Busy()
+        self._begun = Threads()
         self._queues: dict[str, queue.SimpleQueue[tuple[Job[Any], Finished] | None]] = {}
 
     def submit(self, job: Job[Any], finished: Finished) -> None:
         """Queue the job for its lane."""
         if job.lane == "decode":
-            threading.Thread(target=self._one, args=(job, finished), name=job.lane, daemon=True).start()
+            self._begun.begin(job.lane, self._one, job, finished)
             return
         if job.lane not in self._queues:
             self._queues[job.lane] = queue.SimpleQueue()
             for number in range(self.threads[job.lane]):
-                # Daemons: a thread that hangs in a model's code must not keep the program from its end.
-                name = f"{job.lane} {number}"
-                threading.Thread(target=self._work, args=(self._queues[job.lane],), name=name, daemon=True).start()
+                self._begun.begin(f"{job.lane} {number}", self._work, self._queues[job.lane])
         self._queues[job.lane].put((job, finished))
 
     def idle(self) -> bool:
@@ -71,6 +97,7 @@ class ThreadLanes:
             for _ in range(self.threads[lane]):
                 waiting.put(None)
         self._queues.clear()
+        self._begun.join()
 
     def _one(self, job: Job[Any], finished: Finished) -> None:
         self.busy.perform(job)
@@ -88,11 +115,12 @@ class InlineLanes:
     def __init__(self) -> None:
         self.threads: dict[str, int] = {}
         self.busy = Busy()
+        self._begun = Threads()
 
     def submit(self, job: Job[Any], finished: Finished) -> None:
         """Do the job, and return when it is done; one with a ``watch`` is done in a thread, which may hang."""
         if job.watch is not None:
-            threading.Thread(target=self._do, args=(job, finished), name=job.lane, daemon=True).start()
+            self._begun.begin(job.lane, self._do, job, finished)
             return
         with interruptible() if job.scope else nullcontext():  # what is written is not given up
             self._do(job, finished)
@@ -102,7 +130,8 @@ class InlineLanes:
         return False
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Wait for what has a thread."""
+        self._begun.join()
 
     def _do(self, job: Job[Any], finished: Finished) -> None:
         self.busy.perform(job)
