@@ -227,6 +227,23 @@ def test_a_second_ctrl_c_waits_for_nothing():
     release.set()
 
 
+def test_no_thread_outlives_the_run():
+    """One that lets go of its last tensors while the interpreter ends would abort it."""
+    before = set(threading.enumerate())
+    lanes = ThreadLanes({**LANES, "decode": 2})
+    loop = Loop(lanes)
+
+    class Slow:
+        def __del__(self):
+            time.sleep(0.2)
+
+    async def main():
+        await all_of([loop.run(lane, Slow, loop.scope) for lane in ("cpu", "write", "decode")])
+
+    loop.drive(main())
+    assert set(threading.enumerate()) <= before
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
