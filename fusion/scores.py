@@ -96,17 +96,15 @@ class FrameScores:
             plain = json.loads(str(arrays.pop("json")))
             if plain["schema"] != SCHEMA:
                 raise CorruptError(f"{path}: schema {plain['schema']}, this program knows {SCHEMA}; evaluate again")
-            parts: dict[str, dict[str, NDArray[Any]]] = {"present": {}, "outputs": {}, "targets": {}}
-            for name in [name for name in arrays if "." in name]:
+            values: dict[str, Any] = {"present": {}, "outputs": {}, "targets": {}}
+            for name, array in arrays.items():
                 kind, _, key = name.partition(".")
-                parts[kind][key] = arrays.pop(name)
-            return cls(
-                clips=tuple(plain["clips"]),
-                source_videos=tuple(plain["source_videos"]),
-                aus=tuple(plain["aus"]),
-                facts=plain["facts"],
-                **arrays,
-                **parts,
-            )
+                if key:
+                    values[kind][key] = array
+                else:
+                    values[name] = array
+            plain.pop("schema")
+            facts = plain.pop("facts")
+            return cls(facts=facts, **{name: tuple(items) for name, items in plain.items()}, **values)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptError(f"{path}: damaged ({error}); remove it and evaluate again") from error
