@@ -103,8 +103,7 @@ class FrameScores:
                     values[kind][key] = array
                 else:
                     values[name] = array
-            plain.pop("schema")
-            facts = plain.pop("facts")
-            return cls(facts=facts, **{name: tuple(items) for name, items in plain.items()}, **values)
+            values |= {name: tuple(plain[name]) for name in ("clips", "source_videos", "aus")}
+            return cls(**values, facts=plain["facts"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptError(f"{path}: damaged ({error}); remove it and evaluate again") from error
