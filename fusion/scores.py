@@ -67,7 +67,7 @@ class FrameScores:
 
     def as_bytes(self) -> bytes:
         """The content of a ``.npz`` file without pickled objects."""
-        arrays: dict[str, NDArray[Any]] = {
+        arrays: dict[str, Any] = {
             name: getattr(self, name) for name in ("clip", "frame", "pts_s", "face", "logits", "labels")
         }
         for kind in ("present", "outputs", "targets"):
