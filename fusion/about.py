@@ -82,12 +82,9 @@ class About:
         }
 
     def where(self) -> str:
-        """``split test of store.zarr: 9,312 annotated frames of 12 clips (10 source videos)``."""
+        """``split test of store.zarr: 9,312 annotated frames of 12 clips``."""
         of = f" of {self.features}" if self.features else ""
-        return (
-            f"split {self.split}{of}: {self.frames:,} annotated frames of {counted(self.clips, 'clip')} "
-            f"({counted(self.source_videos, 'source video')})"
-        )
+        return f"split {self.split}{of}: {counted(self.frames, 'annotated frame')} of {counted(self.clips, 'clip')}"
 
     def warnings(self) -> list[str]:
         """A sentence for each thing that makes the numbers say less than they seem to."""

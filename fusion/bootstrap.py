@@ -16,8 +16,9 @@ percentile     80.6 (76.6)  81.2 (78.2)  89.2 (88.4)  90.6 (90.4)  91.4 (94.0)  
 this           97.6 (96.8)  96.4 (95.6)  94.8 (93.6)  94.8 (95.0)  94.2 (96.8)  94.6 (92.6)
 =============  ===========  ===========  ===========  ===========  ===========  ===========
 
-The price is width, in points of mean F1 at the median: 35.1 against 13.2 with 5 videos, 17.2 against 11.5 with 10, 11.0
-against 8.8 with 20, 7.3 against 6.5 with 40. That is what so few videos are worth. Fewer than four give no interval. Videos of the same few people make any such interval too narrow for other people.
+The price is width, in points of mean F1 at the median: 35.1 against 13.2 with 5 videos, 17.2 against 11.5 with 10,
+11.0 against 8.8 with 20, 7.3 against 6.5 with 40. That is what so few videos are worth. Fewer than four give no
+interval. Videos of the same few people make any such interval too narrow for other people.
 """
 
 from dataclasses import dataclass
@@ -74,12 +75,14 @@ class VideoCounts:
     @cached_property
     def seen(self) -> NDArray[np.bool_]:
         """[A]: whether an AU is annotated anywhere; others are in no mean."""
-        return self.annotated.sum(axis=0) > 0
+        seen: NDArray[np.bool_] = self.annotated.sum(axis=0) > 0
+        return seen
 
     @cached_property
     def videos(self) -> NDArray[np.bool_]:
         """[V]: whether a source video holds any annotation; others are not drawn."""
-        return self.annotated.sum(axis=1) > 0
+        annotated: NDArray[np.bool_] = self.annotated.sum(axis=1) > 0
+        return annotated
 
 
 class VideoBootstrap:

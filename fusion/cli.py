@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
-
-if TYPE_CHECKING:
-    from fusion.evaluation import Evaluation
 
 app = typer.Typer(
     help="Action unit models on stored features: fit one, evaluate it, predict with it.",
@@ -56,14 +53,13 @@ def fit(
     as_json: AsJson = False,
 ) -> int:
     """Fit the fusion network on the split train, with early stopping on the split val. An interrupted fit continues."""
-    del verbose  # `reported` reads it
     from fusion import training
 
     found = training.fit(features, output, config, set=set_ or (), device=device, skip_failed=skip_failed)
     if as_json:
         _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
     elif not quiet:
-        print("\n\n".join(render(evaluation) for evaluation in found))
+        print("\n\n".join(evaluation.text(verbose) for evaluation in found))
     return 0
 
 
@@ -80,14 +76,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> int:
     """Print F1 of every action unit by both definitions, beside trivial predictors that never look at a face."""
-    del quiet, verbose  # `reported` reads them
+    del quiet  # `reported` reads it
     from fusion import evaluation
 
     found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
     if as_json:
         _print_json(found.as_json())
     else:
-        print(render(found))
+        print(found.text(verbose))
     return 0
 
 
@@ -145,51 +141,6 @@ def predict(
     for video, reason in found.failed.items():
         typer.echo(f"failed: {video}: {reason}", err=True)
     return found.exit_code
-
-
-def render(evaluation: "Evaluation") -> str:
-    """The table of an evaluation: percentages, a column per AU; a dash where an AU has no annotation."""
-    from extract.au import AU_NAMES
-    from fusion.evaluation import by_name
-
-    scores = evaluation.scores
-    lines = [
-        f"run {evaluation.run} (epoch {evaluation.epoch}), features {evaluation.features}, split {evaluation.split}: "
-        f"{evaluation.frames} annotated frames of {evaluation.clips} clips",
-        _row("", [*AU_NAMES, "mean"]),
-    ]
-    titles = {"zeros": "all zero", "ones": "all one", "majority": "majority", "prior": "random at prior"}
-    for title, metric, values in (("F1", "f1", scores.f1), ("F1_our", "f1_our", scores.f1_our)):
-        lines.append(_row(title, _percent(by_name(values))))
-        lines += [
-            _row(f"  {titles[name]}", _percent(by_name(found[metric]))) for name, found in scores.baselines.items()
-        ]
-    if evaluation.interval is not None:
-        low, high = _percent({"low": evaluation.interval[0], "high": evaluation.interval[1]})
-        lines.append(f"mean F1, 95 % bootstrap interval over {evaluation.clips} clips: {low} to {high}")
-    lines += [
-        _row("annotated", [str(count) for count in scores.annotated]),
-        _row("positive", [str(count) for count in scores.positive]),
-    ]
-    missing = [f"{name} {count}" for name, count in evaluation.missing.items() if count]
-    if missing:
-        lines.append(f"frames without a modality, scored all the same: {', '.join(missing)}")
-    lines += [f"left out: clip {clip}: {reason}" for clip, reason in evaluation.left_out.items()]
-    if evaluation.untrained:
-        lines.append(
-            f"untrained: {', '.join(evaluation.untrained)} (random weights: the numbers say nothing about the method)"
-        )
-    if evaluation.drawn:
-        lines.append(f"synthetic: {evaluation.drawn} of {evaluation.clips} clips are drawn by a program")
-    return "\n".join(lines)
-
-
-def _row(title: str, cells: list[str]) -> str:
-    return f"{title:<17}" + "".join(f"{cell:>6}" for cell in cells)
-
-
-def _percent(values: "dict[str, float | None]") -> list[str]:
-    return ["-" if value is None else f"{100 * value:.1f}" for value in values.values()]
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -1,25 +1,27 @@
-"""The scores of a fitted run on a split: F1 per AU by both definitions, beside trivial predictors."""
+"""Runs a fitted network over a split, after checking that features and clips are ones that it may be scored on."""
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from extract.au import AU_NAMES, AUS
-from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
+from extract.au import AUS
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
+from fusion import assessment
+from fusion.assessment import Evaluation as Evaluation
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
+from fusion.scores import FrameScores
+from fusion.scoring import Scores as Scores
+from fusion.scoring import score as score
 from fusion.selection import (
     FRAMES,
     FeatureSource,
@@ -33,155 +35,6 @@ from fusion.selection import (
 )
 
 logger = logging.getLogger("fusion")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Metrics of some predictions. An AU without any annotation is NaN and is left out of means."""
-
-    f1: Floats
-    """[12] in [0, 1]."""
-    f1_our: Floats
-    """[12] in [0, 1]."""
-    baselines: Mapping[str, Mapping[str, Floats]]
-    """Trivial predictor -> ``f1`` and ``f1_our``, [12] each."""
-    annotated: NDArray[np.int64]
-    """[12]: frames in which each AU is annotated."""
-    positive: NDArray[np.int64]
-    """[12]: frames in which it is annotated as active."""
-
-    @property
-    def mean_f1(self) -> float:
-        """The mean of ``f1``, the challenge's metric."""
-        return mean(self.f1)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values by AU name (``AU01``); NaN becomes None."""
-        return {
-            "f1": by_name(self.f1),
-            "f1_our": by_name(self.f1_our),
-            "baselines": {
-                name: {metric: by_name(values) for metric, values in found.items()}
-                for name, found in self.baselines.items()
-            },
-            "annotated": dict(zip(AU_NAMES, self.annotated.tolist(), strict=True)),
-            "positive": dict(zip(AU_NAMES, self.positive.tolist(), strict=True)),
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A run's scores on one split, with the facts that a reader needs to judge them."""
-
-    run: str
-    features: str
-    split: str
-    epoch: int
-    scores: Scores
-    draws: Floats
-    """[D] mean F1 of each bootstrap draw over clips; empty for a single clip."""
-    clips: int
-    frames: int
-    """Annotated frames. All of them count, with or without a face."""
-    missing: Mapping[str, int]
-    """Modality -> number of frames without it."""
-    untrained: tuple[str, ...]
-    """Instances whose encoder has random weights: the numbers say nothing about the method."""
-    drawn: int
-    """Number of clips whose pictures a program drew: the numbers say nothing about people."""
-    left_out: Mapping[str, str]
-    """Clip of the split that is not scored -> why."""
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval over clips of the mean F1; None for a single clip."""
-        return interval(self.draws) if len(self.draws) else None
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as plain values, for ``--json`` and ``metrics.json``."""
-        return {
-            "run": self.run,
-            "features": self.features,
-            "split": self.split,
-            "epoch": self.epoch,
-            "clips": self.clips,
-            "frames": self.frames,
-            "missing": dict(self.missing),
-            "untrained": list(self.untrained),
-            "drawn": self.drawn,
-            "left_out": dict(self.left_out),
-            "f1_interval_95": None if self.interval is None else list(self.interval),
-            **self.scores.as_json(),
-        }
-
-
-def score(labels: ArrayLike, predictions: ArrayLike) -> Scores:
-    """Score ``predictions`` [N, 12] (0 or 1) against ``labels`` [N, 12] (0, 1, -1), element by element."""
-    counts = confusion(labels, predictions)
-    seen = counts.annotated > 0
-    baselines = trivial_baselines(labels)
-    return Scores(
-        f1=np.where(seen, counts.f1, np.nan),
-        f1_our=np.where(seen, counts.f1_our, np.nan),
-        baselines={
-            name: {metric: np.where(seen, values, np.nan) for metric, values in found.items()}
-            for name, found in baselines.items()
-        },
-        annotated=counts.annotated.astype(np.int64),
-        positive=(counts.true_positive + counts.false_negative).astype(np.int64),
-    )
-
-
-def bootstrap(
-    labels: ArrayLike, predictions: ArrayLike, clip: NDArray[np.int64], draws: int = 2000, seed: int = 0
-) -> Floats:
-    """Mean F1 of each draw when clips are drawn with replacement (Efron 1979).
-
-    Clips are drawn, not frames, because frames of one clip are alike. A few clips give a rough interval; clips of the
-    same few people give one that is too narrow for other people.
-
-    Args:
-        labels: [N, 12]: 0, 1 or -1.
-        predictions: [N, 12]: 0 or 1.
-        clip: [N]: the clip of each frame.
-
-    Returns:
-        [draws] in [0, 1]; of length 0 if there is only one clip.
-    """
-    truth, guess = np.asarray(labels), np.asarray(predictions)
-    numbers = np.unique(clip)
-    if len(numbers) < 2:
-        return np.empty(0)
-    each = [confusion(truth[clip == number], guess[clip == number]) for number in numbers]
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=draws)  # [draws, clips]
-    counts = Confusion(
-        *(
-            drawn @ np.stack([getattr(one, count.name) for one in each])  # [draws, 12]
-            for count in fields(Confusion)
-        )
-    )
-    seen = confusion(truth, guess).annotated > 0
-    found: Floats = counts.f1[:, seen].mean(axis=1) if seen.any() else np.zeros(draws)
-    return found
-
-
-def interval(draws: Floats) -> tuple[float, float]:
-    """Low and high end of the middle 95 % of bootstrap draws (percentile method)."""
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def mean(values: Floats) -> float:
-    """Mean over the AUs that have a value; 0 if none has one."""
-    found = values[~np.isnan(values)]
-    return float(found.mean()) if len(found) else 0.0
-
-
-def by_name(values: Floats) -> dict[str, float | None]:
-    """AU name -> value of ``values`` [12], and ``mean``; NaN becomes None."""
-    plain = [None if np.isnan(value) else float(value) for value in values]
-    return {**dict(zip(AU_NAMES, plain, strict=True)), "mean": mean(values)}
 
 
 @torch.inference_mode()
@@ -254,20 +107,28 @@ def assess(
 ) -> Evaluation:
     """The scores of ``logits`` [N, 12] on ``samples``; ``names`` are those of the run, the store and the split."""
     run, features, split = names
-    labels, predictions = samples.labels.numpy(), logits >= 0
-    return Evaluation(
-        run=run,
-        features=features,
-        split=split,
-        epoch=epoch,
-        scores=score(labels, predictions),
-        draws=bootstrap(labels, predictions, samples.clip),
-        clips=len(samples.clips),
-        frames=len(samples),
-        missing=samples.missing(),
-        untrained=untrained(sources),
-        drawn=len(set(samples.clips) & set(sources[FRAMES].drawn)),
-        left_out=left_out,
+    store = Store.open(features)
+    return assessment.assess(
+        FrameScores(
+            clips=samples.clips,
+            source_videos=tuple(store.attributes(clip).get("source_video") or clip for clip in samples.clips),
+            clip=samples.clip,
+            frame=samples.frame,
+            pts_s=np.zeros(len(samples)),
+            present={name: ranges[:, 0] < ranges[:, 1] for name, ranges in samples.ranges.items()},
+            face=np.ones(len(samples), dtype=np.bool_),
+            logits=logits,
+            labels=samples.labels.numpy(),
+            facts={
+                "run": run,
+                "features": features,
+                "split": split,
+                "epoch": epoch,
+                "untrained": list(untrained(sources)),
+                "drawn": len(set(samples.clips) & set(sources[FRAMES].drawn)),
+                "left_out": dict(left_out),
+            },
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def au_table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[
 
 
 def _au_row(title: str, cells: Sequence[str]) -> str:
-    return f"{title:<{TITLE}}" + "".join(f"{cell:>{CELL}}" for cell in cells)
+    return (f"{title:<{TITLE}}" + "".join(f"{cell:>{CELL}}" for cell in cells)).rstrip()
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -53,12 +54,15 @@ def wrapped(text: str, indent: str = "  ") -> list[str]:
 
 def percent(value: float | None) -> str:
     """``45.1``; a dash for what is not there (None or NaN)."""
-    return "-" if value is None or value != value else f"{100 * value:.1f}"  # noqa: PLR0124: only NaN differs from itself
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def signed(value: float | None) -> str:
     """``+1.2`` points; a dash for what is not there."""
-    return "-" if value is None else f"{100 * value:+.1f}".replace("-0.0", "+0.0")
+    if value is None:
+        return "-"
+    text = f"{100 * value:+.1f}"
+    return "+0.0" if text == "-0.0" else text
 
 
 def span(interval: tuple[float, float] | None, *, sign: bool = False) -> str:
