@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from extract.au.metrics import Floats
 from fusion import published
 from fusion.about import About, counted
 from fusion.bootstrap import LEAST_VIDEOS, Interval, VideoBootstrap, VideoCounts
+from fusion.calibration import sigmoid
+from fusion.postprocess import Step
 from fusion.scores import FrameScores
 from fusion.scoring import BASELINES, Scores, by_name, mean, score
 from fusion.text_tables import au_table, columns, percent, signed, span, wrapped
@@ -27,38 +28,13 @@ METRICS = {
 """What tables call a metric -> its field."""
 
 
-class Step(Protocol):
-    """What one step of post-processing, with those before it, makes of the scores."""
-
-    @property
-    def name(self) -> str:
-        """``base``, then ``+smooth`` and the like."""
-
-    @property
-    def probabilities(self) -> NDArray[np.floating[Any]]:
-        """[N, A] in [0, 1]."""
-
-    @property
-    def decisions(self) -> NDArray[np.bool_]:
-        """[N, A]."""
-
-
 Decide: TypeAlias = Callable[[FrameScores], Sequence[Step]]
 """Post-processing: the network alone first, then a step more each time; the last is what the run says."""
 
 
-@dataclass(frozen=True)
-class Decided:
-    """A step whose values are at hand."""
-
-    name: str
-    probabilities: NDArray[np.floating[Any]]
-    decisions: NDArray[np.bool_]
-
-
 def network_alone(scores: FrameScores) -> list[Step]:
     """The only step of a run without post-processing: an AU is active where its logit is >= 0."""
-    return [Decided("base", expit(scores.logits), scores.logits >= 0)]
+    return [Step("base", sigmoid(scores.logits), (scores.logits >= 0).astype(np.int8))]
 
 
 @dataclass(frozen=True)
@@ -224,7 +200,7 @@ class Evaluation(About):
             lines += wrapped(f"frames without a modality, scored all the same: {', '.join(missing)}")
         if len(self.steps) > 1:
             lines += ["", *self._steps_table()]
-        lines += ["", *self._au_table(verbose)]
+        lines += ["", *self.au_lines(verbose=verbose)]
         if verbose:
             lines += ["", *self._absent_table()]
             if self.published and self.split == "test":
@@ -250,7 +226,8 @@ class Evaluation(About):
         shown = len(header) if beside else -1
         return columns(header[:shown], [row[:shown] for row in rows])
 
-    def _au_table(self, verbose: bool) -> list[str]:
+    def au_lines(self, *, verbose: bool = False) -> list[str]:
+        """Lines of the table with a column per AU; every metric if ``verbose``."""
         scores, names = self.scores, self.scores.au_names
         rows: dict[str, list[str]] = {}
 
@@ -368,7 +345,7 @@ def doubt(interval: Interval | None, source_videos: int) -> str:
     return videos if interval is None else f"95 %: {span(interval)}, {videos}"
 
 
-def _mean_f1(labels: NDArray[np.int8], decisions: NDArray[np.bool_]) -> float | None:
+def _mean_f1(labels: NDArray[np.int8], decisions: NDArray[np.int8]) -> float | None:
     return score(labels, decisions).mean_f1 if (labels >= 0).any() else None
 
 

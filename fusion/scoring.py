@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from extract.au import AUS, au_name
-from extract.au.metrics import Floats, confusion, trivial_baselines
+from extract.au.calibration import reliability
+from extract.au.metrics import Floats, average_precision, confusion, trivial_baselines
 
 BASELINES = {"zeros": "all zero", "ones": "all one", "majority": "majority", "prior": "random at prior"}
 """Key of a trivial predictor -> what tables call it."""
@@ -27,7 +28,7 @@ class Scores:
     recall: Floats
     """[A] in [0, 1]; 0 where nothing is active."""
     average_precision: Floats
-    """[A] in [0, 1]: area below precision over recall; NaN without probabilities, or where nothing is active."""
+    """[A] in [0, 1]: area below precision over recall; NaN without probabilities; 0 where nothing is active."""
     calibration_error: Floats
     """[A] in [0, 1]: expected calibration error; NaN without probabilities."""
     baselines: Mapping[str, Mapping[str, Floats]]
@@ -102,10 +103,10 @@ def score(
     return Scores(
         f1=where_seen(counts.f1),
         f1_our=where_seen(counts.f1_our),
-        precision=where_seen(_ratio(counts.true_positive, counts.true_positive + counts.false_positive)),
-        recall=where_seen(_ratio(counts.true_positive, positive)),
-        average_precision=nothing,
-        calibration_error=nothing,
+        precision=where_seen(counts.precision),
+        recall=where_seen(counts.recall),
+        average_precision=nothing if probabilities is None else where_seen(average_precision(labels, probabilities)),
+        calibration_error=nothing if probabilities is None else reliability(labels, probabilities).error,
         baselines={
             name: {metric: where_seen(values) for metric, values in found.items()}
             for name, found in trivial_baselines(labels).items()
@@ -126,7 +127,3 @@ def by_name(values: Floats, names: Sequence[str]) -> dict[str, float | None]:
     """AU name -> value of ``values`` [A], and ``mean``; NaN becomes None."""
     plain = [None if np.isnan(value) else float(value) for value in values]
     return {**dict(zip(names, plain, strict=True)), "mean": mean(values)}
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
