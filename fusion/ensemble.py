@@ -209,7 +209,7 @@ def choose(labels: NDArray[np.int8], each: Sequence[Decisions], metric: Metric =
 
 def mean_of_logits(scores: Sequence[FrameScores]) -> FrameScores:
     """The same frames with the mean of all logits."""
-    mean_logits = np.mean([one.logits for one in scores], axis=0, dtype=np.float64).astype(np.float32)
+    mean_logits = np.stack([one.logits for one in scores]).mean(axis=0, dtype=np.float64).astype(np.float32)
     return replace(scores[0], logits=mean_logits)
 
 
