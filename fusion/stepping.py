@@ -4,6 +4,7 @@ The two ways run the same code on the same numbers. A graph needs fixed shapes a
 modality is padded to one of a few lengths, and each batch is copied into the buffers that the graph reads.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ from fusion.config import TrainingConfig
 from fusion.data import Batch, Rows, Samples
 from fusion.model import FusionModel
 from fusion.tasks import Objective
+
+logger = logging.getLogger("fusion")
 
 Replay: TypeAlias = Callable[[], None]
 Capture: TypeAlias = Callable[[Replay], Replay]
@@ -104,11 +107,19 @@ class TrainStep:
         """One step on a batch; the loss before it, a scalar on the device, not yet waited for."""
         if self.capture is None:
             batch = batch.to(self.device)
-            return update(self.model, self.objective, batch, self.optimizer, self.settings)
+            return train_step(self.model, self.objective, batch, self.optimizer, self.settings)
         key = layout_of(batch)
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[key] = self._captured(batch)
+            try:
+                graph = self._graphs[key] = self._captured(batch)
+            except RuntimeError as error:
+                if self.settings.graph == "on" or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = str(error).splitlines()[0]
+                logger.warning("training.graph: no graph can be captured here (%s); steps run without", reason)
+                self.capture = None
+                return self(batch)
         copy_batch(batch, graph.batch)
         graph.replay()
         return graph.loss.clone()
@@ -122,7 +133,7 @@ class TrainStep:
         loss = torch.zeros((), device=self.device)
 
         def work() -> None:
-            found = update(self.model, self.objective, static, self.optimizer, self.settings, waits=False)
+            found = train_step(self.model, self.objective, static, self.optimizer, self.settings, waits=False)
             loss.copy_(found)
 
         with _untouched(self.model, self.optimizer, self.device):
@@ -141,7 +152,7 @@ class _Graph:
     replay: Replay
 
 
-def update(
+def train_step(
     model: FusionModel,
     objective: Objective,
     batch: Batch,
@@ -166,16 +177,25 @@ def update(
 
 
 def captured(work: Replay) -> Replay:
-    """``work`` as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    """``work`` as a CUDA graph.
+
+    Raises:
+        RuntimeError: ``work`` waits for the device, which no graph can hold.
+    """
+    before = torch.cuda.current_stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(before)
+    with torch.cuda.stream(aside):
         for _ in range(WARM_STEPS):
             work()
-    torch.cuda.current_stream().wait_stream(side)
+    before.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    try:
+        # thread_local: the thread that gathers the next batch may pin memory meanwhile.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            work()
+    finally:
+        torch.cuda.set_stream(before)  # which a capture that is refused does not do in every version
     return graph.replay
 
 

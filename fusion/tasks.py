@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from extract.au.weighting import auto_pos_weight, auto_weight
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,7 +24,8 @@ from extract.au.losses import (
     SquaredErrorLoss,
     TwoPartLoss,
 )
-from extract.au.metrics import ccc, confusion, expression_f1, icc
+from extract.au.metrics import confusion
+from extract.au.weighting import auto_pos_weight, auto_weight
 from extract.errors import ConfigError
 from fusion.config import FusionConfig, LossConfig
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from extract.au.balance import ml_ros, segments, strided
 
+from extract.au.balance import ml_ros, segments, strided
 from extract.config import Remembered
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
@@ -277,7 +277,7 @@ def train(
             if now - saved > 60 * settings.checkpoint_minutes and not last:
                 run.save_checkpoint(_state(model, optimizer, device, state, loaded))
                 saved = time.monotonic()
-        entry = {"epoch": epoch, "steps": state.steps, "lr": settings.lr * factor}
+        entry: dict[str, Any] = {"epoch": epoch, "steps": state.steps, "lr": settings.lr * factor}
         entry |= {
             "loss": float(np.mean(state.losses)),
             **validate(model, objective, tasks, loaded.val, device, settings),
@@ -448,13 +448,10 @@ def _report_epoch(history: History, settings: TrainingConfig, seconds: float, se
     entry = history[-1]
     text = f"epoch {entry['epoch']}/{settings.max_epochs}: loss {entry['loss']:.4f}"
     if entry["val_score"] is not None:
-        best = best_epoch(history)
-        name = (
-            "F1"
-            if entry.get("val_au") is not None and len([key for key in entry if key.startswith("val_")]) == 3
-            else "score"
-        )
-        text += f", val {name} {100 * entry['val_score']:.1f} (best {100 * history[best - 1]['val_score']:.1f}, epoch {best})"
+        number = best_epoch(history)
+        name = "score" if entry.keys() & {"val_expr", "val_va", "val_intensity"} else "F1"
+        best = 100 * history[number - 1]["val_score"]
+        text += f", val {name} {100 * entry['val_score']:.1f} (best {best:.1f}, epoch {number})"
     logger.info("%s, %.1f s, %.0f samples/s", text, seconds, seen / max(seconds, 1e-9))
 
 
