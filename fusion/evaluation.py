@@ -2,26 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from extract.au import AUS
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
 from fusion import assessment
-from fusion.assessment import Evaluation as Evaluation
+from fusion.assessment import Evaluation
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
-from fusion.model import FusionModel
+from fusion.inference import frame_scores, predict_outputs
 from fusion.runs import FittedModel, Run
 from fusion.scores import FrameScores
-from fusion.scoring import Scores as Scores
-from fusion.scoring import score as score
 from fusion.selection import (
     FRAMES,
     FeatureSource,
@@ -35,20 +29,6 @@ from fusion.selection import (
 )
 
 logger = logging.getLogger("fusion")
-
-
-@torch.inference_mode()
-def predict_logits(
-    model: FusionModel, samples: Samples, device: torch.device, batch_size: int = 256
-) -> NDArray[np.float32]:
-    """Logits of every sample, [N, 12], in the order of ``samples``. The model is left in eval mode."""
-    model.eval()
-    logits = np.empty((len(samples), len(AUS)), dtype=np.float32)
-    for start in range(0, len(samples), batch_size):
-        index = np.arange(start, min(start + batch_size, len(samples)))
-        batch = samples.batch(index).to(device)
-        logits[index] = model(batch.inputs, len(batch)).cpu().numpy()
-    return logits
 
 
 def evaluate(
@@ -86,50 +66,39 @@ def evaluate(
         check_features(fitted, sources, f"run {where.path}")
         if split != "train":
             check_unseen(fitted, selection, f"run {where.path}")
-        samples = annotated_samples(store, selection, fitted)
+        samples = labelled_samples(store, selection, fitted)
     torch_device = pick_device(device)
     with arithmetic(torch_device):
-        logits = predict_logits(fitted.model.to(torch_device), samples, torch_device, fitted.config.training.batch)
+        model = fitted.model.to(torch_device)
+        outputs = predict_outputs(model, samples, torch_device, fitted.config.training.batch)
+    scores = frame_scores(store, samples, outputs, fitted.tasks, fitted.config, {"split": split})
     logger.debug(
         "%d frames of %d clips read and scored in %.1f s", len(samples), len(samples.clips), monotonic() - began
     )
     names = (str(where.path), str(features), split)
-    return assess(names, fitted.epoch, samples, logits, sources, selection.left_out)
+    return assess(names, fitted.epoch, scores, sources, selection.left_out)
 
 
 def assess(
     names: tuple[str, str, str],
     epoch: int,
-    samples: Samples,
-    logits: NDArray[np.float32],
+    scores: FrameScores,
     sources: Mapping[str, FeatureSource],
     left_out: Mapping[str, str],
 ) -> Evaluation:
-    """The scores of ``logits`` [N, 12] on ``samples``; ``names`` are those of the run, the store and the split."""
+    """The metrics of the annotated frames of ``scores``; ``names`` are those of the run, the store and the split."""
     run, features, split = names
-    store = Store.open(features)
-    return assessment.assess(
-        FrameScores(
-            clips=samples.clips,
-            source_videos=tuple(store.attributes(clip).get("source_video") or clip for clip in samples.clips),
-            clip=samples.clip,
-            frame=samples.frame,
-            pts_s=np.zeros(len(samples)),
-            present={name: ranges[:, 0] < ranges[:, 1] for name, ranges in samples.ranges.items()},
-            face=np.ones(len(samples), dtype=np.bool_),
-            logits=logits,
-            labels=samples.labels.numpy(),
-            facts={
-                "run": run,
-                "features": features,
-                "split": split,
-                "epoch": epoch,
-                "untrained": list(untrained(sources)),
-                "drawn": len(set(samples.clips) & set(sources[FRAMES].drawn)),
-                "left_out": dict(left_out),
-            },
-        )
-    )
+    facts = {
+        **scores.facts,
+        "run": run,
+        "features": features,
+        "split": split,
+        "epoch": epoch,
+        "untrained": list(untrained(sources)),
+        "drawn": len(set(scores.clips) & set(sources[FRAMES].drawn)),
+        "left_out": dict(left_out),
+    }
+    return assessment.assess(replace(scores, facts=facts))
 
 
 def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], whose: str) -> None:
@@ -161,15 +130,15 @@ def check_unseen(fitted: FittedModel, selection: Selection, whose: str) -> None:
         )
 
 
-def annotated_samples(store: Store, selection: Selection, fitted: FittedModel) -> Samples:
-    """The annotated frames of the selected clips.
+def labelled_samples(store: Store, selection: Selection, fitted: FittedModel) -> Samples:
+    """Every frame of the selected clips, with its labels.
 
     Raises:
         UsageError: no frame is annotated.
         StaleError: rows have another size than the run was fitted on.
     """
-    samples = load_samples(store, selection.clips, fitted.config)
-    if not len(samples):
+    samples = load_samples(store, selection.clips, fitted.config, frames="all")
+    if not len(samples.annotated):
         raise UsageError(f"split {selection.split}: no annotated frame in {len(selection.clips)} clips")
     check_sizes(samples, fitted)
     return samples
