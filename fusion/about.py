@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from extract.errors import UsageError
+from fusion.heads import annotated_frames
 from fusion.scores import FrameScores
 
 
@@ -40,9 +41,9 @@ class About:
         ``drawn`` (a number of clips) and ``left_out`` (clip -> why); what is absent counts as nothing.
 
         Raises:
-            UsageError: no action unit of any frame is annotated.
+            UsageError: no frame has a label of any task.
         """
-        annotated = (scores.labels >= 0).any(axis=1)
+        annotated = annotated_frames(scores)
         split = str(scores.facts.get("split", ""))
         if not annotated.any():
             raise UsageError(

@@ -12,6 +12,7 @@ from fusion import published
 from fusion.about import About, counted
 from fusion.bootstrap import LEAST_VIDEOS, Interval, VideoBootstrap, VideoCounts
 from fusion.calibration import sigmoid
+from fusion.heads import TITLES, HeadScores, score_heads
 from fusion.postprocess import Step
 from fusion.scores import FrameScores
 from fusion.scoring import BASELINES, Scores, by_name, mean, score
@@ -97,6 +98,8 @@ class Evaluation(About):
     """The network alone, then each step of post-processing; at least one."""
     au_intervals: tuple[Interval | None, ...] = ()
     """[A]: 95 % intervals of the F1 per AU after the last step."""
+    heads: tuple[HeadScores, ...] = ()
+    """The further tasks of the run."""
     absent: tuple[Absent, ...] = ()
     """One entry per modality."""
     published: bool = False
@@ -123,7 +126,7 @@ class Evaluation(About):
         if self.scores.without_positive:
             names = ", ".join(self.scores.without_positive)
             found.append(f"never active in this split: {names}; its F1 is 0 by definition and counts in the mean")
-        if self.interval is None:
+        if self.interval is None and self.scores.aus:
             found.append(
                 f"no interval: {counted(self.source_videos, 'source video')}; an interval takes {LEAST_VIDEOS} or more"
             )
@@ -140,6 +143,7 @@ class Evaluation(About):
             "f1_intervals_95": dict(zip(self.scores.au_names, map(_plain, self.au_intervals), strict=True)),
             "best_baseline": {"name": name, "f1": value},
             "steps": [step.as_json() for step in self.steps],
+            "tasks": {head.task: head.as_json() for head in self.heads},
             "modalities": [one.as_json() for one in self.absent],
             "warnings": self.warnings(),
         }
@@ -186,27 +190,38 @@ class Evaluation(About):
 
     def text(self, verbose: bool = False) -> str:
         """A table of at most 100 columns that leads with the answer; with every metric if ``verbose``."""
-        scores = self.scores
-        name, value = scores.best_baseline
-        lines = wrapped(
-            f"mean F1 {percent(scores.mean_f1)} % ({doubt(self.interval, self.source_videos)}), "
-            f"best trivial predictor {percent(value)} ({BASELINES[name]})"
-        )
+        lines = self._answer()
         lines += wrapped(f"run {self.run} (epoch {self.epoch}), {self.where()}")
         for warning in self.warnings():
             lines += wrapped(warning)
         missing = [f"{modality} {count:,}" for modality, count in self.missing.items() if count]
         if missing:
             lines += wrapped(f"frames without a modality, scored all the same: {', '.join(missing)}")
-        if len(self.steps) > 1:
-            lines += ["", *self._steps_table()]
-        lines += ["", *self.au_lines(verbose=verbose)]
+        if self.scores.aus:
+            lines += ["", *self._steps_table()] if len(self.steps) > 1 else []
+            lines += ["", *self.au_lines(verbose=verbose)]
+        for head in self.heads:
+            lines += ["", *_head_lines(head)]
         if verbose:
             lines += ["", *self._absent_table()]
             if self.published and self.split == "test":
                 lines += ["", f"official validation set, {published.SOURCE}:"]
                 lines += columns(("", "mean F1"), [(who, percent(f1)) for who, f1 in published.OFFICIAL_VALIDATION])
         return "\n".join(lines)
+
+    def _answer(self) -> list[str]:
+        """The first lines: the result, how sure it is, and what guessing reaches."""
+        parts = []
+        if self.scores.aus:
+            name, value = self.scores.best_baseline
+            parts.append(
+                f"mean F1 {percent(self.scores.mean_f1)} % ({doubt(self.interval, self.source_videos)}), "
+                f"best trivial predictor {percent(value)} ({BASELINES[name]})"
+            )
+        for head in self.heads:
+            metric, value = head.main
+            parts.append(f"{TITLES[head.task]}: {'macro F1' if head.task == 'expr' else metric.upper()} {value:.3f}")
+        return [line for part in parts for line in wrapped(part)]
 
     def _steps_table(self) -> list[str]:
         beside = self.published_steps
@@ -296,7 +311,7 @@ def assess(
         published: print published numbers beside; for Aff-Wild2.
 
     Raises:
-        UsageError: no action unit of any frame is annotated.
+        UsageError: no frame has a label of any task.
     """
     about = About.of(scores, leak)
     labels, video = scores.labels, scores.source_video
@@ -334,9 +349,25 @@ def assess(
         **vars(about),
         steps=tuple(steps),
         au_intervals=tuple(bootstrap.f1(counts[-1])),
+        heads=score_heads(scores),
         absent=tuple(absent),
         published=published,
     )
+
+
+def _head_lines(head: HeadScores) -> list[str]:
+    """A row per class, dimension or AU."""
+    header = [TITLES[head.task], *head.metrics, "annotated"]
+    rows = [
+        [
+            name,
+            *("-" if np.isnan(values[place]) else f"{values[place]:.3f}" for values in head.metrics.values()),
+            f"{number:,}",
+        ]
+        for place, (name, number) in enumerate(zip(head.columns, head.annotated.tolist(), strict=True))
+    ]
+    means = ["mean", *(f"{mean(values):.3f}" for values in head.metrics.values()), ""]
+    return columns(header, [*rows, means])
 
 
 def doubt(interval: Interval | None, source_videos: int) -> str:

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 def draw_evaluation(evaluation: Evaluation, folder: str | Path, name: str = "evaluation") -> list[Path]:
     """Write ``name.png`` and ``name.svg`` into ``folder``; whiskers are 95 % intervals over source videos.
 
+    A run without action units has no picture: nothing is written.
+
     Raises:
         MachineError: the disk is full, read-only or gone.
     """
     scores, steps = evaluation.scores, evaluation.steps
+    if not scores.aus:
+        return []
     with styled():
         figure = new_figure(9.0, 3.4)
         per_au, means = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
