@@ -55,7 +55,7 @@ def score_heads(scores: FrameScores) -> tuple[HeadScores, ...]:
 
 def annotated_frames(scores: FrameScores) -> NDArray[np.bool_]:
     """[N]: whether a frame has a label of any task."""
-    found: NDArray[np.bool_] = (scores.labels >= 0).any(axis=1)
+    found: NDArray[np.bool_] = np.any(scores.labels >= 0, axis=1)
     for task, labels in scores.targets.items():
         lowest = LOWEST_AFFECT if task == "va" else 0
         found |= (labels.reshape(len(labels), -1) >= lowest).any(axis=1)

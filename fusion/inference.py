@@ -145,7 +145,7 @@ def frame_scores(
     targets = {task: labels.numpy() for task, labels in samples.targets.items()}
     none = np.empty((len(samples), 0), dtype=np.float32)
     if config.data.drop_partial_frames and "au" in targets:
-        partial = (targets["au"] < 0).any(axis=1)  # in no metric, as they are in no training
+        partial = np.any(targets["au"] < 0, axis=1)  # in no metric, as they are in no training
         targets["au"] = np.where(partial[:, None], -1, targets["au"]).astype(np.int8)
     return FrameScores(
         clips=samples.clips,
