@@ -131,7 +131,7 @@ def _fixed_thresholds(settled: PostConfig, aus: Sequence[int]) -> tuple[Floats, 
 
 
 def _judge(val: FrameScores, thresholds: Floats | None) -> Callable[[int, Floats], float]:
-    """F1 on ``val`` of one AU's probabilities [N]: at its threshold, or at its best one (None). NaN without positives."""
+    """F1 on ``val`` of one AU's probabilities [N], at its threshold or its best one (None); NaN without a positive."""
 
     def f1_of(number: int, probabilities: Floats) -> float:
         column = val.aus.index(number)
