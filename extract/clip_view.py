@@ -1,6 +1,7 @@
 """One clip of a store, for reading: records, arrays with their times, tables of frames."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract import names
-from extract.arrays import FRAME_AXIS, Arrays, Layout
+from extract.arrays import FRAME_AXIS, Array, Arrays, Layout
 from extract.damage import Damage, InstanceCheck
 from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError, run_command
 from extract.frame_table import TIMES, FrameTable
@@ -96,6 +97,14 @@ class ClipView:
         can_lack_rows = self.arrays.has(self.id, instance, VALID.name)
         valid = self._read_whole(instance, VALID.name, record).astype(np.bool_) if can_lack_rows else None
         return Rows(values, valid, partial(self._times_s, instance, array, values))
+
+    def layout(self, instance: str, array: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and type of a finished array, without reading its values. Errors as of ``read``."""
+        record = self._finished(instance, f"{instance}/{array}")
+        if not self.arrays.has(self.id, instance, array):
+            raise StoreError(self._nothing_to_read(instance, array, record))
+        with self._opened(instance, array, record) as opened:
+            return tuple(opened.shape), np.dtype(opened.dtype)
 
     def frame_table(self, *instances: str) -> FrameTable:
         """Every array on the frame clock that the instances hold, as columns beside the frames' times.
@@ -221,10 +230,16 @@ class ClipView:
         return f"clip {self.id}, {what}: nothing to read, {instance} is {why}"
 
     def _read_whole(self, instance: str, array: str, record: Record) -> NDArray[Any]:
+        with self._opened(instance, array, record) as opened:
+            return np.asarray(opened[...])
+
+    @contextmanager
+    def _opened(self, instance: str, array: str, record: Record) -> Iterator[Array]:
+        """An array whose metadata and files fit its record; what fails while it is read is damage."""
         damage = InstanceCheck(self.arrays, self.id, instance).array(array, record, contents=False)
         if damage:
             raise CorruptError(str(damage[0]))
         try:
-            return np.asarray(self.arrays.open(self.id, instance, array)[...])
+            yield self.arrays.open(self.id, instance, array)
         except (ValueError, OSError) as error:
             raise CorruptError(str(Damage(self.id, instance, array, -1, str(error)))) from None

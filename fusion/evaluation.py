@@ -8,18 +8,18 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from extract.au import AU_NAMES, AUS
+from extract.au import AU_NAMES
 from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
-from fusion.model import FusionModel
+from fusion.inference import frame_scores, predict_outputs
 from fusion.runs import FittedModel, Run
+from fusion.scores import FrameScores
 from fusion.selection import (
     FRAMES,
     FeatureSource,
@@ -184,20 +184,6 @@ def by_name(values: Floats) -> dict[str, float | None]:
     return {**dict(zip(AU_NAMES, plain, strict=True)), "mean": mean(values)}
 
 
-@torch.inference_mode()
-def predict_logits(
-    model: FusionModel, samples: Samples, device: torch.device, batch_size: int = 256
-) -> NDArray[np.float32]:
-    """Logits of every sample, [N, 12], in the order of ``samples``. The model is left in eval mode."""
-    model.eval()
-    logits = np.empty((len(samples), len(AUS)), dtype=np.float32)
-    for start in range(0, len(samples), batch_size):
-        index = np.arange(start, min(start + batch_size, len(samples)))
-        batch = samples.batch(index).to(device)
-        logits[index] = model(batch.inputs, len(batch)).cpu().numpy()
-    return logits
-
-
 def evaluate(
     features: str | Path,
     run: str | Path | None = None,
@@ -233,40 +219,42 @@ def evaluate(
         check_features(fitted, sources, f"run {where.path}")
         if split != "train":
             check_unseen(fitted, selection, f"run {where.path}")
-        samples = annotated_samples(store, selection, fitted)
+        samples = labelled_samples(store, selection, fitted)
     torch_device = pick_device(device)
     with arithmetic(torch_device):
-        logits = predict_logits(fitted.model.to(torch_device), samples, torch_device, fitted.config.training.batch)
+        model = fitted.model.to(torch_device)
+        outputs = predict_outputs(model, samples, torch_device, fitted.config.training.batch)
+    scores = frame_scores(store, samples, outputs, fitted.tasks, fitted.config, {"split": split})
     logger.debug(
         "%d frames of %d clips read and scored in %.1f s", len(samples), len(samples.clips), monotonic() - began
     )
     names = (str(where.path), str(features), split)
-    return assess(names, fitted.epoch, samples, logits, sources, selection.left_out)
+    return assess(names, fitted.epoch, scores, sources, selection.left_out)
 
 
 def assess(
     names: tuple[str, str, str],
     epoch: int,
-    samples: Samples,
-    logits: NDArray[np.float32],
+    scores: FrameScores,
     sources: Mapping[str, FeatureSource],
     left_out: Mapping[str, str],
 ) -> Evaluation:
-    """The scores of ``logits`` [N, 12] on ``samples``; ``names`` are those of the run, the store and the split."""
+    """The metrics of the annotated frames of ``scores``; ``names`` are those of the run, the store and the split."""
     run, features, split = names
-    labels, predictions = samples.labels.numpy(), logits >= 0
+    use = (scores.labels >= 0).any(axis=1)
+    labels, predictions = scores.labels[use], scores.logits[use] >= 0
     return Evaluation(
         run=run,
         features=features,
         split=split,
         epoch=epoch,
         scores=score(labels, predictions),
-        draws=bootstrap(labels, predictions, samples.clip),
-        clips=len(samples.clips),
-        frames=len(samples),
-        missing=samples.missing(),
+        draws=bootstrap(labels, predictions, scores.clip[use]),
+        clips=len(scores.clips),
+        frames=int(use.sum()),
+        missing={name: int((~there[use]).sum()) for name, there in scores.present.items()},
         untrained=untrained(sources),
-        drawn=len(set(samples.clips) & set(sources[FRAMES].drawn)),
+        drawn=len(set(scores.clips) & set(sources[FRAMES].drawn)),
         left_out=left_out,
     )
 
@@ -300,15 +288,15 @@ def check_unseen(fitted: FittedModel, selection: Selection, whose: str) -> None:
         )
 
 
-def annotated_samples(store: Store, selection: Selection, fitted: FittedModel) -> Samples:
-    """The annotated frames of the selected clips.
+def labelled_samples(store: Store, selection: Selection, fitted: FittedModel) -> Samples:
+    """Every frame of the selected clips, with its labels.
 
     Raises:
         UsageError: no frame is annotated.
         StaleError: rows have another size than the run was fitted on.
     """
-    samples = load_samples(store, selection.clips, fitted.config)
-    if not len(samples):
+    samples = load_samples(store, selection.clips, fitted.config, frames="all")
+    if not len(samples.annotated):
         raise UsageError(f"split {selection.split}: no annotated frame in {len(selection.clips)} clips")
     check_sizes(samples, fitted)
     return samples

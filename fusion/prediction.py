@@ -36,7 +36,8 @@ from extract.weights.table import TABLE
 from fusion.config import ContextModality, FrameModality
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
-from fusion.evaluation import check_sizes, predict_logits
+from fusion.evaluation import check_sizes
+from fusion.inference import predict_outputs
 from fusion.runs import MODEL, FittedModel, Run
 from fusion.selection import FRAMES, first_difference
 
@@ -181,11 +182,12 @@ def predict(
         if frames is None or frames.state != "done":
             predictions.failed[video] = f"{frames.reason if frames else 'no frames'}: there is no frame to predict for"
             continue
-        samples = load_samples(store, [clip_id], fitted.config, labelled=False)
+        samples = load_samples(store, [clip_id], fitted.config, frames="all", labelled=False)
         check_sizes(samples, fitted)
         with arithmetic(torch_device):
             model = fitted.model.to(torch_device)
-            logits = predict_logits(model, samples, torch_device, fitted.config.training.batch)
+            outputs = predict_outputs(model, samples, torch_device, fitted.config.training.batch)
+            logits = outputs[:, fitted.tasks[0].columns]
         own = [str(notice) for notice in report.warnings if notice.clip == clip_id]
         pts_s = store.read(clip_id, FRAMES, "pts_s").values
         predictions.written.append(
@@ -368,7 +370,7 @@ def _write(
     *,
     fill: bool,
 ) -> Predicted:
-    present = {name: ranges[:, 0] < ranges[:, 1] for name, ranges in samples.ranges.items()}  # [T] each
+    present = {name: windows.lengths > 0 for name, windows in samples.windows.items()}  # [T] each
     pictures = [
         present[name]
         for name, modality in fitted.config.used.items()

@@ -5,12 +5,15 @@
     runs/NAME/config.yaml      the section ``fusion:`` that was used; ``-c runs/NAME/config.yaml`` repeats the fit
               checkpoint.pt    the state of training, to continue after an interruption
               model.pt         the network of the best epoch and the recipes of its features, to evaluate and predict
-              log.jsonl        one line per epoch
+              log.jsonl        one line per epoch; log.csv the same as a table; events/ for TensorBoard
+              scores/          outputs for every frame of the splits val and test (``fusion.scores``)
+              postprocess.json smoothing, thresholds and what else is applied to the outputs
               metrics.json     the result; written last, so a run that has it is finished
 
 Every file is replaced by a rename: a crash leaves the previous version.
 """
 
+import csv
 import io
 import itertools
 import json
@@ -27,16 +30,20 @@ import yaml
 
 from extract import texts
 from extract.archives import too_large
+from extract.au import AUS
 from extract.config import validated
 from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
 from extract.names import nearest, suggestion
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
+from fusion.scores import FrameScores
+from fusion.tasks import Task, num_outputs, tasks_of
 
 RUNS = Path("runs")
 CONFIG, CHECKPOINT, MODEL, LOG, METRICS = "config.yaml", "checkpoint.pt", "model.pt", "log.jsonl", "metrics.json"
-SCHEMA = 1
+LOG_TABLE, SCORES, EVENTS = "log.csv", "scores", "events"
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,13 @@ class FittedModel:
     """Instances whose encoder has random weights."""
     drawn: int = 0
     """Number of those clips whose pictures were drawn by a program."""
+    aus: tuple[int, ...] = AUS
+    """Numbers of the action units, in the order of the outputs."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it predicts."""
+        return tasks_of(self.config, self.aus)
 
 
 class Run:
@@ -132,8 +146,26 @@ class Run:
         return validated(FusionConfig, whole["fusion"], where)
 
     def save_log(self, history: list[dict[str, Any]]) -> None:
-        """Write one line per epoch. The file is replaced whole, since a resumed run may repeat an epoch."""
+        """Write one line per epoch, as JSON and as CSV. A file is replaced whole: a resumed run may repeat an epoch."""
         self._files.write(LOG, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self._files.write(LOG_TABLE, table.getvalue().encode())
+
+    def save_scores(self, split: str, scores: FrameScores) -> None:
+        """Write the outputs for every frame of a split."""
+        self._files.write(f"{SCORES}/{split}.npz", scores.as_bytes())
+
+    def scores(self, split: str) -> FrameScores | None:
+        """The outputs for every frame of a split; None if they were not saved.
+
+        Raises:
+            CorruptError: the file is damaged.
+        """
+        path = self.path / SCORES / f"{split}.npz"
+        return FrameScores.read(path) if path.is_file() else None
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
@@ -145,9 +177,13 @@ class Run:
         """Write the state of training."""
         self._save(CHECKPOINT, state)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.path / CHECKPOINT).is_file()
+
     def checkpoint(self) -> dict[str, Any] | None:
         """The state given to ``save_checkpoint``, with tensors on the CPU; None before the end of the first epoch."""
-        return self._load(CHECKPOINT) if (self.path / CHECKPOINT).is_file() else None
+        return self._load(CHECKPOINT) if self.has_checkpoint else None
 
     def save_model(self, fitted: FittedModel) -> None:
         """Write the network of the best epoch so far."""
@@ -162,6 +198,7 @@ class Run:
                 "weights": dict(fitted.weights),
                 "untrained": list(fitted.untrained),
                 "drawn": fitted.drawn,
+                "aus": list(fitted.aus),
                 "model": fitted.model.state_dict(),
             },
         )
@@ -178,7 +215,8 @@ class Run:
             raise UsageError(f"run {self.path}: {self._what_is_missing()}")
         state = self._load(MODEL)
         config = FusionConfig.model_validate_json(state["config"])
-        model = FusionModel(state["sizes"], config)
+        aus = tuple(state["aus"])
+        model = FusionModel(state["sizes"], config, num_outputs(tasks_of(config, aus)))
         model.load_state_dict(state["model"])
         return FittedModel(
             model=model.eval(),
@@ -190,6 +228,7 @@ class Run:
             weights=state["weights"],
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
+            aus=aus,
         )
 
     def _what_is_missing(self) -> str:

@@ -36,8 +36,15 @@ class Selection:
         return {**dict.fromkeys(self.unlabelled, "no labels"), **self.skipped}
 
 
-def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_failed: bool = False) -> Selection:
-    """The clips of ``split`` whose labels and ``instances`` are all finished.
+def select_clips(
+    store: Store,
+    split: str,
+    instances: Iterable[str],
+    *,
+    skip_failed: bool = False,
+    tasks: Sequence[str] = ("au",),
+) -> Selection:
+    """The clips of ``split`` whose labels, for one of ``tasks`` at least, and ``instances`` are all finished.
 
     ``empty`` counts as finished: the recording lacks something, and the model knows how to do without it. Of a
     ``failed`` or unfinished instance nothing is known.
@@ -67,7 +74,7 @@ def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_fai
             crashed |= record is not None and record.reason == "crashed"
         if found:
             problems[clip] = ", ".join(found)
-        elif not store.has(clip, LABELS, "au"):
+        elif not any(store.has(clip, LABELS, task) for task in tasks):
             unlabelled.append(clip)
         else:
             usable.append(clip)

@@ -1,28 +1,30 @@
-"""Fit the fusion network to stored features. Read it from top to bottom: load, build, loop, evaluate, save."""
+"""Fit a fusion network to stored features. Read it from top to bottom: load, build, loop, evaluate, save."""
 
+import itertools
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from extract.au.losses import TwoPartLoss
+from extract.au.balance import ml_ros, segments, strided
 from extract.config import Remembered
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig, TrainingConfig, load_fusion_config
-from fusion.data import Batch, Samples, load_samples, moments
+from fusion.curves import Curves
+from fusion.data import Ints, Samples, load_samples, moments
 from fusion.device import arithmetic
-from fusion.evaluation import Evaluation, Scores, assess, predict_logits, score
+from fusion.evaluation import Evaluation, assess
+from fusion.inference import frame_scores, predict_outputs
 from fusion.model import FusionModel
-from fusion.runs import FittedModel, Run
+from fusion.runs import EVENTS, FittedModel, Run
 from fusion.selection import (
     FRAMES,
     LABELS,
@@ -35,21 +37,81 @@ from fusion.selection import (
     shared_people,
     untrained,
 )
+from fusion.stepping import TrainStep, graph_wanted, make_optimizer, set_rate
+from fusion.tasks import Objective, Task, main_scores, num_outputs, tasks_of
 
 logger = logging.getLogger("fusion")
 
 History = list[dict[str, Any]]
-"""One entry per finished epoch: ``epoch`` from 1, ``loss``, ``val_f1`` (None without that split)."""
+"""One entry per finished epoch: ``epoch`` from 1, ``steps`` in all, ``loss``, ``val_loss``, ``val_score`` (the mean of
+the tasks' scores, None without that split), ``val_au`` and so on."""
+
+CHECK_STEPS = 50
+"""On a GPU, steps between two looks at the losses: each look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit is."""
+
+    epoch: int
+    max_epochs: int
+    step: int
+    steps: int
+    """Of this epoch."""
+    loss: float
+    """Mean of the steps since the last report."""
+    samples_s: float
+    """Samples per second of this epoch so far."""
+    val_score: float | None
+    """Best score on ``val`` so far."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split in RAM."""
+    """One split, in tables."""
 
     name: str
     samples: Samples
     left_out: dict[str, str]
     """Clip that is not used -> why."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a fit trains on."""
+
+    train: Split
+    val: Split | None
+    sources: Mapping[str, FeatureSource]
+    """Instance -> what the store says of it."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Those that there are, ``val`` first."""
+        return (self.train,) if self.val is None else (self.val, self.train)
+
+    @property
+    def clips(self) -> dict[str, tuple[str, ...]]:
+        """Split -> its clips."""
+        return {split.name: split.samples.clips for split in reversed(self.splits)}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Modality -> values per row."""
+        samples = self.train.samples
+        return {name: samples.tables[source].shape[1] for name, source in samples.sources.items()}
+
+
+@dataclass
+class State:
+    """Where training is; with the model, the optimiser and the random state it determines the rest."""
+
+    history: History = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Of the steps of the epoch that is under way."""
+    steps: int = 0
+    """In all epochs."""
 
 
 def fit(
@@ -60,6 +122,8 @@ def fit(
     set: Sequence[str] = (),
     device: str = "auto",
     skip_failed: bool = False,
+    strict_splits: bool = False,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[Evaluation]:
     """Fit the network on the split ``train`` of a feature store, stop early by the split ``val``, and write a run.
 
@@ -74,6 +138,8 @@ def fit(
         set: ``a.b=c`` each, over that config, as in ``training.lr=1e-4``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
+        strict_splits: refuse people and recordings that lie in several splits instead of warning of them.
+        progress: is told where the fit is, several times a second at most.
 
     Returns:
         The scores of the best epoch on ``val`` (if there is that split) and on ``train``.
@@ -93,163 +159,305 @@ def fit(
     store = Store.open(features)
     config = _choose_config(run, store, config, set)
     torch_device = pick_device(device)
-
-    # Load.
-    with all_damage_named(store, ("train", "val"), config.instances):
-        train = _load(store, "train", config, skip_failed=skip_failed)
-        val = _load(store, "val", config, skip_failed=skip_failed)
-        if train is None or len(train.samples) < 2:
-            raise UsageError(f"{features}: split train has {len(train.samples) if train else 0} annotated frames")
-        clips = {split.name: split.samples.clips for split in (train, val) if split is not None}
-        split_of = {clip: split for split, names in clips.items() for clip in names}
-        sources = feature_sources(store, [*split_of], (FRAMES, LABELS, *config.instances))
-        for line in shared_people(store, split_of):
-            logger.warning("%s; expect scores on val that are too high", line)
-    sizes = {name: train.samples.tables[source].shape[1] for name, source in train.samples.sources.items()}
-    for name, size in sizes.items():
-        if not size:
-            raise UsageError(f"modality {name}: no row in split train; leave it out with --set modalities.{name}=null")
+    loaded = load(store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits)
 
     # The caller's random state is restored afterwards; the state of training is all in the checkpoint.
     with arithmetic(torch_device), torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
         # Build.
         torch.manual_seed(config.training.seed)
-        model = FusionModel(sizes, config)
-        standardise(model, train.samples)
+        tasks = tasks_of(config, loaded.train.samples.aus)
+        model = FusionModel(loaded.sizes, config, num_outputs(tasks))
+        if config.model.standardise:
+            standardise(model, loaded.train.samples)
         model.to(torch_device)
-        loss = TwoPartLoss(config.loss.pos_weight, config.loss.soft_margin_weight).to(torch_device)
-        settings = config.training
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        history = _resume(run, sources, clips, model, optimizer, torch_device)
+        labels = loaded.train.samples.targets.get("au")
+        objective = Objective(
+            tasks, config.loss, loaded.train.samples.aus, None if labels is None else labels.numpy()
+        ).to(torch_device)
+        optimizer = make_optimizer(model, config.training, torch_device)
+        state = _resume(run, loaded, model, optimizer, torch_device)
         if not run.started:
             run.begin(config)
-        logger.info(
-            "run %s: %d frames of %d clips, on %s", run.path, len(train.samples), len(clips["train"]), torch_device
-        )
-        if val is None:
-            logger.info("no split val: all %d epochs run, and only F1 on train is reported", settings.max_epochs)
 
         # Loop.
-        while not _over(history, settings):
-            epoch, began = len(history) + 1, time.monotonic()
-            mean_loss = train_epoch(model, loss, train.samples, optimizer, settings, epoch, torch_device)
-            if not np.isfinite(mean_loss):
-                raise UsageError(f"epoch {epoch}: the loss is {mean_loss}; lower fusion.training.lr ({settings.lr})")
-            val_f1 = None if val is None else evaluate_split(model, val, torch_device, settings).mean_f1
-            history.append({"epoch": epoch, "loss": mean_loss, "val_f1": val_f1})
-            if best_epoch(history) == epoch:
-                recipes = {instance: sources[instance].recipe for instance in (FRAMES, *config.instances)}
-                weights = {sha256: spec for source in sources.values() for sha256, spec in source.weights.items()}
-                drawn = len(sources[FRAMES].drawn)
-                run.save_model(
-                    FittedModel(model, config, sizes, recipes, clips, epoch, weights, untrained(sources), drawn)
-                )
-            # After the model: if the process dies in between, this epoch runs again with the same result.
-            run.save_checkpoint(_state(model, optimizer, torch_device, history, sources, clips))
-            run.save_log(history)
-            _report_epoch(history, settings, time.monotonic() - began)
+        train(run, loaded, config, tasks, model, objective, optimizer, torch_device, state, progress)
 
         # Evaluate.
         best = run.model()
         best.model.to(torch_device)
-        found = [
-            assess(
-                (str(run.path), str(features), split.name),
-                best.epoch,
-                split.samples,
-                predict_logits(best.model, split.samples, torch_device, settings.batch),
-                sources,
-                split.left_out,
-            )
-            for split in (val, train)
-            if split is not None
-        ]
+        found = [score_split(run, store, str(features), split, best, loaded.sources, torch_device)
+                 for split in loaded.splits]  # fmt: skip
 
     # Save.
     run.save_metrics({evaluation.split: evaluation.as_json() for evaluation in found})
     return found
 
 
-def train_epoch(
+def load(
+    store: Store, config: FusionConfig, device: torch.device, *, skip_failed: bool = False, strict_splits: bool = False
+) -> Loaded:
+    """The annotated frames of ``train`` and every frame of ``val``, with their features. Errors as of ``fit``."""
+    with all_damage_named(store, ("train", "val"), config.instances):
+        train = _load(store, "train", config, device, skip_failed=skip_failed)
+        val = _load(store, "val", config, device, skip_failed=skip_failed)
+        if train is None or len(train.samples) < 2:
+            raise UsageError(f"{store.path}: split train has {len(train.samples) if train else 0} annotated frames")
+        split_of = {clip: split.name for split in (train, val) if split is not None for clip in split.samples.clips}
+        sources = feature_sources(store, [*split_of], (FRAMES, LABELS, *config.instances))
+        shared = shared_people(store, split_of)
+        if shared and strict_splits:
+            raise UsageError("\n".join([*shared, "change the splits in the manifest, or leave out --strict-splits"]))
+        for line in shared:
+            logger.warning("%s; expect scores on val that are too high", line)
+    loaded = Loaded(train, val, sources)
+    for name, size in loaded.sizes.items():
+        if not size or not len(train.samples.tables[train.samples.sources[name]]):
+            raise UsageError(f"modality {name}: no row in split train; leave it out with --set modalities.{name}=null")
+    return loaded
+
+
+def train(
+    run: Run,
+    loaded: Loaded,
+    config: FusionConfig,
+    tasks: Sequence[Task],
     model: FusionModel,
-    loss: TwoPartLoss,
-    samples: Samples,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
-    settings: TrainingConfig,
-    epoch: int,
     device: torch.device,
-) -> float:
-    """Train for one epoch and return the mean loss of its steps."""
-    model.train()
-    losses = [
-        train_step(model, loss, samples.batch(index).to(device), optimizer, settings.clip_norm)
-        for index in epoch_batches(len(samples), settings, epoch)
-    ]
-    return float(torch.stack(losses).double().mean())
+    state: State,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Train until the epochs or the patience are over; checkpoint, best model and log are in the run afterwards.
 
-
-def train_step(
-    model: FusionModel, loss: TwoPartLoss, batch: Batch, optimizer: torch.optim.Optimizer, clip_norm: float
-) -> Tensor:
-    """Take one optimizer step and return the loss before it, still on its device so that nothing waits for it."""
-    optimizer.zero_grad()
-    value: Tensor = loss(model(batch.inputs, len(batch)), batch.labels)
-    torch.autograd.backward(value)
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return value.detach()
-
-
-def epoch_batches(num_samples: int, settings: TrainingConfig, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of each batch of an epoch, shuffled by (seed, epoch) alone so that a resumed epoch is the same.
-
-    The sizes of a pass's batches differ by at most one: BatchNorm cannot train on a last batch of one sample.
+    Raises:
+        UsageError: the loss is not finite; the last good checkpoint stays.
     """
+    settings, samples = config.training, loaded.train.samples
+    pool = training_pool(samples, config)
+    step = TrainStep(model, objective, samples, optimizer, settings, device, distinct=config.data.sampler == "segments")
+    look = CHECK_STEPS if device.type == "cuda" else 1
+    where = f"{samples.home.place} ({samples.home.reason})"
+    logger.info(
+        "run %s: %d frames of %d clips, on %s; features: %s%s", run.path, len(pool), len(samples.clips), device, where,
+        "; steps are CUDA graphs" if graph_wanted(settings, device) else "",
+    )  # fmt: skip
+    if loaded.val is None:
+        logger.info("no split val: all %d epochs run, and only scores on train are reported", settings.max_epochs)
+    curves = Curves(run.path / EVENTS)
+    while not over(state.history, settings):
+        epoch, began, saved = len(state.history) + 1, time.monotonic(), time.monotonic()
+        indices = epoch_batches(samples, pool, config, epoch)
+        factor = plateau_factor(state.history, settings)
+        model.train()
+        done, pending = len(state.losses), []
+        seen, told = 0, began
+        for number, batch in enumerate(step.batches(itertools.islice(indices, done, None)), start=done):
+            set_rate(optimizer, settings.lr * factor * min(1.0, (state.steps + 1) / max(1, settings.warmup_steps)))
+            pending.append(step(batch))
+            state.steps += 1
+            seen += len(batch)
+            last = number + 1 == len(indices)
+            if len(pending) < look and not last:
+                continue
+            losses = torch.stack(pending).double().tolist()  # waits for the device
+            pending.clear()
+            _check_finite(losses, number, indices, epoch, samples, run, settings)
+            state.losses += losses
+            now = time.monotonic()
+            if progress is not None and (now - told > 0.2 or last):
+                told = now
+                best = state.history[best_epoch(state.history) - 1]["val_score"] if state.history else None
+                progress(
+                    Progress(
+                        epoch, settings.max_epochs, number + 1, len(indices), float(np.mean(losses)),
+                        seen / max(now - began, 1e-9), best,
+                    )
+                )  # fmt: skip
+            if now - saved > 60 * settings.checkpoint_minutes and not last:
+                run.save_checkpoint(_state(model, optimizer, device, state, loaded))
+                saved = time.monotonic()
+        entry: dict[str, Any] = {"epoch": epoch, "steps": state.steps, "lr": settings.lr * factor}
+        entry |= {
+            "loss": float(np.mean(state.losses)),
+            **validate(model, objective, tasks, loaded.val, device, settings),
+        }
+        state.history.append(entry)
+        state.losses = []
+        if best_epoch(state.history) == epoch:
+            run.save_model(_fitted(model, config, loaded, epoch))
+        # After the model: if the process dies in between, this epoch runs again with the same result.
+        run.save_checkpoint(_state(model, optimizer, device, state, loaded))
+        run.save_log(state.history)
+        curves.write(entry)
+        _report_epoch(state.history, settings, time.monotonic() - began, seen)
+    curves.close()
+
+
+def validate(
+    model: FusionModel,
+    objective: Objective,
+    tasks: Sequence[Task],
+    val: Split | None,
+    device: torch.device,
+    settings: TrainingConfig,
+) -> dict[str, float | None]:
+    """``val_loss``, ``val_score`` and each task's score on the annotated frames of ``val``; None without that split."""
+    names = ["val_loss", "val_score", *(f"val_{task.name}" for task in tasks)]
+    if val is None:
+        return dict.fromkeys(names)
+    index = val.samples.annotated
+    outputs = predict_outputs(model, val.samples, device, settings.batch, index=index)
+    targets = {task: labels[torch.from_numpy(index)] for task, labels in val.samples.targets.items()}
+    with torch.no_grad():
+        on_device = {task: labels.to(device) for task, labels in targets.items()}
+        loss = float(objective(torch.from_numpy(outputs).to(device), on_device))
+    scores = main_scores(tasks, outputs, {task: labels.numpy() for task, labels in targets.items()})
+    known = [score for score in scores.values() if not math.isnan(score)]
+    mean = float(np.mean(known)) if known else 0.0
+    return dict(zip(names, [loss, mean, *(None if math.isnan(s) else s for s in scores.values())], strict=True))
+
+
+def score_split(
+    run: Run,
+    store: Store,
+    features: str,
+    split: Split,
+    best: FittedModel,
+    sources: Mapping[str, FeatureSource],
+    device: torch.device,
+) -> Evaluation:
+    """The best epoch's scores on a split. Those of ``val`` are saved for every frame."""
+    outputs = predict_outputs(best.model, split.samples, device, best.config.training.batch)
+    scores = frame_scores(store, split.samples, outputs, best.tasks, best.config, {"split": split.name})
+    if split.name != "train":
+        run.save_scores(split.name, scores)
+    return assess((str(run.path), features, split.name), best.epoch, scores, sources, split.left_out)
+
+
+# ---- epochs --------------------------------------------------------------------------------------------------------
+
+
+def training_pool(samples: Samples, config: FusionConfig) -> Ints:
+    """The samples of an epoch before they are shuffled: every ``stride``-th, those with rare AUs repeated by ML-ROS.
+
+    Raises:
+        UsageError: fewer than two are left.
+    """
+    settings = config.data
+    pool = strided(samples.clip, samples.frame, settings.stride)
+    if settings.ml_ros and "au" in samples.targets:
+        drawn = ml_ros(samples.labels.numpy()[pool], settings.ml_ros, config.training.seed)
+        logger.info("ML-ROS: %d of %d frames repeated", drawn.clones, len(pool))
+        pool = pool[drawn.indices]
+    if len(pool) < 2:
+        raise UsageError(f"split train: {len(pool)} frames are left by data.stride {settings.stride}")
+    return pool
+
+
+def epoch_batches(samples: Samples, pool: Ints, config: FusionConfig, epoch: int) -> list[Ints]:
+    """The samples of each step of an epoch. Their order depends on (seed, epoch) alone, so a resumed epoch is the same.
+
+    The sizes of a pass's batches differ by at most one (``iid``): BatchNorm cannot train on a last batch of one sample.
+    """
+    settings = config.training
+    passes = -(-settings.min_epoch_steps // -(-len(pool) // settings.batch))
+    found: list[Ints] = []
     shuffler = np.random.default_rng([settings.seed, epoch])
-    batches = -(-num_samples // settings.batch)
-    passes = -(-settings.min_epoch_steps // batches)
-    for _ in range(passes):
-        yield from np.array_split(shuffler.permutation(num_samples), batches)
-
-
-def evaluate_split(model: FusionModel, split: Split, device: torch.device, settings: TrainingConfig) -> Scores:
-    """Scores of the network in its present state, at logit >= 0."""
-    logits = predict_logits(model, split.samples, device, settings.batch)
-    return score(split.samples.labels.numpy(), logits >= 0)
+    for number in range(passes):
+        if config.data.sampler == "segments":
+            length = min(config.data.segment, settings.batch)
+            cut = segments(
+                samples.clip[pool], samples.frame[pool], length=length, batch_size=settings.batch,
+                seed=settings.seed, epoch=epoch * passes + number,
+            )  # fmt: skip
+            found += [pool[batch] for batch in cut]
+        else:
+            found += np.array_split(pool[shuffler.permutation(len(pool))], -(-len(pool) // settings.batch))
+    return found[: settings.max_epoch_steps]
 
 
 def standardise(model: FusionModel, samples: Samples) -> None:
-    """Set in every branch the mean and standard deviation of its rows in the training split."""
+    """Set in every projection the mean and standard deviation of its rows in the training split."""
     statistics = {source: moments(table) for source, table in samples.tables.items()}
     for name, source in samples.sources.items():
-        model.branch(name).standardise_by(*statistics[source])
+        model.projection(name).standardise_by(*statistics[source])
 
 
 def best_epoch(history: History) -> int:
-    """The first epoch with the best validation F1; the last epoch if there is no validation split."""
-    if history[-1]["val_f1"] is None:
+    """The first epoch with the best score on ``val``; the last epoch if there is no such split."""
+    if history[-1]["val_score"] is None:
         return len(history)
-    return 1 + int(np.argmax([entry["val_f1"] for entry in history]))
+    return 1 + int(np.argmax([entry["val_score"] for entry in history]))
 
 
-def _over(history: History, settings: TrainingConfig) -> bool:
+def over(history: History, settings: TrainingConfig) -> bool:
+    """Whether training has ended."""
     if not history:
         return False
     return len(history) >= settings.max_epochs or len(history) - best_epoch(history) >= settings.patience
 
 
-def _report_epoch(history: History, settings: TrainingConfig, seconds: float) -> None:
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.8, 5
+
+
+def plateau_factor(history: History, settings: TrainingConfig) -> float:
+    """What the learning rate is multiplied by: .8 for each time that ``val_loss`` has not fallen for 5 epochs.
+
+    As torch's ReduceLROnPlateau(factor=.8, patience=5) with its threshold of 1e-4, relative; worked out from the
+    history, so that there is no state to save.
+    """
+    if settings.schedule == "constant":
+        return 1.0
+    factor, best, waited = 1.0, math.inf, 0
+    for entry in history:
+        loss = entry["val_loss"] if entry["val_loss"] is not None else entry["loss"]
+        if loss < best * (1 - 1e-4):
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited > PLATEAU_PATIENCE:
+            factor, waited = factor * PLATEAU_FACTOR, 0
+    return factor
+
+
+def _check_finite(
+    losses: Sequence[float],
+    number: int,
+    indices: Sequence[Ints],
+    epoch: int,
+    samples: Samples,
+    run: Run,
+    settings: TrainingConfig,
+) -> None:
+    """Raise UsageError if one of the last losses, up to step ``number``, is NaN or infinite."""
+    bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if bad is None:
+        return
+    step = number + 1 - len(losses) + bad
+    clips = [samples.clips[clip] for clip in np.unique(samples.clip[indices[step]])]
+    more = f" and {len(clips) - 8} more" if len(clips) > 8 else ""
+    kept = f"; the checkpoint before it is kept in {run.path}" if run.has_checkpoint else ""
+    raise UsageError(
+        f"epoch {epoch}, step {step + 1}: the loss is {losses[bad]}. Its {len(indices[step])} frames are of clips "
+        f"{', '.join(clips[:8])}{more}{kept}. Lower fusion.training.lr ({settings.lr}), and name another folder with -o"
+    )
+
+
+def _report_epoch(history: History, settings: TrainingConfig, seconds: float, seen: int) -> None:
     entry = history[-1]
     text = f"epoch {entry['epoch']}/{settings.max_epochs}: loss {entry['loss']:.4f}"
-    if entry["val_f1"] is not None:
-        best = best_epoch(history)
-        text += f", val F1 {100 * entry['val_f1']:.1f} (best {100 * history[best - 1]['val_f1']:.1f}, epoch {best})"
-    logger.info("%s, %.1f s", text, seconds)
+    if entry["val_score"] is not None:
+        number = best_epoch(history)
+        name = "score" if entry.keys() & {"val_expr", "val_va", "val_intensity"} else "F1"
+        best = 100 * history[number - 1]["val_score"]
+        text += f", val {name} {100 * entry['val_score']:.1f} (best {best:.1f}, epoch {number})"
+    logger.info("%s, %.1f s, %.0f samples/s", text, seconds, seen / max(seconds, 1e-9))
 
 
-def _load(store: Store, name: str, config: FusionConfig, *, skip_failed: bool) -> Split | None:
-    """A split in RAM; None if it is the validation split and nothing in it can be used."""
-    selection = select_clips(store, name, config.instances, skip_failed=skip_failed)
+def _load(store: Store, name: str, config: FusionConfig, device: torch.device, *, skip_failed: bool) -> Split | None:
+    """A split; None if it is the validation split and nothing in it can be used."""
+    selection = select_clips(store, name, config.instances, skip_failed=skip_failed, tasks=tuple(config.tasks))
     for clip, reason in selection.left_out.items():
         logger.warning("split %s: clip %s is left out: %s", name, clip, reason)
     if name == "train":
@@ -257,11 +465,28 @@ def _load(store: Store, name: str, config: FusionConfig, *, skip_failed: bool) -
     elif not selection.clips:
         return None
     began = time.monotonic()
-    samples = load_samples(store, selection.clips, config)
+    frames: Any = "annotated" if name == "train" else "all"
+    samples = load_samples(store, selection.clips, config, frames=frames, device=device)
     megabytes = sum(table.nbytes for table in samples.tables.values()) / 1e6
     seconds = time.monotonic() - began
     logger.debug("split %s: %d clips, %.0f MB, read in %.1f s", name, len(selection.clips), megabytes, seconds)
-    return Split(name, samples, selection.left_out) if len(samples) or name == "train" else None
+    return Split(name, samples, selection.left_out) if len(samples.annotated) or name == "train" else None
+
+
+def _fitted(model: FusionModel, config: FusionConfig, loaded: Loaded, epoch: int) -> FittedModel:
+    sources = loaded.sources
+    return FittedModel(
+        model=model,
+        config=config,
+        sizes=loaded.sizes,
+        recipes={instance: sources[instance].recipe for instance in (FRAMES, *config.instances)},
+        clips=loaded.clips,
+        epoch=epoch,
+        weights={sha256: spec for source in sources.values() for sha256, spec in source.weights.items()},
+        untrained=untrained(sources),
+        drawn=len(sources[FRAMES].drawn),
+        aus=loaded.train.samples.aus,
+    )
 
 
 # ---- continuing a run ----------------------------------------------------------------------------------------------
@@ -289,14 +514,10 @@ def _choose_config(run: Run, store: Store, config: str | FusionConfig | None, ov
 
 
 def _state(
-    model: FusionModel,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    history: History,
-    sources: Mapping[str, FeatureSource],
-    clips: Mapping[str, tuple[str, ...]],
+    model: FusionModel, optimizer: torch.optim.Optimizer, device: torch.device, state: State, loaded: Loaded
 ) -> dict[str, Any]:
     """Everything that the rest of training depends on."""
+    sources = loaded.sources
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -304,48 +525,45 @@ def _state(
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         },
-        "epoch": len(history),
-        "history": history,
-        "clips": {split: list(names) for split, names in clips.items()},
+        "history": state.history,
+        "losses": state.losses,
+        "steps": state.steps,
+        "clips": {split: list(names) for split, names in loaded.clips.items()},
         "recipes": {instance: dict(source.recipe) for instance, source in sources.items()},
         "fingerprints": {instance: dict(source.fingerprints) for instance, source in sources.items()},
     }
 
 
 def _resume(
-    run: Run,
-    sources: Mapping[str, FeatureSource],
-    clips: Mapping[str, tuple[str, ...]],
-    model: FusionModel,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-) -> History:
-    """Restore everything from the checkpoint and return the epochs so far; none if there is no checkpoint.
+    run: Run, loaded: Loaded, model: FusionModel, optimizer: torch.optim.Optimizer, device: torch.device
+) -> State:
+    """Restore everything from the checkpoint and return where training was; at the start if there is no checkpoint.
 
     Raises:
         StaleError: features, labels or the kind of device differ from those that the run was begun with.
     """
-    state = run.checkpoint()
-    if state is None:
-        return []
-    now = _state(model, optimizer, device, [], sources, clips)
+    saved = run.checkpoint()
+    if saved is None:
+        return State()
+    now = _state(model, optimizer, device, State(), loaded)
     for what in ("clips", "recipes", "fingerprints"):
-        difference = first_difference(state[what], now[what], what)
+        difference = first_difference(saved[what], now[what], what)
         if difference is not None:
             raise StaleError(
                 f"run {run.path} was begun with other clips, features or labels ({difference}); "
                 "name another folder with -o"
             )
-    begun = "cpu" if state["random"]["cuda"] is None else "cuda"
+    begun = "cpu" if saved["random"]["cuda"] is None else "cuda"
     if begun != device.type:
         raise StaleError(
             f"run {run.path} was begun on {begun}, not on {device.type}; continue it with --device {begun}"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"]["cpu"])
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"]["cpu"])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state["random"]["cuda"], device)
-    history: History = state["history"]
-    logger.info("run %s: continues after epoch %d", run.path, len(history))
-    return history
+        torch.cuda.set_rng_state(saved["random"]["cuda"], device)
+    state = State(saved["history"], saved["losses"], saved["steps"])
+    within = f" and {len(state.losses)} steps of the next" if state.losses else ""
+    logger.info("run %s: continues after epoch %d%s", run.path, len(state.history), within)
+    return state
