@@ -8,9 +8,9 @@ from scipy.stats import pearsonr
 
 from extract.au import AUS
 from extract.au.metrics import f1
-from fusion.calibration import sigmoid
 from fusion.pairs import PAPER_PAIRS, check_pairs, corrected, equation, known_pairs, mine_pairs
 from fusion.pearson import labels_as_values, pearson
+from fusion.temperature import sigmoid
 from fusion.thresholds import best_thresholds
 
 

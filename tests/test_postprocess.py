@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from extract.au import AUS
 from extract.au.metrics import f1
 from extract.errors import ConfigError, CorruptError, UsageError
-from fusion.calibration import sigmoid
 from fusion.leaks import SelectedOn, check_disjoint, scores_sha256
 from fusion.pairs import PAPER_PAIRS, corrected
 from fusion.post_config import PostConfig
 from fusion.post_fitting import fit_post, without_val
 from fusion.postprocess import PostProcess, check_no_leak, describe
 from fusion.smoothing import Windows, clip_bounds, smoothed
+from fusion.temperature import sigmoid
 from fusion.thresholds import PAPER_THRESHOLDS, best_thresholds
 from tests.made_scores import drawn, scores_of
 

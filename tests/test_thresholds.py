@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from extract.au.metrics import f1
-from fusion.calibration import sigmoid
+from fusion.temperature import sigmoid
 from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds
 
 

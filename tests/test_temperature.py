@@ -1,4 +1,4 @@
-"""Temperature, log loss and calibration error against scikit-learn, scipy and planted values."""
+"""Sigmoid, log loss and temperature against scikit-learn, scipy and planted values."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from fusion.calibration import (
+from extract.au.calibration import reliability
+from fusion.temperature import (
     TEMPERATURES,
     best_temperatures,
-    calibration_error,
     negative_log_likelihood,
     sigmoid,
 )
@@ -47,7 +47,8 @@ def test_temperature_is_the_inverse_slope_of_a_logistic_regression():
     assert found == pytest.approx(1 / fitted.coef_[0, 0], rel=1e-4)
     assert found == pytest.approx(2.5, rel=0.1)
     assert negative_log_likelihood(labels, z / found) < negative_log_likelihood(labels, z) - 0.05
-    assert calibration_error(labels, sigmoid(z / found)) < calibration_error(labels, sigmoid(z)) - 0.05
+    before, after = (reliability(labels, sigmoid(one)).error for one in (z, z / found))
+    assert after < before - 0.05
 
 
 def test_one_class_keeps_its_temperature_and_perfect_logits_end_at_the_bound():
@@ -56,27 +57,3 @@ def test_one_class_keeps_its_temperature_and_perfect_logits_end_at_the_bound():
     found = best_temperatures(labels, z)
     np.testing.assert_array_equal(found[:2], 1.0)
     assert found[2] == pytest.approx(TEMPERATURES[0], rel=1e-3)
-
-
-def test_calibration_error_by_its_definition():
-    random = np.random.default_rng(1)
-    p = np.concatenate([random.random((500, 2)), [[1.0, 0.0]]])
-    labels = (random.random(p.shape) < p**2).astype(np.int8)
-    labels[::7, 1] = -1
-    for au in range(2):
-        seen = labels[:, au] >= 0
-        truth, own = labels[seen, au], p[seen, au]
-        expected = 0.0
-        for low in range(15):
-            inside = (own >= low / 15) & ((own < (low + 1) / 15) | ((low == 14) & (own <= 1)))
-            if inside.any():
-                expected += inside.sum() / len(own) * abs(truth[inside].mean() - own[inside].mean())
-        assert calibration_error(labels, p)[au] == pytest.approx(expected, abs=1e-12)
-        assert expected > 0.1
-
-
-def test_calibration_error_by_hand():
-    """Ten frames at .95, nine of them positive: off by .05."""
-    labels = np.array([[1]] * 9 + [[0]])
-    assert calibration_error(labels, np.full((10, 1), 0.95))[0] == pytest.approx(0.05)
-    assert np.isnan(calibration_error(np.full((2, 1), -1), np.full((2, 1), 0.5)))[0]
