@@ -11,11 +11,11 @@ from extract.au.metrics import Floats
 from fusion import published
 from fusion.about import About, counted
 from fusion.bootstrap import LEAST_VIDEOS, Interval, VideoBootstrap, VideoCounts
-from fusion.calibration import sigmoid
 from fusion.heads import TITLES, HeadScores, score_heads
 from fusion.postprocess import Step
 from fusion.scores import FrameScores
 from fusion.scoring import BASELINES, Scores, by_name, mean, score
+from fusion.temperature import sigmoid
 from fusion.text_tables import au_table, columns, percent, signed, span, wrapped
 
 METRICS = {
@@ -125,7 +125,7 @@ class Evaluation(About):
         found = super().warnings()
         if self.scores.without_positive:
             names = ", ".join(self.scores.without_positive)
-            found.append(f"never active in this split: {names}; its F1 is 0 by definition and counts in the mean")
+            found.append(f"never active in this split: {names} (F1 is 0 by definition and counts in the mean)")
         if self.interval is None and self.scores.aus:
             found.append(
                 f"no interval: {counted(self.source_videos, 'source video')}; an interval takes {LEAST_VIDEOS} or more"

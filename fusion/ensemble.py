@@ -58,6 +58,7 @@ class Way:
     split: str
     scores: Scores
     interval: Interval | None
+    source_videos: int
     flatters: bool
     """Whether something was chosen on the very frames of these numbers."""
 
@@ -152,11 +153,8 @@ class Ensemble:
         if best is not None:
             name, baseline = best.scores.best_baseline
             lines += wrapped(
-                f"mean F1 {percent(best.scores.mean_f1)} % ({doubt(best.interval, self.about.source_videos)}) "
-                f"{best.name} on {best.split}, best trivial predictor {percent(baseline)} ({BASELINES[name]})"
-                if best.split == self.about.split
-                else f"mean F1 {percent(best.scores.mean_f1)} % {best.name} on {best.split}, best trivial predictor "
-                f"{percent(baseline)} ({BASELINES[name]})"
+                f"mean F1 {percent(best.scores.mean_f1)} % ({doubt(best.interval, best.source_videos)}), {best.name}, "
+                f"on {best.split}; best trivial predictor {percent(baseline)} ({BASELINES[name]})"
             )
         lines += wrapped(f"{counted(len(self.names), 'candidate')}, chosen by {self.metric} on {self.about.where()}")
         for warning in self.warnings():
@@ -293,8 +291,9 @@ def _decided(scores: FrameScores, decide: Decide) -> Decisions:
 
 def _way(name: str, split: str, scores: FrameScores, decisions: Decisions, *, flatters: bool) -> Way:
     counts = VideoCounts.of(scores.labels, decisions, scores.source_video)
-    interval = VideoBootstrap(counts).mean_f1(counts)
-    return Way(name, split, score(scores.labels, decisions, aus=scores.aus), interval, flatters)
+    bootstrap = VideoBootstrap(counts)
+    found = score(scores.labels, decisions, aus=scores.aus)
+    return Way(name, split, found, bootstrap.mean_f1(counts), bootstrap.number, flatters)
 
 
 def _plain(value: float) -> float | None:
