@@ -157,7 +157,8 @@ class Ablation:
                 table = columns([header[place] for place in kept], [[row[place] for place in kept] for row in rows])
                 lines += ["", f"{how}: {meaning}", *table]
         if beside:
-            lines += ["", f"USC published: mean F1 before post-processing, input zeroed; {published.SOURCE}"]
+            note = f"USC published: mean F1 before post-processing, input zeroed; {published.SOURCE}"
+            lines += ["", *wrapped(note)]
         return "\n".join(lines)
 
 
