@@ -122,12 +122,13 @@ class Ablation:
                 f"mean F1 {percent(self.f1)} % ({doubt(self.interval, self.about.source_videos)}); it changes most "
                 f"without {' and '.join(dearest.modalities)}: {signed(dearest.change)}"
             )
-        lines += wrapped(f"run {self.about.run} (epoch {self.about.epoch}), {self.about.where()}, after {self.step}")
+        after = "before post-processing" if self.step == "base" else f"after {self.step}"
+        lines += wrapped(f"run {self.about.run} (epoch {self.about.epoch}), {self.about.where()}, {after}")
         for warning in self.about.warnings():
             lines += wrapped(warning)
         beside = self.published is not None
         header = ["without", "mean F1", "95 % interval", "change", "95 % interval", "F1_our", "USC published"]
-        kept = [0, 1, *([2] if verbose else []), 3, 4, *([5] if verbose else []), *([6] if beside else [])]
+        details = [5] if verbose else []
         for how, meaning in WAYS.items():
             rows = [
                 [
@@ -154,6 +155,15 @@ class Ablation:
                 if one.how == how
             ]
             if len(rows) > 1:
+                kept = [
+                    0,
+                    1,
+                    *([2] if verbose else []),
+                    3,
+                    4,
+                    *details,
+                    *([6] if beside and how == "zero_input" else []),
+                ]
                 table = columns([header[place] for place in kept], [[row[place] for place in kept] for row in rows])
                 lines += ["", f"{how}: {meaning}", *table]
         if beside:

@@ -103,6 +103,8 @@ class Ensemble:
     def warnings(self) -> list[str]:
         """Sentences that weaken the numbers."""
         found = self.about.warnings()
+        if self.about.split == "val":
+            found.append("the epochs of the candidates were chosen on split val: all its numbers flatter a little")
         if not self.num_folds:
             found.append(f"no nested score: {counted(self.about.source_videos, 'source video')}; it takes 2 or more")
         return found
@@ -156,7 +158,8 @@ class Ensemble:
                 f"mean F1 {percent(best.scores.mean_f1)} % ({doubt(best.interval, best.source_videos)}), {best.name}, "
                 f"on {best.split}; best trivial predictor {percent(baseline)} ({BASELINES[name]})"
             )
-        lines += wrapped(f"{counted(len(self.names), 'candidate')}, chosen by {self.metric} on {self.about.where()}")
+        title = {"f1": "F1", "f1_our": "F1_our"}[self.metric]
+        lines += wrapped(f"{counted(len(self.names), 'candidate')}, chosen by {title} on {self.about.where()}")
         for warning in self.warnings():
             lines += wrapped(warning)
         rows = [
@@ -174,7 +177,7 @@ class Ensemble:
         names = self.ways[0].scores.au_names
         letters = {place: f"c{place + 1}" for place in range(len(self.names))}
         f1 = {
-            f"{self.metric} of chosen": [
+            f"{title} of chosen": [
                 *(percent(self.choice.table[winner, au]) for au, winner in enumerate(self.choice.winner)),
                 percent(mean(self.choice.table[self.choice.winner, np.arange(len(names))])),
             ],
@@ -182,7 +185,7 @@ class Ensemble:
         }
         if verbose:
             f1 |= {
-                f"{self.metric} {letters[place]}": [*map(percent, row), percent(mean(row))]
+                f"{title} {letters[place]}": [*map(percent, row), percent(mean(row))]
                 for place, row in enumerate(self.choice.table)
             }
         lines += ["", *au_table([*names, "mean"], f1), ""]

@@ -79,7 +79,7 @@ def test_every_group_is_removed_in_every_way():
 
 
 def test_the_table_of_an_ablation():
-    def without(group, how):
+    def without(group, _):
         return worse(0.5 if "sound" in group else 0.1)
 
     found = ablate(WHOLE, MODALITIES, without, published_beside=True, leak="LEAK ALLOWED: x")
@@ -105,7 +105,7 @@ def test_the_table_of_an_ablation():
         ({"groups": [("fcae",)]}, "no modality fcae in this run; known: face, shape"),
         ({"ways": ["retrained"]}, "retrained: nothing was given to fit networks with"),
         (
-            {"other": {"clips": ("a", "b", "c", "d", "e")}},
+            {"other": {"clips": tuple("abcde")}},
             "zero_input without face: clips a, b, c, d, e, expected test0",
         ),
         ({"other": {"frame": WHOLE.frame + 1}}, "zero_input without face: other frames of the same clips"),

@@ -143,7 +143,7 @@ def test_one_video_has_no_nested_score():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: [], "no candidate to choose from"),
+        (lambda c: c[:0], "no candidate to choose from"),
         (lambda c: [*c, c[0]], "candidates of one name: a"),
         (
             lambda c: [c[0], replace(c[1], scores=candidates(names=("x", "z"))[1].scores)],
