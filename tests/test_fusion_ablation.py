@@ -59,7 +59,8 @@ def test_every_group_is_removed_in_every_way():
     found = ablate(
         WHOLE, MODALITIES, without, retrained, ways=("zero_input", "missing", "retrained"), published_beside=True
     )
-    assert called == [(group, how) for how in ("zero_input", "missing", "retrained") for group in groups_of(MODALITIES)]
+    ways = ("zero_input", "missing", "retrained")
+    assert called == [(group, how) for how in ways for group in groups_of(MODALITIES)]
     whole = VideoCounts.of(WHOLE.labels, WHOLE.logits >= 0, WHOLE.source_video)
     for one in found.removed:
         by = cost.get(one.modalities, 0.2)
