@@ -352,8 +352,9 @@ def read_labels(
         if labelled and store.has(clip, LABELS, task):
             stored = store.read(clip, LABELS, task).values
             if stored.shape != values.shape:
-                expected = ", ".join([f"{num_frames} frames", *(str(size) for size in values.shape[1:])])
-                raise StoreError(f"clip {clip}: labels/{task} is {list(stored.shape)}, expected [{expected}]")
+                width = {"au": f", {len(aus)} AUs", "intensity": f", {len(aus)} AUs", "va": ", 2"}.get(task, "")
+                expected = f"{num_frames} frames{width}"
+                raise StoreError(f"clip {clip}: labels/{task} is {stored.shape}, expected [{expected}]")
             values = stored.astype(empty.dtype)
         found[task] = values
     return found

@@ -14,7 +14,8 @@ from extract.errors import StaleError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
 from fusion.data import load_samples
-from fusion.evaluation import bootstrap, by_name, evaluate, interval, predict_logits, score
+from fusion.evaluation import bootstrap, by_name, evaluate, interval, score
+from fusion.inference import predict_outputs
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
 from fusion.selection import feature_sources
@@ -22,7 +23,7 @@ from tests.fusion_stores import add_clip, add_instance, planted_store, remove_in
 
 CONFIG = FusionConfig.model_validate({
     "modalities": {"swin": {"kind": "frame", "instance": "swin", "array": "feature", "project": 12}},
-    "model": {"head": 12, "modality_dropout": 0, "missing": "zeros"},
+    "model": {"head": 12, "modality_dropout": 0, "missing": "zero_output"},
 })
 
 
@@ -102,8 +103,8 @@ def test_frames_without_a_face_count(fitted):
 def test_predictions_keep_the_order_of_the_samples(fitted):
     features, run = fitted
     store = Store.open(features)
-    samples = load_samples(store, ["b", "c"], CONFIG)
-    logits = predict_logits(Run(run).model().model, samples, torch.device("cpu"), batch_size=7)
+    samples = load_samples(store, ["b", "c"], CONFIG, frames="all")
+    logits = predict_outputs(Run(run).model().model, samples, torch.device("cpu"), batch_size=7)
     expected = np.concatenate([store.read(clip, "swin", "feature").values for clip in "bc"])
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
