@@ -11,6 +11,7 @@ from extract.au import NUM_EXPRESSIONS
 from extract.config import SECTIONS, Frozen, Remembered, apply_overrides, load_section, validated
 from extract.errors import ConfigError
 from extract.names import suggestion
+from fusion.post_config import PostConfig
 
 
 class FrameModality(Frozen):
@@ -250,6 +251,7 @@ class FusionConfig(Frozen):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+    post: PostConfig = PostConfig()
 
     @property
     def used(self) -> dict[str, AnyModality]:
