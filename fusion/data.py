@@ -281,10 +281,7 @@ def load_samples(
         labels = read_labels(store, clip, config, len(pts_s), aus, labelled=labelled)
         frame = np.arange(len(pts_s))
         if frames == "annotated":
-            use = annotated({task: torch.from_numpy(values) for task, values in labels.items()})
-            if config.data.drop_partial_frames and "au" in labels:
-                use &= (labels["au"] >= 0).all(axis=1)
-            frame = np.flatnonzero(use)
+            frame = np.flatnonzero(annotated({task: torch.from_numpy(values) for task, values in labels.items()}))
         for table in tables.values():
             table.read(store, clip)
         for name, modality in config.used.items():
@@ -342,6 +339,8 @@ def read_labels(
 ) -> dict[str, NDArray[Any]]:
     """Task -> labels of every frame, [T] or [T, width]; not annotated where the clip lacks them.
 
+    With ``data.drop_partial_frames`` a frame with any -1 has no AU labels at all.
+
     Raises:
         StoreError: they do not fit the clip's frames or the AUs.
     """
@@ -352,9 +351,12 @@ def read_labels(
         if labelled and store.has(clip, LABELS, task):
             stored = store.read(clip, LABELS, task).values
             if stored.shape != values.shape:
-                expected = ", ".join([f"{num_frames} frames", *(str(size) for size in values.shape[1:])])
-                raise StoreError(f"clip {clip}: labels/{task} is {list(stored.shape)}, expected [{expected}]")
+                width = {"au": f", {len(aus)} AUs", "intensity": f", {len(aus)} AUs", "va": ", 2"}.get(task, "")
+                expected = f"{num_frames} frames{width}"
+                raise StoreError(f"clip {clip}: labels/{task} is {stored.shape}, expected [{expected}]")
             values = stored.astype(empty.dtype)
+            if task == "au" and config.data.drop_partial_frames:
+                values[(values < 0).any(axis=1)] = NOT_ANNOTATED["au"]
         found[task] = values
     return found
 

@@ -19,7 +19,7 @@ import itertools
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +37,8 @@ from extract.files import LocalFiles
 from extract.names import nearest, suggestion
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
+from fusion.postprocess import FILE as POSTPROCESS
+from fusion.postprocess import PostProcess
 from fusion.scores import FrameScores
 from fusion.tasks import Task, num_outputs, tasks_of
 
@@ -157,6 +159,20 @@ class Run:
     def save_scores(self, split: str, scores: FrameScores) -> None:
         """Write the outputs for every frame of a split."""
         self._files.write(f"{SCORES}/{split}.npz", scores.as_bytes())
+
+    def save_postprocess(self, post: PostProcess) -> None:
+        """Write what is applied to the outputs."""
+        self._files.write(POSTPROCESS, (json.dumps(post.as_json(), indent=1) + "\n").encode())
+
+    def postprocess(self, aus: Sequence[int]) -> PostProcess | None:
+        """What is applied to the outputs for ``aus``; None if the run has none.
+
+        Raises:
+            UsageError: the file is for other AUs.
+            CorruptError: the file is damaged.
+        """
+        path = self.path / POSTPROCESS
+        return PostProcess.read(path, aus) if path.is_file() else None
 
     def scores(self, split: str) -> FrameScores | None:
         """The outputs for every frame of a split; None if they were not saved.

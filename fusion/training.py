@@ -25,7 +25,10 @@ from fusion.device import arithmetic
 from fusion.evaluation import assess
 from fusion.inference import frame_scores, predict_outputs
 from fusion.model import FusionModel
+from fusion.post_fitting import fit_post, without_val
+from fusion.postprocess import PostProcess
 from fusion.runs import EVENTS, FittedModel, Run
+from fusion.scores import FrameScores
 from fusion.selection import (
     FRAMES,
     LABELS,
@@ -186,10 +189,21 @@ def fit(
         # Evaluate.
         best = run.model()
         best.model.to(torch_device)
-        found = [score_split(run, store, str(features), split, best, loaded.sources, torch_device)
-                 for split in loaded.splits]  # fmt: skip
+        scores = {split.name: split_scores(store, split, best, torch_device) for split in loaded.splits}
+    found = [
+        assess((str(run.path), str(features), split.name), best.epoch, scores[split.name], loaded.sources,
+               split.left_out)
+        for split in loaded.splits
+    ]  # fmt: skip
 
     # Save.
+    if "au" in config.tasks:
+        post = post_processing(scores.get("val"), config, loaded.train.samples)
+        for notice in post.notices:
+            logger.info("post-processing: %s", notice)
+        run.save_postprocess(post)
+    if "val" in scores:
+        run.save_scores("val", scores["val"])
     run.save_metrics({evaluation.split: evaluation.as_json() for evaluation in found})
     return found
 
@@ -319,21 +333,17 @@ def validate(
     return dict(zip(names, [loss, mean, *(None if math.isnan(s) else s for s in scores.values())], strict=True))
 
 
-def score_split(
-    run: Run,
-    store: Store,
-    features: str,
-    split: Split,
-    best: FittedModel,
-    sources: Mapping[str, FeatureSource],
-    device: torch.device,
-) -> Evaluation:
-    """The best epoch's scores on a split. Those of ``val`` are saved for every frame."""
+def split_scores(store: Store, split: Split, best: FittedModel, device: torch.device) -> FrameScores:
+    """The outputs of the best epoch for the frames of a split."""
     outputs = predict_outputs(best.model, split.samples, device, best.config.training.batch)
-    scores = frame_scores(store, split.samples, outputs, best.tasks, best.config, {"split": split.name})
-    if split.name != "train":
-        run.save_scores(split.name, scores)
-    return assess((str(run.path), features, split.name), best.epoch, scores, sources, split.left_out)
+    return frame_scores(store, split.samples, outputs, best.tasks, best.config, {"split": split.name})
+
+
+def post_processing(val: FrameScores | None, config: FusionConfig, train: Samples) -> PostProcess:
+    """What the config says of smoothing, thresholds and the rest, chosen on ``val`` where there is that split."""
+    if val is None:
+        return without_val(config.post, train.aus)
+    return fit_post(val, config.post, train.labels.numpy())
 
 
 # ---- epochs --------------------------------------------------------------------------------------------------------

@@ -92,18 +92,18 @@ def test_quiet_prints_only_the_result(folder):
 
 @pytest.mark.usefixtures("folder")
 def test_an_interrupted_fit_ends_with_130_and_goes_on_with_its_own_config(monkeypatch):
-    real = training.train_epoch
+    real = training.epoch_batches
 
     def interrupted(*arguments):
-        if arguments[5] == 2:
+        if arguments[-1] == 2:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_epoch", interrupted)
+    monkeypatch.setattr(training, "epoch_batches", interrupted)
     stopped = fusion("fit", "-c", "small.yaml", "-o", "runs/first")
     assert stopped.exit_code == 130
     assert "run the same command to continue" in stopped.stderr
-    monkeypatch.setattr(training, "train_epoch", real)
+    monkeypatch.setattr(training, "epoch_batches", real)
     refused = fusion("fit", "-o", "runs/first", "-c", "small.yaml", "--set", "training.lr=0.5")
     assert refused.exit_code == 2
     assert "training.lr: 0.001 against 0.5" in refused.stderr
@@ -179,7 +179,26 @@ def test_a_modality_can_be_left_out(tmp_path):
         ({"modalities": {"x": {"kind": "frame", "instance": "a", "array": "b", "before": 1}}}, "before: unknown key"),
         ({"model": {"readout": "mean"}}, "model.readout: Input should be 'final_state' or 'last_output'"),
         ({"training": {"batch": 1}}, "training.batch: .*greater than or equal to 2, found 1"),
-        ({"loss": {"pos_weight": [1, 2]}}, "loss.pos_weight: .*expected 12 positive numbers"),
+        ({"loss": {"pos_weight": [1, -2]}}, "loss.pos_weight: .*expected positive numbers, one per AU"),
+        ({"model": {"missing": "zeros"}}, "model.missing: .*zeros is now named zero_output"),
+        ({"model": {"kind": "linear"}}, "model.kind linear takes one modality of kind frame, found frame, frame"),
+        ({"model": {"kind": "transformer", "width": 30}}, "width 30 is not a multiple of heads 4"),
+        ({"model": {"encoder": "attention", "heads": 5}}, "2 . hidden = 128 is not a multiple of heads 5"),
+        ({"tasks": {}}, "tasks: none; name at least one of au, expr, va, intensity"),
+        ({"tasks": {"au": 0}}, "tasks: weights must be positive"),
+        ({"tasks": {"pain": 1}}, "tasks.pain.*: Input should be 'au'"),
+        (
+            {"modalities": {"x": {"kind": "context", "instance": "a", "array": "b", "frames": 8}}},
+            "frames and span_s go together",
+        ),
+        (
+            {
+                "modalities": {
+                    "x": {"kind": "context", "instance": "a", "array": "b", "frames": 8, "span_s": 2, "stride": 2}
+                }
+            },
+            "by before, after and stride, or by frames and span_s, not by both",
+        ),
     ],
 )
 def test_what_a_config_must_not_say(tmp_path, section, message):

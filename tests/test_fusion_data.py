@@ -1,5 +1,6 @@
 """Tables, windows and refusals, on stores written through the real store."""
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
+from extract.au import AUS
+from extract.errors import ConfigError, CorruptError, MachineError, StoreError, UnfinishedError, UsageError
 from extract.store import Store
+from fusion import tables
 from fusion.config import FusionConfig
-from fusion.data import gather, load_samples, moments
+from fusion.data import Samples, Windows, load_samples, moments
 from fusion.selection import all_damage_named, feature_sources, first_difference, select_clips, shared_people
+from fusion.tables import Home
 from fusion.training import fit
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
@@ -45,8 +49,17 @@ def add_video(store: Store, clip: str, *, num_frames: int, valid=None, au=None, 
 
 def rows_of(samples, modality: str, i: int) -> list[float]:
     """First feature of every row that sample ``i`` gets of a modality."""
-    start, stop = samples.ranges[modality][i]
-    return samples.tables[samples.sources[modality]][start:stop, 0].tolist()
+    windows = samples.windows[modality]
+    rows = np.arange(*windows.ranges[i])
+    rows = rows if windows.rows is None else windows.rows[rows]
+    return samples.tables[samples.sources[modality]][rows, 0].tolist()
+
+
+def gathered(rows, i: int) -> list[float]:
+    """The same, from a batch."""
+    length = int(rows.lengths[i])
+    values = rows.values if rows.place is None else rows.values[rows.place]
+    return values.view(*rows.shape, -1)[:length, i, 0].tolist()
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -87,17 +100,161 @@ def test_rows_of_more_axes_are_flattened(store):
     np.testing.assert_array_equal(samples.tables["swin", "feature"].numpy(), tokens.reshape(3, 20))
 
 
-def test_a_batch_is_the_slices_of_its_windows():
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("length", [None, 12])
+def test_a_batch_is_the_slices_of_its_windows(distinct, length):
+    """On a rectangle, time first; below a window's end lies some row of the table, never anything else."""
     random = np.random.default_rng(0)
-    table = torch.from_numpy(random.standard_normal((50, 3)))
+    table = torch.from_numpy(random.standard_normal((50, 3)).astype(np.float32))
     start = random.integers(0, 50, 40)
     ranges = np.stack([start, np.minimum(start + random.integers(0, 9, 40), 50)], axis=1)
     ranges[7] = (50, 50)
-    found = gather(table, ranges)
-    slices = [table[a:b] for a, b in ranges if b > a]
-    assert found.samples.tolist() == [i for i, (a, b) in enumerate(ranges) if b > a]
-    assert found.lengths.tolist() == [len(part) for part in slices]
-    torch.testing.assert_close(found.rows, torch.cat(slices), rtol=0, atol=0)
+    samples = samples_of(table, Windows(ranges))
+    index = random.permutation(40)
+    rows = samples.batch(index, lengths={"m": length} if length else None, distinct=distinct).inputs["m"]
+    assert rows.shape == (length or 8, 40)
+    assert rows.lengths.tolist() == (ranges[index, 1] - ranges[index, 0]).tolist()
+    assert (len(rows.values) < 51) == distinct
+    values = rows.values if rows.place is None else rows.values[rows.place]
+    for column, sample in enumerate(index):
+        inside = values.view(*rows.shape, 3)[: rows.lengths[column], column]
+        torch.testing.assert_close(inside, table[slice(*ranges[sample])], rtol=0, atol=0)
+    assert all((value == table).all(dim=1).any() for value in values)
+    with pytest.raises(ValueError, match="a window of 8 rows does not fit a rectangle of length 5"):
+        samples.batch(index, lengths={"m": 5})
+
+
+def samples_of(table: torch.Tensor, windows: Windows) -> Samples:
+    """Samples of one modality ``m``."""
+    number = len(windows.ranges)
+    return Samples(
+        clips=("a",),
+        clip=np.zeros(number, dtype=np.int64),
+        frame=np.arange(number),
+        pts_s=np.arange(number) / 25,
+        targets={"au": torch.zeros(number, 12, dtype=torch.int8)},
+        aus=AUS,
+        tables={("m", "x"): table},
+        row_times={("m", "x"): None},
+        sources={"m": ("m", "x")},
+        windows={"m": windows},
+        home=Home("memory", torch.device("cpu"), ""),
+    )
+
+
+def test_where_the_tables_lie_changes_nothing(store, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    add_video(store, "a", num_frames=9, valid=[1, 0, 1, 1, 0, 1, 1, 1, 1])
+    add_video(store, "b", num_frames=5, offset=2.0)
+    batches = []
+    for place in ("memory", "file", "auto"):
+        config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"tables": place})})
+        samples = load_samples(store, ["a", "b"], config)
+        assert samples.home.place == ("file" if place == "file" else "memory")
+        batches.append(samples.batch(np.array([3, 0, 12, 4])))
+    for other in batches[1:]:
+        for name, rows in batches[0].inputs.items():
+            torch.testing.assert_close(other.inputs[name].values, rows.values, rtol=0, atol=0)
+    assert list(tmp_path.glob("tmp*")) == []  # the file has no name and goes with its table
+
+
+def test_tables_go_to_a_file_when_memory_is_short(store, monkeypatch):
+    add_video(store, "a", num_frames=9)
+    monkeypatch.setattr(tables, "free_memory", lambda: 100)
+    assert load_samples(store, ["a"], CONFIG).home.place == "file"
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_read(store, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    add_video(store, "a", num_frames=9)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"tables": "file"})})
+    with pytest.raises(MachineError, match=r"no room for 0\.0 GB of features \(No space left on device\); set TMPDIR"):
+        load_samples(store, ["a"], config)
+
+
+def test_a_gpu_for_the_tables_needs_one(store):
+    add_video(store, "a", num_frames=9)
+    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"tables": "gpu"})})
+    with pytest.raises(ConfigError, match=r"fusion\.training\.tables is gpu, and the device is cpu"):
+        load_samples(store, ["a"], config)
+
+
+def test_free_memory_is_that_of_the_machine_or_its_container(monkeypatch, tmp_path):
+    machine = tables.free_memory()
+    assert 50e6 < machine < 1e14
+    monkeypatch.setattr(tables, "_CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("1500\n")
+    assert tables.free_memory() == 500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert tables.free_memory() == pytest.approx(machine, rel=0.5)
+
+
+def test_each_array_is_read_once_and_in_the_order_of_clips(store, monkeypatch):
+    for clip in "abc":
+        add_video(store, clip, num_frames=6)
+    read, real = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda *key: (read.append(key[1:]), real(*key))[1])
+    load_samples(store, ["a", "b", "c"], CONFIG)
+    features = [key for key in read if key[2] == "feature"]
+    assert features == [(clip, instance, "feature") for clip in "abc" for instance in ("swin", "hubert")]
+
+
+@pytest.mark.parametrize(
+    "window",
+    [{"before": 4, "after": 2, "stride": 2}, {"frames": 8, "span_s": 0.2}, {"frames": 3, "span_s": 0.04}],
+)
+def test_strided_windows_leave_rows_out(store, window):
+    """Against their definitions: every stride-th frame; or n moments spread evenly, each with the nearest frame."""
+    valid = {"a": [1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1], "b": [1] * 3}
+    for clip, flags in valid.items():
+        add_video(store, clip, num_frames=len(flags), valid=flags)
+    modality = {"kind": "context", "instance": "swin", "array": "feature"} | window
+    config = FusionConfig.model_validate({"modalities": {"face": {**modality}}})
+    samples = load_samples(store, ["a", "b"], config)
+    for i in range(len(samples)):
+        clip, t = samples.clips[samples.clip[i]], int(samples.frame[i])
+        flags = valid[clip]
+        if "stride" in window:
+            wanted = range(t - 8, t + 5, 2)
+        else:
+            span, count = Fraction(str(window["span_s"])), window["frames"]
+            moments = [Fraction(t, 25) - span + 2 * span * k / (count - 1) for k in range(count)]
+            # The nearest frame, the earlier of two that are equally near; none beyond half a frame of the ends.
+            wanted = [math.ceil(moment * 25 - Fraction(1, 2)) for moment in moments
+                      if -Fraction(1, 2) <= moment * 25 <= len(flags) - Fraction(1, 2)]  # fmt: skip
+        expected = [u for u in wanted if 0 <= u < len(flags) and flags[u]]
+        assert rows_of(samples, "face", i) == expected
+    assert samples.windows["face"].rows is not None
+
+
+def test_a_clip_without_the_strided_modality(store):
+    add_video(store, "a", num_frames=4)
+    add_video(store, "b", num_frames=3)
+    add_instance(store, "b", "swin", {}, state="empty", reason="no_video")
+    add_video(store, "c", num_frames=2)
+    modality = {"kind": "context", "instance": "swin", "array": "feature", "before": 1, "after": 1, "stride": 2}
+    samples = load_samples(store, ["a", "b", "c"], FusionConfig.model_validate({"modalities": {"face": modality}}))
+    assert [rows_of(samples, "face", i) for i in range(9)] == [[0, 2], [1, 3], [0, 2], [1, 3], [], [], [], [0], [1]]
+    batch = samples.batch(np.arange(9))
+    assert [gathered(batch.inputs["face"], i) for i in range(9)] == [rows_of(samples, "face", i) for i in range(9)]
+
+
+def test_rows_know_when_they_were_relative_to_their_frame(store):
+    add_video(store, "a", num_frames=6, valid=[1, 1, 0, 1, 1, 1])
+    samples = load_samples(store, ["a"], CONFIG)
+    rows = samples.batch(np.array([3, 0]), times=True).inputs
+    motion = rows["motion"]  # frames 1, 3, 4 around frame 3; 0, 1 around frame 0
+    torch.testing.assert_close(motion.times[:3, 0], torch.tensor([-2.0, 0.0, 1.0]) / 25)
+    torch.testing.assert_close(motion.times[:2, 1], torch.tensor([0.0, 1.0]) / 25)
+    sound = rows["sound"]
+    centres = (320 * torch.arange(30) + 200) / 16000
+    assert gathered(sound, 0) == [s for s in range(30) if 0.12 - 0.1 <= centres[s] < 0.12 + 0.1]
+    steps = torch.tensor(gathered(sound, 0)).long()
+    torch.testing.assert_close(sound.times[: len(steps), 0], centres[steps] - 0.12, atol=1e-6, rtol=0)
 
 
 def test_a_batch_in_any_order_carries_its_own_labels(store):
@@ -105,8 +262,8 @@ def test_a_batch_in_any_order_carries_its_own_labels(store):
     au[:, 3] = np.arange(8) % 3 - 1
     add_video(store, "a", num_frames=8, au=au)
     batch = load_samples(store, ["a"], CONFIG).batch(np.array([6, 0, 3]))
-    np.testing.assert_array_equal(batch.labels.numpy(), au[[6, 0, 3]])
-    assert batch.inputs["face"].rows[:, 0].tolist() == [6, 0, 3]
+    np.testing.assert_array_equal(batch.targets["au"].numpy(), au[[6, 0, 3]])
+    assert batch.inputs["face"].values[:, 0].tolist() == [6, 0, 3]
     assert len(batch) == 3
 
 
@@ -135,14 +292,14 @@ def test_empty_instances_are_missing_not_zero(store):
     samples = load_samples(store, ["a", "b"], CONFIG)
     assert samples.missing() == {"face": 3, "motion": 3, "sound": 3}
     assert len(samples.tables["swin", "feature"]) == 4  # rows without a face take no memory
-    assert samples.batch(np.arange(7)).inputs["face"].samples.tolist() == [0, 1, 2, 3]
+    assert samples.batch(np.arange(7)).inputs["face"].lengths.tolist() == [1, 1, 1, 1, 0, 0, 0]
 
 
 def test_nothing_at_all_of_a_modality(store):
     add_video(store, "a", num_frames=3)
     add_instance(store, "a", "hubert", {}, state="empty", reason="no_audio")
     batch = load_samples(store, ["a"], CONFIG).batch(np.arange(3))
-    assert len(batch.inputs["sound"].samples) == 0
+    assert batch.inputs["sound"].lengths.tolist() == [0, 0, 0]
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -326,8 +483,8 @@ def test_tokens_are_the_rows_that_range_names(tmp_path):
     assert samples.missing() == {"words": 5 + 2 + 5}
     batch = samples.batch(np.arange(5, 10))
     words = batch.inputs["words"]
-    assert words.samples.tolist() == [0, 1, 3]
-    assert words.rows[:, 0].tolist() == [0, 1, 0, 1, 1, 2, 3, 4, 5]
+    assert words.lengths.tolist() == [2, 2, 0, 5, 0]
+    assert [gathered(words, i) for i in range(5)] == [[0, 1], [0, 1], [], [1, 2, 3, 4, 5], []]
     assert len(samples.tables["roberta", "token"]) == 6
 
 

@@ -27,7 +27,7 @@ from extract.store import Store
 from fusion.cli import app, render
 from fusion.config import load_fusion_config
 from fusion.data import load_samples
-from fusion.evaluation import predict_logits
+from fusion.inference import predict_outputs
 from fusion.prediction import _rebuilt
 from fusion.runs import FittedModel, Run
 from tests.media_files import pictures, tone, write_clip
@@ -121,8 +121,8 @@ def test_times_are_ffprobes_and_numbers_are_the_stores(fitted, media_dir, golden
     clip = Clip(id="same", video=tmp_path / name, transcript=(tmp_path / name).with_suffix(".csv"))
     extract.run([clip], tmp_path / "store.zarr", str(fitted / "config.yaml"))
     model = Run(fitted / "run").model()
-    samples = load_samples(Store.open(tmp_path / "store.zarr"), ["same"], model.config, labelled=False)
-    logits = predict_logits(model.model, samples, next(model.model.parameters()).device)
+    samples = load_samples(Store.open(tmp_path / "store.zarr"), ["same"], model.config, frames="all", labelled=False)
+    logits = predict_outputs(model.model, samples, next(model.model.parameters()).device)
     probabilities = np.array([columns[f"{au}_p"] for au in aus], dtype=float).T
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits.astype(float))), rtol=0, atol=1e-6)
     assert ((logits >= 0) == np.array([columns[au] for au in aus], dtype=int).T).all()
