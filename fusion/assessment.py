@@ -102,6 +102,10 @@ class Evaluation(About):
     """The further tasks of the run."""
     absent: tuple[Absent, ...] = ()
     """One entry per modality."""
+    notices: tuple[str, ...] = ()
+    """Sentences that every table of it prints."""
+    post: tuple[str, ...] = ()
+    """Lines that describe its post-processing."""
     published: bool = False
     """Whether published numbers are printed beside: only where the clips are Aff-Wild2's."""
 
@@ -122,7 +126,7 @@ class Evaluation(About):
 
     def warnings(self) -> list[str]:
         """Sentences that weaken the numbers."""
-        found = super().warnings()
+        found = [*super().warnings(), *self.notices]
         if self.scores.without_positive:
             names = ", ".join(self.scores.without_positive)
             found.append(f"never active in this split: {names} (F1 is 0 by definition and counts in the mean)")
@@ -143,6 +147,7 @@ class Evaluation(About):
             "f1_intervals_95": dict(zip(self.scores.au_names, map(_plain, self.au_intervals), strict=True)),
             "best_baseline": {"name": name, "f1": value},
             "steps": [step.as_json() for step in self.steps],
+            "postprocess": list(self.post),
             "tasks": {head.task: head.as_json() for head in self.heads},
             "modalities": [one.as_json() for one in self.absent],
             "warnings": self.warnings(),
@@ -202,8 +207,10 @@ class Evaluation(About):
             lines += ["", *self.au_lines(verbose=verbose)]
         for head in self.heads:
             lines += ["", *_head_lines(head)]
-        if verbose:
+        if self.absent and (verbose or any(one.withheld is not None for one in self.absent)):
             lines += ["", *self._absent_table()]
+        if verbose:
+            lines += ["", *(line for text in self.post for line in wrapped(text))] if self.post else []
             if self.published and self.split == "test":
                 lines += ["", f"official validation set, {published.SOURCE}:"]
                 lines += columns(("", "mean F1"), [(who, percent(f1)) for who, f1 in published.OFFICIAL_VALIDATION])
@@ -299,6 +306,8 @@ def assess(
     *,
     withheld: Mapping[str, FrameScores] | None = None,
     leak: str | None = None,
+    notices: tuple[str, ...] = (),
+    post: tuple[str, ...] = (),
     published: bool = False,
 ) -> Evaluation:
     """Score every annotated frame after each step of post-processing.
@@ -307,7 +316,9 @@ def assess(
         scores: all frames of the clips.
         decide: the post-processing, applied to whole clips before unannotated frames are left out.
         withheld: modality -> scores of the same frames when none of them has it.
-        leak: what `check_no_leak` said, where a leak was allowed.
+        leak: what ``check_no_leak`` said, where a leak was allowed.
+        notices: further sentences that every table must print.
+        post: lines that describe the post-processing.
         published: print published numbers beside; for Aff-Wild2.
 
     Raises:
@@ -351,6 +362,8 @@ def assess(
         au_intervals=tuple(bootstrap.f1(counts[-1])),
         heads=score_heads(scores),
         absent=tuple(absent),
+        notices=notices,
+        post=post,
         published=published,
     )
 

@@ -1,10 +1,13 @@
 """Runs a fitted network over a split, after checking that features and clips are ones that it may be scored on."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
+
+import torch
 
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
@@ -14,6 +17,7 @@ from fusion.assessment import Evaluation
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
 from fusion.inference import frame_scores, predict_outputs
+from fusion.postprocess import check_no_leak, describe
 from fusion.runs import FittedModel, Run
 from fusion.scores import FrameScores
 from fusion.selection import (
@@ -31,6 +35,61 @@ from fusion.selection import (
 logger = logging.getLogger("fusion")
 
 
+@dataclass(frozen=True)
+class SplitScorer:
+    """A fitted network and every frame of a split's clips, checked to go together."""
+
+    run: Run
+    fitted: FittedModel
+    store: Store
+    samples: Samples
+    device: torch.device
+    facts: Mapping[str, Any]
+    """Of its scores."""
+
+    def scores(self, without: Mapping[str, str] | None = None) -> FrameScores:
+        """Run the network over every frame.
+
+        Args:
+            without: modality -> how it is taken away, as ``FusionModel.forward`` has it.
+        """
+        began = monotonic()
+        with arithmetic(self.device):
+            model = self.fitted.model.to(self.device)
+            batch = self.fitted.config.training.batch
+            outputs = predict_outputs(model, self.samples, self.device, batch, without=without)
+        logger.debug("%d frames scored in %.1f s", len(self.samples), monotonic() - began)
+        facts = {**self.facts, "without": dict(without)} if without else self.facts
+        return frame_scores(self.store, self.samples, outputs, self.fitted.tasks, self.fitted.config, facts)
+
+
+def split_scorer(
+    features: str | Path,
+    run: str | Path | None = None,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    skip_failed: bool = False,
+) -> SplitScorer:
+    """Read a run and the clips that it is to score. Arguments and errors are those of ``evaluate``."""
+    where = Run(run) if run is not None else Run.newest()
+    fitted = where.model()
+    store = Store.open(features)
+    instances = fitted.config.instances
+    with all_damage_named(store, [split], instances):
+        tasks = tuple(fitted.config.tasks)
+        selection = select_clips(store, split, instances, skip_failed=skip_failed, tasks=tasks)
+        require_clips(store, selection)
+        sources = feature_sources(store, selection.clips, (FRAMES, *instances))
+        check_features(fitted, sources, f"run {where.path}")
+        if split != "train":
+            check_unseen(fitted, selection, f"run {where.path}")
+        samples = labelled_samples(store, selection, fitted)
+    names = (str(where.path), str(features), split)
+    facts = facts_of(names, fitted.epoch, samples.clips, sources, selection.left_out)
+    return SplitScorer(where, fitted, store, samples, pick_device(device), facts)
+
+
 def evaluate(
     features: str | Path,
     run: str | Path | None = None,
@@ -38,8 +97,13 @@ def evaluate(
     split: str = "test",
     device: str = "auto",
     skip_failed: bool = False,
+    withhold: bool = False,
+    allow_leak: bool = False,
+    published: bool = False,
 ) -> Evaluation:
-    """Score a fitted run on one split of a feature store; an AU counts as active where its logit is >= 0.
+    """Score a fitted run on one split of a feature store: the network alone, and after each step that the run ships.
+
+    Clips or recordings that the steps were selected on are scored by the network alone, unless ``allow_leak``.
 
     Args:
         features: the store.
@@ -47,6 +111,9 @@ def evaluate(
         split: ``train``, ``val`` or ``test``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
+        withhold: also score without each modality, as if no frame had it; the network runs once more for each.
+        allow_leak: show what was selected on these very clips; every table then says so.
+        published: print published numbers beside; for Aff-Wild2.
 
     Raises:
         UsageError: no such run or split, no annotated frame in the split, or the run was trained on clips of it.
@@ -54,29 +121,27 @@ def evaluate(
         StaleError: the run was fitted on features of another recipe than the store holds.
         CorruptError: the run or the store is damaged; the message names every damaged record and block.
     """
-    began = monotonic()
-    where = Run(run) if run is not None else Run.newest()
-    fitted = where.model()
-    store = Store.open(features)
-    instances = fitted.config.instances
-    with all_damage_named(store, [split], instances):
-        selection = select_clips(store, split, instances, skip_failed=skip_failed)
-        require_clips(store, selection)
-        sources = feature_sources(store, selection.clips, (FRAMES, *instances))
-        check_features(fitted, sources, f"run {where.path}")
-        if split != "train":
-            check_unseen(fitted, selection, f"run {where.path}")
-        samples = labelled_samples(store, selection, fitted)
-    torch_device = pick_device(device)
-    with arithmetic(torch_device):
-        model = fitted.model.to(torch_device)
-        outputs = predict_outputs(model, samples, torch_device, fitted.config.training.batch)
-    scores = frame_scores(store, samples, outputs, fitted.tasks, fitted.config, {"split": split})
-    logger.debug(
-        "%d frames of %d clips read and scored in %.1f s", len(samples), len(samples.clips), monotonic() - began
+    scorer = split_scorer(features, run, split=split, device=device, skip_failed=skip_failed)
+    scores = scorer.scores()
+    modalities = scorer.fitted.config.used if withhold else {}
+    withheld = {name: scorer.scores({name: "missing"}) for name in modalities}
+    post = scorer.run.postprocess(scorer.fitted.aus) if scores.aus else None
+    if post is None:
+        return assessment.assess(scores, withheld=withheld, published=published)
+    if check_no_leak(post, scores, allow_leak=True) is not None and not allow_leak:
+        notice = (
+            "the network alone: its post-processing was selected on these clips or recordings, so that its numbers "
+            "would flatter it (--allow-leak shows them)"
+        )
+        return assessment.assess(scores, withheld=withheld, notices=(notice,), published=published)
+    return assessment.assess(
+        scores,
+        post.steps,
+        withheld=withheld,
+        leak=check_no_leak(post, scores, allow_leak),
+        post=tuple(describe(post)),
+        published=published,
     )
-    names = (str(where.path), str(features), split)
-    return assess(names, fitted.epoch, scores, sources, selection.left_out)
 
 
 def assess(
@@ -87,18 +152,28 @@ def assess(
     left_out: Mapping[str, str],
 ) -> Evaluation:
     """The metrics of the annotated frames of ``scores``; ``names`` are those of the run, the store and the split."""
+    facts = facts_of(names, epoch, scores.clips, sources, left_out)
+    return assessment.assess(replace(scores, facts={**scores.facts, **facts}))
+
+
+def facts_of(
+    names: tuple[str, str, str],
+    epoch: int,
+    clips: Collection[str],
+    sources: Mapping[str, FeatureSource],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """What a reader must know of scores, as plain values: ``About.of`` reads them back."""
     run, features, split = names
-    facts = {
-        **scores.facts,
+    return {
         "run": run,
         "features": features,
         "split": split,
         "epoch": epoch,
         "untrained": list(untrained(sources)),
-        "drawn": len(set(scores.clips) & set(sources[FRAMES].drawn)),
+        "drawn": len(set(clips) & set(sources[FRAMES].drawn)),
         "left_out": dict(left_out),
     }
-    return assessment.assess(replace(scores, facts=facts))
 
 
 def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], whose: str) -> None:
