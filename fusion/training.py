@@ -127,6 +127,7 @@ def fit(
     device: str = "auto",
     skip_failed: bool = False,
     strict_splits: bool = False,
+    splits: Mapping[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Evaluation]:
     """Fit the network on the split ``train`` of a feature store, stop early by the split ``val``, and write a run.
@@ -143,6 +144,7 @@ def fit(
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
         strict_splits: refuse people and recordings that lie in several splits instead of warning of them.
+        splits: clip -> split, in place of the store's, as cross-validation has them; other clips are left out.
         progress: is told where the fit is, several times a second at most.
 
     Returns:
@@ -163,7 +165,7 @@ def fit(
     store = Store.open(features)
     config = _choose_config(run, store, config, set)
     torch_device = pick_device(device)
-    loaded = load(store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits)
+    loaded = load(store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits, splits=splits)
 
     # The caller's random state is restored afterwards; the state of training is all in the checkpoint.
     with arithmetic(torch_device), torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
@@ -209,12 +211,18 @@ def fit(
 
 
 def load(
-    store: Store, config: FusionConfig, device: torch.device, *, skip_failed: bool = False, strict_splits: bool = False
+    store: Store,
+    config: FusionConfig,
+    device: torch.device,
+    *,
+    skip_failed: bool = False,
+    strict_splits: bool = False,
+    splits: Mapping[str, str] | None = None,
 ) -> Loaded:
     """The annotated frames of ``train`` and every frame of ``val``, with their features. Errors as of ``fit``."""
     with all_damage_named(store, ("train", "val"), config.instances):
-        train = _load(store, "train", config, device, skip_failed=skip_failed)
-        val = _load(store, "val", config, device, skip_failed=skip_failed)
+        train = _load(store, "train", config, device, skip_failed=skip_failed, splits=splits)
+        val = _load(store, "val", config, device, skip_failed=skip_failed, splits=splits)
         if train is None or len(train.samples) < 2:
             raise UsageError(f"{store.path}: split train has {len(train.samples) if train else 0} annotated frames")
         split_of = {clip: split.name for split in (train, val) if split is not None for clip in split.samples.clips}
@@ -466,9 +474,18 @@ def _report_epoch(history: History, settings: TrainingConfig, seconds: float, se
     logger.info("%s, %.1f s, %.0f samples/s", text, seconds, seen / max(seconds, 1e-9))
 
 
-def _load(store: Store, name: str, config: FusionConfig, device: torch.device, *, skip_failed: bool) -> Split | None:
+def _load(
+    store: Store,
+    name: str,
+    config: FusionConfig,
+    device: torch.device,
+    *,
+    skip_failed: bool,
+    splits: Mapping[str, str] | None = None,
+) -> Split | None:
     """A split; None if it is the validation split and nothing in it can be used."""
-    selection = select_clips(store, name, config.instances, skip_failed=skip_failed, tasks=tuple(config.tasks))
+    tasks = tuple(config.tasks)
+    selection = select_clips(store, name, config.instances, skip_failed=skip_failed, tasks=tasks, splits=splits)
     for clip, reason in selection.left_out.items():
         logger.warning("split %s: clip %s is left out: %s", name, clip, reason)
     if name == "train":
