@@ -8,6 +8,8 @@ import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
+from fusion import cli_analysis
+from fusion.cli_analysis import Features, RunPath, SkipFailed
 
 app = typer.Typer(
     help="Action unit models on stored features: fit one, evaluate it, predict with it.",
@@ -15,12 +17,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Features = Annotated[str, typer.Option("--features", help="Feature store.")]
-RunPath = Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: the newest in runs/)")]
-SkipFailed = Annotated[
-    bool, typer.Option("--skip-failed", help="Leave out clips whose features failed or are unfinished.")
-]
 
 
 @app.command()
@@ -63,28 +59,8 @@ def fit(
     return 0
 
 
-@app.command()
-@reported("fusion")
-def evaluate(
-    run: RunPath = None,
-    features: Features = "store.zarr",
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
-    device: Device = "auto",
-    skip_failed: SkipFailed = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    as_json: AsJson = False,
-) -> int:
-    """Print F1 of every action unit by both definitions, beside trivial predictors that never look at a face."""
-    del quiet  # `reported` reads it
-    from fusion import evaluation
-
-    found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
-    if as_json:
-        _print_json(found.as_json())
-    else:
-        print(found.text(verbose))
-    return 0
+for command in (cli_analysis.evaluate, cli_analysis.ablate, cli_analysis.crossval, cli_analysis.ensemble):
+    app.command()(command)
 
 
 @app.command()

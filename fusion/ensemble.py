@@ -5,7 +5,7 @@ flatters it, the more so the more candidates there are. Beside it stands the nes
 videos the choice is made on the other folds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +24,8 @@ from fusion.scoring import BASELINES, Scores, mean, score
 from fusion.text_tables import au_table, columns, percent, span, wrapped
 
 Metric: TypeAlias = Literal["f1_our", "f1"]
+METRICS: Mapping[Metric, str] = {"f1_our": "F1_our", "f1": "F1"}
+"""What tables call them."""
 Decisions: TypeAlias = NDArray[np.int8]
 
 
@@ -158,7 +160,7 @@ class Ensemble:
                 f"mean F1 {percent(best.scores.mean_f1)} % ({doubt(best.interval, best.source_videos)}), {best.name}, "
                 f"on {best.split}; best trivial predictor {percent(baseline)} ({BASELINES[name]})"
             )
-        title = {"f1": "F1", "f1_our": "F1_our"}[self.metric]
+        title = METRICS[self.metric]
         lines += wrapped(f"{counted(len(self.names), 'candidate')}, chosen by {title} on {self.about.where()}")
         for warning in self.warnings():
             lines += wrapped(warning)

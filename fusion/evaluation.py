@@ -70,15 +70,20 @@ def split_scorer(
     split: str = "test",
     device: str = "auto",
     skip_failed: bool = False,
+    splits: Mapping[str, str] | None = None,
 ) -> SplitScorer:
-    """Read a run and the clips that it is to score. Arguments and errors are those of ``evaluate``."""
+    """Read a run and the clips that it is to score. Arguments and errors are those of ``evaluate``.
+
+    Args:
+        splits: clip -> split, in place of the store's; other clips are in none.
+    """
     where = Run(run) if run is not None else Run.newest()
     fitted = where.model()
     store = Store.open(features)
     instances = fitted.config.instances
     with all_damage_named(store, [split], instances):
         tasks = tuple(fitted.config.tasks)
-        selection = select_clips(store, split, instances, skip_failed=skip_failed, tasks=tasks)
+        selection = select_clips(store, split, instances, skip_failed=skip_failed, tasks=tasks, splits=splits)
         require_clips(store, selection)
         sources = feature_sources(store, selection.clips, (FRAMES, *instances))
         check_features(fitted, sources, f"run {where.path}")

@@ -58,17 +58,20 @@ def test_fit_then_evaluate():
     assert re.match(r"mean F1 \d+\.\d % \(1 source video\), best trivial predictor \d+\.\d \(all one\)", lines[0])
     assert lines[1].startswith("run runs/first (epoch")
     assert "no interval: 1 source video; an interval takes 4 or more" in lines
-    head = lines.index("") + 1
-    assert lines[head].split() == [*AU_NAMES, "mean"]
+    head = next(number for number, line in enumerate(lines) if line.split() == [*AU_NAMES, "mean"])
+    steps = ["F1 base", "F1 +smooth", "F1 +AUcorr", "F1 +threshold"]
     trivial = ["all zero", "all one", "majority", "random at prior"]
     titles = [line[:18].strip() for line in lines[head + 1 :]]
-    assert titles[:3] == ["F1", "all one", "F1_our"]
-    assert titles[3] in trivial
-    assert titles[4:] == ["positive frames"]
+    assert titles[:6] == [*steps, "all one", "F1_our"]
+    assert titles[6] in trivial
+    assert titles[7:] == ["positive frames"]
     verbose = fusion("evaluate", "-v").stdout.splitlines()
     titles = [line[:18].strip() for line in verbose[head + 1 : verbose.index("", head)]]
     more = ["precision", "recall", "PR-AUC", "calibration error", "annotated", "positive"]
-    assert titles == ["F1", *trivial, "F1_our", *trivial, *more]
+    assert titles == [*steps, *trivial, "F1_our", *trivial, *more]
+    written = Path("runs/first/evaluate")
+    assert {path.name for path in written.iterdir()} == {f"test.{kind}" for kind in ("json", "csv", "png", "svg")}
+    assert json.loads((written / "test.json").read_text())["step"] == "+threshold"
 
 
 def test_json_holds_the_numbers_of_the_table(folder):
