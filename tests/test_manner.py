@@ -63,7 +63,9 @@ def test_fusion_has_q_v_and_json_everywhere():
     found = defaultdict(set)
     for command, option in options("fusion"):
         found[command] |= set(option.opts)
-    assert found.keys() == {"fusion fit", "fusion evaluate", "fusion predict"}
+    assert found.keys() == {
+        f"fusion {name}" for name in ("fit", "evaluate", "predict", "ablate", "crossval", "ensemble")
+    }
     for names in found.values():
         assert {"-q", "-v", "--json", "--device"} <= names
 
