@@ -89,6 +89,12 @@ class Tuning:
         """Length of the best window, in ``unit``."""
         return self.sizes[self.best]
 
+    @property
+    def setting(self) -> str:
+        """The best window as ``--set`` takes it."""
+        name = "smooth" if self.unit == "frames" else "smooth_s"
+        return f"post.{name}={self.best_size:g}"
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``tune.json``; what is not defined is None."""
         names = [au_name(number) for number in self.aus]
@@ -100,6 +106,7 @@ class Tuning:
             "selected_by": f"mean F1 on {self.val.split}, {_title(self.at)}",
             "rule": _rule(),
             "best": self.best_size,
+            "setting": self.setting,
             "best_by_au": dict(zip(names, own, strict=True)),
             "leak": self.leak,
             **{
@@ -139,7 +146,7 @@ class Tuning:
         lines = [
             f"best window: {self._length(best)}, mean F1 {_percent(mean[best])} on {self.val.split} {_title(self.at)} "
             f"(at {self._length(0)}: {_percent(mean[0])})",
-            f"{self.val.clips} clips of {self.val.source_videos} source videos; chosen is {_rule()}",
+            f"{self.val.clips} clips of {self.val.source_videos} source videos; chosen is {_rule()} ({self.setting})",
         ]
         if self.leak is not None:
             lines.append(self.leak)

@@ -92,6 +92,18 @@ def test_seconds_are_frames_at_thirty_a_second():
     # An odd window is centred in both; an even one begins k/2 before in both.
     np.testing.assert_array_equal(frames.val.tuned, seconds.val.tuned)
     assert "best window: 0.4 s, " in seconds.text()
+    for found in (frames, seconds):
+        assert f"({found.setting})" in found.text()
+        name, value = found.setting.removeprefix("post.").split("=")
+        windows = Windows.of(PostConfig(**{name: float(value)}), ["AU04", "AU12"])
+        assert (windows.sizes, windows.unit) == ((found.best_size,) * 2, found.unit)
+
+
+def test_one_window_alone():
+    found = tune(planted(0), sizes=(6,))
+    assert (found.best_size, found.best_by_au) == (6, (0, 0))
+    assert found.text().startswith("best window: 6 frames, mean F1 ")
+    assert found.pictures().keys() == {"tune"}
 
 
 def test_an_au_without_positives_or_labels():
