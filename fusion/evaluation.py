@@ -15,9 +15,10 @@ from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
-from fusion.data import Samples, load_samples
+from fusion.data import Samples
 from fusion.device import arithmetic
 from fusion.inference import frame_scores, predict_outputs
+from fusion.loading import load_samples
 from fusion.runs import FittedModel, Run
 from fusion.scores import FrameScores
 from fusion.selection import (

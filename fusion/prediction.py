@@ -34,10 +34,11 @@ from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
 from extract.weights.table import TABLE
 from fusion.config import ContextModality, FrameModality
-from fusion.data import Samples, load_samples
+from fusion.data import Samples
 from fusion.device import arithmetic
 from fusion.evaluation import check_sizes
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.runs import MODEL, FittedModel, Run
 from fusion.selection import FRAMES, first_difference
 

@@ -13,9 +13,9 @@ from extract.au import AU_NAMES
 from extract.errors import StaleError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import load_samples
 from fusion.evaluation import bootstrap, by_name, evaluate, interval, score
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
 from fusion.selection import feature_sources

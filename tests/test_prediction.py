@@ -26,8 +26,8 @@ from extract.stages.swin import Swin
 from extract.store import Store
 from fusion.cli import app, render
 from fusion.config import load_fusion_config
-from fusion.data import load_samples
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.prediction import _rebuilt
 from fusion.runs import FittedModel, Run
 from tests.media_files import pictures, tone, write_clip
