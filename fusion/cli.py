@@ -25,6 +25,17 @@ SkipFailed = Annotated[
     bool, typer.Option("--skip-failed", help="Leave out clips whose features failed or are unfinished.")
 ]
 
+StrictSplits = Annotated[
+    bool, typer.Option("--strict-splits", help="Refuse a subject or source video that lies in several splits.")
+]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Score clips that adapted weights were trained on; the table says so.")
+]
+AllowOtherCrops = Annotated[
+    bool,
+    typer.Option("--allow-other-crops", help="Use a run fitted on given crops on cut ones, or the other way round."),
+]
+
 
 @app.command()
 @reported("fusion", f"{endings.INTERRUPTED} (with -o and the run's folder if you gave none)")
@@ -51,6 +62,8 @@ def fit(
     ] = None,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    strict_splits: StrictSplits = False,
+    allow_leak: AllowLeak = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -59,7 +72,16 @@ def fit(
     del verbose  # `reported` reads it
     from fusion import training
 
-    found = training.fit(features, output, config, set=set_ or (), device=device, skip_failed=skip_failed)
+    found = training.fit(
+        features,
+        output,
+        config,
+        set=set_ or (),
+        device=device,
+        skip_failed=skip_failed,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+    )
     if as_json:
         _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
     elif not quiet:
@@ -75,6 +97,9 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    allow_other_crops: AllowOtherCrops = False,
+    strict_splits: StrictSplits = False,
+    allow_leak: AllowLeak = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -83,7 +108,16 @@ def evaluate(
     del quiet, verbose  # `reported` reads them
     from fusion import evaluation
 
-    found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
+    found = evaluation.evaluate(
+        features,
+        run,
+        split=split,
+        device=device,
+        skip_failed=skip_failed,
+        allow_other_crops=allow_other_crops,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+    )
     if as_json:
         _print_json(found.as_json())
     else:
@@ -181,6 +215,7 @@ def render(evaluation: "Evaluation") -> str:
         )
     if evaluation.drawn:
         lines.append(f"synthetic: {evaluation.drawn} of {evaluation.clips} clips are drawn by a program")
+    lines += [f"warning: {line}" for line in evaluation.warnings]
     return "\n".join(lines)
 
 

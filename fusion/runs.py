@@ -59,6 +59,8 @@ class FittedModel:
     """Instances whose encoder has random weights."""
     drawn: int = 0
     """Number of those clips whose pictures were drawn by a program."""
+    crops: Mapping[str, str] = field(default_factory=dict)
+    """Instance made from face crops -> kind of its clips' crops (fusion/crop_kinds.py); empty in runs made before."""
 
 
 class Run:
@@ -162,6 +164,7 @@ class Run:
                 "weights": dict(fitted.weights),
                 "untrained": list(fitted.untrained),
                 "drawn": fitted.drawn,
+                "crops": dict(fitted.crops),
                 "model": fitted.model.state_dict(),
             },
         )
@@ -190,6 +193,7 @@ class Run:
             weights=state["weights"],
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
+            crops=state.get("crops", {}),
         )
 
     def _what_is_missing(self) -> str:

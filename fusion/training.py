@@ -17,6 +17,7 @@ from extract.config import Remembered
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
+from fusion.admission import before_fit, kinds
 from fusion.config import FusionConfig, TrainingConfig, load_fusion_config
 from fusion.data import Batch, Samples, load_samples, moments
 from fusion.device import arithmetic
@@ -32,7 +33,6 @@ from fusion.selection import (
     first_difference,
     require_clips,
     select_clips,
-    shared_people,
     untrained,
 )
 
@@ -60,6 +60,8 @@ def fit(
     set: Sequence[str] = (),
     device: str = "auto",
     skip_failed: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
 ) -> list[Evaluation]:
     """Fit the network on the split ``train`` of a feature store, stop early by the split ``val``, and write a run.
 
@@ -74,6 +76,8 @@ def fit(
         set: ``a.b=c`` each, over that config, as in ``training.lr=1e-4``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
+        strict_splits: refuse a subject or source video that lies in both splits, which is otherwise a warning.
+        allow_leak: accept clips of ``val`` that adapted weights were trained on.
 
     Returns:
         The scores of the best epoch on ``val`` (if there is that split) and on ``train``.
@@ -103,8 +107,8 @@ def fit(
         clips = {split.name: split.samples.clips for split in (train, val) if split is not None}
         split_of = {clip: split for split, names in clips.items() for clip in names}
         sources = feature_sources(store, [*split_of], (FRAMES, LABELS, *config.instances))
-        for line in shared_people(store, split_of):
-            logger.warning("%s; expect scores on val that are too high", line)
+        for line in before_fit(store, split_of, sources, strict_splits=strict_splits, allow_leak=allow_leak):
+            logger.warning("%s", line)
     sizes = {name: train.samples.tables[source].shape[1] for name, source in train.samples.sources.items()}
     for name, size in sizes.items():
         if not size:
@@ -141,9 +145,8 @@ def fit(
                 recipes = {instance: sources[instance].recipe for instance in (FRAMES, *config.instances)}
                 weights = {sha256: spec for source in sources.values() for sha256, spec in source.weights.items()}
                 drawn = len(sources[FRAMES].drawn)
-                run.save_model(
-                    FittedModel(model, config, sizes, recipes, clips, epoch, weights, untrained(sources), drawn)
-                )
+                described = (recipes, clips, epoch, weights, untrained(sources), drawn, kinds(sources))
+                run.save_model(FittedModel(model, config, sizes, *described))
             # After the model: if the process dies in between, this epoch runs again with the same result.
             run.save_checkpoint(_state(model, optimizer, torch_device, history, sources, clips))
             run.save_log(history)
