@@ -8,6 +8,7 @@ import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
+from fusion import cli_share
 
 if TYPE_CHECKING:
     from fusion.evaluation import Evaluation
@@ -147,6 +148,19 @@ def predict(
     device: Device = "auto",
     offline: Offline = False,
     fill: Annotated[bool, typer.Option("--fill", help="Also give numbers for frames without a face.")] = False,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            "--crops",
+            help="Cut faces for super-resolution as given crops are (as-given) or wide. (default: as in the fit)",
+            metavar="as-given|wide",
+        ),
+    ] = None,
+    allow_other_crops: AllowOtherCrops = False,
+    columns: Annotated[
+        str, typer.Option("--columns", help="default, or openface: the names that OpenFace 2 uses.", metavar="NAMES")
+    ] = "default",
+    raw: Annotated[bool, typer.Option("--raw", help="Without the post-processing that the run ships.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -166,6 +180,10 @@ def predict(
             device=device,
             offline=offline,
             fill=fill,
+            crops=prediction.crops_choice(crops),
+            allow_other_crops=allow_other_crops,
+            columns=prediction.columns_choice(columns),
+            raw=raw,
             progress=progress,
         )
     if as_json:
@@ -229,6 +247,10 @@ def _percent(values: "dict[str, float | None]") -> list[str]:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
+
+
+app.command()(cli_share.export)
+app.command()(cli_share.submit)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from extract.errors import StaleError
 from extract.records import Record
-from extract.stages.crop import FACE, WIDE
+from extract.stages.crop import FACE
 
 GIVEN, AS_GIVEN, CUT, MIXED = "given", "as_given", "cut", "mixed"
 CROP = "crop"
@@ -42,12 +42,20 @@ def crop_recipes(recipe: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def kind_of(record: Record) -> str | None:
     """``given``, ``as_given`` or ``cut``; None where no crop is involved, or the instance has no rows."""
-    crops = list(crop_recipes(record.recipe))
-    if not crops or record.state != "done":
+    cut = cut_kinds({"": record.recipe}).get("")
+    if cut is None or record.state != "done":
         return None
-    if PART in record.source:
-        return GIVEN
-    return AS_GIVEN if all(crop["config"].get("patch") == FACE for crop in crops) else CUT
+    return GIVEN if PART in record.source else cut
+
+
+def cut_kinds(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Instance -> ``as_given`` or ``cut``, for recipes of features that are made from movies."""
+    found = {}
+    for instance, recipe in recipes.items():
+        crops = list(crop_recipes(recipe))
+        if crops:
+            found[instance] = AS_GIVEN if all(crop["config"].get("patch") == FACE for crop in crops) else CUT
+    return found
 
 
 def together(kinds: Iterable[str]) -> str | None:
@@ -127,20 +135,7 @@ def some(clips: list[str]) -> str:
 
 def without_patch(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe in which every ``crop`` is that of ``patch: wide``; ``check_crops`` is what tells them apart."""
-    return _with_patch(recipe, WIDE)
-
-
-def as_given(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe in which every ``crop`` is that of ``patch: face``."""
-    return _with_patch(recipe, FACE)
-
-
-def _with_patch(recipe: Mapping[str, Any], patch: str) -> dict[str, Any]:
     changed = copy.deepcopy(dict(recipe))
     for crop in crop_recipes(changed):
-        config = dict(crop["config"])
-        config.pop("patch", None)
-        if patch != WIDE:  # which recipes do not name
-            config["patch"] = patch
-        crop["config"] = config  # type: ignore[index]
+        crop["config"].pop("patch", None)
     return changed

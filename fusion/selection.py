@@ -37,8 +37,10 @@ class Selection:
         return {**dict.fromkeys(self.unlabelled, "no labels"), **self.skipped}
 
 
-def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_failed: bool = False) -> Selection:
-    """The clips of ``split`` whose labels and ``instances`` are all finished.
+def select_clips(
+    store: Store, split: str, instances: Iterable[str], *, skip_failed: bool = False, labelled: bool = True
+) -> Selection:
+    """The clips of ``split`` whose labels (unless not ``labelled``) and ``instances`` are all finished.
 
     ``empty`` counts as finished: the recording lacks something, and the model knows how to do without it. Of a
     ``failed`` or unfinished instance nothing is known.
@@ -50,7 +52,7 @@ def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_fai
     """
     if split not in SPLITS:
         raise UsageError(f"--split {split}: no such split; {suggestion(split, SPLITS)}")
-    instances = tuple(dict.fromkeys((FRAMES, LABELS, *instances)))
+    instances = tuple(dict.fromkeys((FRAMES, *((LABELS,) if labelled else ()), *instances)))
     usable, unlabelled = [], []
     problems: dict[str, str] = {}
     to_compute: set[str] = set()
@@ -68,7 +70,7 @@ def select_clips(store: Store, split: str, instances: Iterable[str], *, skip_fai
             crashed |= record is not None and record.reason == "crashed"
         if found:
             problems[clip] = ", ".join(found)
-        elif not store.has(clip, LABELS, "au"):
+        elif labelled and not store.has(clip, LABELS, "au"):
             unlabelled.append(clip)
         else:
             usable.append(clip)
