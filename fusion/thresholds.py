@@ -1,0 +1,78 @@
+"""The threshold of each AU with the best F1, exactly: over all distinct scores, by sorted counts."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from extract.au import AUS
+
+Floats: TypeAlias = NDArray[np.float64]
+
+UNTUNED = 0.5
+"""Threshold of an AU that cannot be tuned."""
+
+PAPER_THRESHOLDS = dict(zip(AUS, (0.5, 0.55, 0.5, 0.4, 0.45, 0.45, 0.45, 0.5, 0.5, 0.55, 0.4, 0.5), strict=True))
+"""AU number -> the paper's threshold on the smoothed probability, tuned on its own validation split."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best thresholds on some labels, and what they reach there."""
+
+    thresholds: Floats
+    """[A]: an AU counts as active where its probability is >= this."""
+    f1: Floats
+    """[A] in [0, 1]: positive-class F1 on the very labels that were tuned on; 0 without a positive."""
+    no_positives: NDArray[np.bool_]
+    """[A]: AUs without a single positive, whose threshold stays ``UNTUNED``."""
+
+
+def best_thresholds(labels: ArrayLike, probabilities: ArrayLike) -> Tuned:
+    """The threshold of each AU with the highest positive-class F1.
+
+    Every threshold between two distinct scores is tried, also the one that calls all frames active; the one that calls
+    none active has F1 0 and is never best. The threshold lies midway between the lowest score it calls active and the
+    next lower one (or 0), so that rounding turns no decision around. Of equally good ones the nearest to 0.5 is taken,
+    of two equally near ones the lower.
+
+    Args:
+        labels: [N, A]: 0, 1, or -1 for elements that are left out.
+        probabilities: [N, A] in [0, 1].
+
+    Raises:
+        ValueError: other shapes, or a probability outside [0, 1].
+    """
+    truth, scores = np.asarray(labels, dtype=np.int8), np.asarray(probabilities, dtype=np.float64)
+    if truth.ndim != 2 or truth.shape != scores.shape:
+        raise ValueError(f"labels {truth.shape} and probabilities {scores.shape}: expected the same [N, A]")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("probabilities outside [0, 1], or NaN: expected the sigmoid of logits")
+    found = [_best_of_one(truth[:, au], scores[:, au]) for au in range(truth.shape[1])]
+    return Tuned(
+        thresholds=np.array([threshold for threshold, _ in found]),
+        f1=np.array([f1 for _, f1 in found]),
+        no_positives=~(truth == 1).any(axis=0),
+    )
+
+
+def _best_of_one(truth: NDArray[np.int8], scores: Floats) -> tuple[float, float]:
+    annotated = truth >= 0
+    order = np.argsort(-scores[annotated])
+    sorted_scores, positive = scores[annotated][order], truth[annotated][order] == 1
+    num_positive = int(positive.sum())
+    if not num_positive:
+        return UNTUNED, 0.0
+    last = np.append(np.flatnonzero(np.diff(sorted_scores)), len(sorted_scores) - 1)  # of each distinct score
+    called = last + 1  # frames at or above it
+    # 2TP / (2TP + FP + FN), where TP + FP are the frames called active and TP + FN the positives. Both are whole
+    # numbers, so that equal F1 are equal floats.
+    f1 = 2 * np.cumsum(positive)[last] / (called + num_positive)
+    upper = sorted_scores[last]
+    lower = np.append(upper[1:], 0.0)
+    middle = lower + (upper - lower) / 2
+    middle = np.where(middle > lower, middle, upper)  # of two neighbouring floats the middle is one of them
+    best = np.flatnonzero(f1 == f1.max())
+    nearest = best[np.lexsort((middle[best], np.abs(middle[best] - UNTUNED)))[0]]
+    return float(middle[nearest]), float(f1[nearest])
