@@ -1,4 +1,4 @@
-"""``fusion export`` and ``fusion submit``: arguments and printing only; heavy imports wait until a command needs them."""
+"""``fusion export`` and ``fusion submit``: arguments and printing only; heavy imports wait until they are needed."""
 
 import json
 from pathlib import Path
@@ -23,13 +23,16 @@ def export(
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> int:
     """Write a run as one folder to share: `fusion predict --run FOLDER` works with it on any machine."""
     del verbose  # `reported` reads it
     from fusion import sharing
 
     folder = sharing.export(run, output)
-    if not quiet:
+    if as_json:
+        print(json.dumps({"folder": str(folder), "files": sorted(path.name for path in folder.iterdir())}, indent=1))
+    elif not quiet:
         for path in sorted(folder.iterdir()):
             print(f"{path}  {path.stat().st_size:,} bytes")
         print(f"use it with `fusion predict VIDEO --run {folder}`")
@@ -69,7 +72,7 @@ def submit(
         str | None,
         typer.Option(
             "--fill",
-            help="Frames without a face: nearest, interpolate, hold or network. (default: nearest)",
+            help="Frames without a face: run, nearest, interpolate or hold. (default: as the run decides)",
             metavar="HOW",
         ),
     ] = None,
@@ -77,6 +80,12 @@ def submit(
         Path | None, typer.Option("--check", help="Only check this file (abaw5) or folder (abaw3); nothing is written.")
     ] = None,
     device: Device = "auto",
+    allow_other_crops: Annotated[
+        bool, typer.Option("--allow-other-crops", help="Accept crops of another kind than in the fit.")
+    ] = False,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Accept clips that adapted weights were trained on.")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -101,6 +110,8 @@ def submit(
         expected=expected,
         fill=fill,
         device=device,
+        allow_other_crops=allow_other_crops,
+        allow_leak=allow_leak,
     )
     if as_json:
         print(json.dumps(written.as_json(), indent=1))

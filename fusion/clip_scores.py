@@ -30,8 +30,14 @@ def score_clips(store: Store, clips: Iterable[str], fitted: FittedModel, device:
             samples = load_samples(store, [clip], fitted.config, labelled=False)
             check_sizes(samples, fitted)
             logits = predict_logits(fitted.model, samples, device, fitted.config.training.batch)
-            parts.append(_of_clip(store, clip, samples, logits, fitted.config))
+            parts.append(_of_clip(store, clip, samples, logits, fitted.config, aus_of(fitted)))
     return joined(parts)
+
+
+def aus_of(fitted: FittedModel) -> tuple[int, ...]:
+    """Numbers of the action units that a run knows, in the order of its outputs."""
+    del fitted  # every run has the challenge's twelve
+    return AUS
 
 
 def joined(parts: list[FrameScores]) -> FrameScores:
@@ -61,7 +67,12 @@ def reads_pictures(config: FusionConfig) -> tuple[str, ...]:
 
 
 def _of_clip(
-    store: Store, clip: str, samples: Samples, logits: NDArray[np.float32], config: FusionConfig
+    store: Store,
+    clip: str,
+    samples: Samples,
+    logits: NDArray[np.float32],
+    config: FusionConfig,
+    aus: tuple[int, ...],
 ) -> FrameScores:
     present = {name: ranges[:, 0] < ranges[:, 1] for name, ranges in samples.ranges.items()}  # [T] each
     pictures = [present[name] for name in reads_pictures(config)]
@@ -76,5 +87,5 @@ def _of_clip(
         face=np.all(pictures, axis=0) if pictures else np.ones(count, dtype=np.bool_),
         logits=logits,
         labels=np.full(logits.shape, -1, dtype=np.int8),
-        aus=AUS,
+        aus=aus,
     )

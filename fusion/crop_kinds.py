@@ -11,17 +11,21 @@ Only instances that are made from crops have a kind: sound, words and labels are
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from extract.errors import StaleError
 from extract.records import Record
-from extract.stages.crop import FACE
+
+logger = logging.getLogger("fusion")
 
 GIVEN, AS_GIVEN, CUT, MIXED = "given", "as_given", "cut", "mixed"
 CROP = "crop"
 """Stage, and source part's singular: ``crops`` in a record's source means that the clip brought them."""
 PART = "crops"
+WIDE, FACE = "wide", "face"
+"""Values of ``crop.patch``; recipes do not name ``wide``."""
 SHOWN = 6
 """Clips that a message lists before it only counts."""
 WORDS = {
@@ -90,9 +94,9 @@ def check_crops(
         StaleError: the message names run, instance, both kinds and some clips.
     """
     if not fitted and any(used.values()):
-        return [
-            f"{whose} does not record whether its crops were given or cut from movies (fitted by an earlier version)"
-        ]
+        logger.info(
+            "%s does not say whether its crops were given or cut from movies: it is of an earlier version", whose
+        )
     found = []
     for instance, kinds in used.items():
         kind = fitted.get(instance)

@@ -1,12 +1,15 @@
 """From scores to probabilities and decisions: post-processed as the run ships it, or the network's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.calibration import sigmoid
+from fusion.postprocess import FILE, PostProcess, describe
 from fusion.scores import FrameScores
 
 THRESHOLD = 0.5
@@ -23,11 +26,34 @@ class Decided:
     """[N, A]"""
     thresholds: Mapping[str, float]
     """AU name -> threshold that the decisions were made with."""
-    steps: Mapping[str, Any] | None = None
-    """The post-processing, as the run ships it; None: the network's own numbers."""
+    shipped: PostProcess | None = None
+    """The post-processing that was applied; None: the network's own numbers."""
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """The post-processing as plain values and as sentences; None without one."""
+        if self.shipped is None:
+            return None
+        plain = self.shipped.as_json()
+        kept = ("preset", "order", "smooth", "no_face", "temperature", "pairs", "selected_on")
+        return {"summary": describe(self.shipped), **{name: plain[name] for name in kept}}
 
 
-def decide(scores: FrameScores) -> Decided:
-    """The network's own probabilities, and decisions at logit >= 0."""
-    probabilities = 1 / (1 + np.exp(-scores.logits.astype(np.float64)))  # [N, A]
-    return Decided(probabilities, scores.logits >= 0, dict.fromkeys(scores.au_names, THRESHOLD))
+def shipped_with(folder: Path, aus: Sequence[int]) -> PostProcess | None:
+    """The post-processing in the folder of a run, or of an export; None if it has none.
+
+    Raises:
+        UsageError: it is of other AUs.
+        CorruptError: it is damaged.
+    """
+    path = folder / FILE
+    return PostProcess.read(path, aus) if path.is_file() else None
+
+
+def decide(scores: FrameScores, shipped: PostProcess | None) -> Decided:
+    """Probabilities and decisions as the run ships them; without post-processing the network's own, at logit >= 0."""
+    if shipped is None:
+        return Decided(sigmoid(scores.logits), scores.logits >= 0, dict.fromkeys(scores.au_names, THRESHOLD))
+    probabilities = shipped.probabilities(scores)
+    thresholds = dict(zip(scores.au_names, shipped.thresholds, strict=True))
+    return Decided(probabilities, shipped.decisions(scores) == 1, thresholds, shipped)

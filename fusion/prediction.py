@@ -22,14 +22,13 @@ from extract.running.fingerprints import sha256_of
 from extract.running.planning import make_plan
 from extract.running.report import Progress
 from extract.running.selection import Options
-from extract.stages.crop import FACE, WIDE
 from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
 from extract.weights.table import RANDOM, TABLE
 from fusion import sharing
-from fusion.clip_scores import score_clips
-from fusion.crop_kinds import AS_GIVEN, CROP, GIVEN, MIXED, check_crops, cut_kinds, without_patch
-from fusion.decisions import decide
+from fusion.clip_scores import aus_of, score_clips
+from fusion.crop_kinds import AS_GIVEN, CROP, FACE, GIVEN, MIXED, WIDE, check_crops, cut_kinds, without_patch
+from fusion.decisions import decide, shipped_with
 from fusion.model_card import weights_in
 from fusion.prediction_tables import COLUMNS, Columns, Predicted, file_names, refuse_foreign, write
 from fusion.runs import FittedModel, Run
@@ -132,7 +131,7 @@ def predict(
     """
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
-    del raw
+    shipped = None if raw else shipped_with(where.path, aus_of(fitted))
     torch_device = pick_device(device)
     clips, failed = _as_clips(videos)
     predictions = Predictions(where.path, failed=failed)
@@ -180,7 +179,7 @@ def predict(
         scores = score_clips(store, [clip_id], fitted, torch_device)
         own = [str(notice) for notice in report.warnings if notice.clip == clip_id]
         facts = {"clip": clip_id, **about, "warnings": [*predictions.warnings, *own]}
-        decided = decide(scores)
+        decided = decide(scores, shipped)
         written = write(Path(output), names[clip_id], video, scores, decided, facts, columns=columns, fill=fill)
         predictions.written.append(written)
     return predictions

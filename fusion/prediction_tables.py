@@ -129,7 +129,7 @@ def write(
         "present": counts,
         "aus": list(scores.au_names),
         "thresholds": dict(decided.thresholds),
-        "postprocess": decided.steps,
+        "postprocess": decided.facts,
         "columns": columns,
         "units": UNITS[columns],
     }

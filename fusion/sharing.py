@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, get_type_hints
 
@@ -24,7 +25,6 @@ from torch import Tensor
 
 from extract.errors import CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
-from extract.running.runner import versions
 from extract.weights.table import RANDOM, TABLE
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
@@ -260,6 +260,11 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 def _optional(field: "dataclasses.Field[Any]") -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the network was made with; it may compute other last digits with others."""
+    return {name: metadata.version(name) for name in ("au-fusion", "torch", "numpy", "safetensors")}
 
 
 def _version(facts: Mapping[str, Any]) -> str:

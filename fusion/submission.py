@@ -27,16 +27,17 @@ from extract.names import suggestion
 from extract.store import Store
 from fusion import sharing
 from fusion.admission import before_scoring
-from fusion.clip_scores import score_clips
-from fusion.decisions import decide
+from fusion.clip_scores import aus_of, score_clips
+from fusion.decisions import decide, shipped_with
 from fusion.evaluation import check_features
+from fusion.postprocess import PostProcess
 from fusion.runs import Run
 from fusion.scores import FrameScores
 from fusion.selection import FRAMES, feature_sources, require_clips, select_clips
 from fusion.submission_files import HEADER, LOCATION_HEADER, Form, form_of, location, read_expected, read_sample, some
 
-Fill: TypeAlias = Literal["nearest", "interpolate", "hold", "network"]
-FILLS: tuple[Fill, ...] = ("nearest", "interpolate", "hold", "network")
+Fill: TypeAlias = Literal["run", "nearest", "interpolate", "hold"]
+FILLS: tuple[Fill, ...] = ("run", "nearest", "interpolate", "hold")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def submit(
     expected: Path | None = None,
     fill: str | None = None,
     device: str = "auto",
+    allow_other_crops: bool = False,
+    allow_leak: bool = False,
 ) -> Written:
     """Write the decisions of a run on the clips of a split, in one of the challenge's forms.
 
@@ -127,14 +130,17 @@ def submit(
         fill: what stands in rows of frames without a face. ``nearest``: the decisions of the nearest frame with one, of
             two equally near the earlier. ``interpolate``: probabilities linear between the neighbours, held at the
             ends, then the thresholds. ``hold``: the decisions of the last frame with a face, before the first those
-            of the first. ``network``: what was decided from sound and words. None: ``nearest``.
+            of the first. ``run``: what the run itself decides there, as `fusion evaluate` counts it: from sound and
+            words, or as its post-processing fills in. None: ``run``, or ``nearest`` if tables lack such numbers.
         device: ``auto``, ``cpu`` or ``cuda:N``.
+        allow_other_crops: accept crops of another kind than in the fit.
+        allow_leak: accept clips that the features' adapted weights were trained on.
 
     Raises:
         UsageError: sources that exclude each other, a video without scores, or something is in the output's place.
     """
     chosen = form_of(form)
-    how = _fill(fill)
+    _fill(fill, {})  # a word that is none is refused before anything is read
     if output is None:
         raise UsageError(f"-o is missing: name the {'folder' if chosen == 'abaw3' else 'file'} to write")
     if sample is not None and chosen == "abaw3":
@@ -143,7 +149,17 @@ def submit(
     _refuse_existing(target, chosen)
     order = read_sample(sample) if sample is not None else None
     counts = read_expected(expected) if expected is not None else None
-    videos, warnings = _videos(run, features, split, scores, predictions, device)
+    videos, warnings = _videos(
+        run,
+        features,
+        split,
+        scores,
+        predictions,
+        device,
+        allow_other_crops=allow_other_crops,
+        allow_leak=allow_leak,
+    )
+    how = _fill(fill, videos)
     written = Written(target, chosen, how, warnings=warnings)
 
     asked: list[str] = list(dict.fromkeys(video for video, _ in order)) if order is not None else list(counts or {})
@@ -187,6 +203,9 @@ def _videos(
     scores: Path | None,
     predictions: Path | None,
     device: str,
+    *,
+    allow_other_crops: bool,
+    allow_leak: bool,
 ) -> tuple[dict[str, VideoRows], list[str]]:
     """Video -> its numbers; and what a reader must know of them."""
     if predictions is not None:
@@ -194,8 +213,8 @@ def _videos(
             raise UsageError("--predictions holds decisions already; leave out --run and --scores")
         return _of_predictions(predictions)
     if scores is not None:
-        found, shipped_by = FrameScores.read(scores), Run(run) if run is not None else Run(scores.parent)
-        return _of_scores(found, shipped_by), []
+        found = FrameScores.read(scores)
+        return _of_scores(found, shipped_with(Path(run) if run is not None else scores.parent, found.aus)), []
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
     store, whose = Store.open(features), f"run {where.path}"
@@ -203,17 +222,20 @@ def _videos(
     require_clips(store, selection)
     sources = feature_sources(store, selection.clips, (FRAMES, *fitted.config.instances))
     check_features(fitted, sources, whose)
-    warnings = before_scoring(fitted, store, selection, sources, whose)
-    return _of_scores(score_clips(store, selection.clips, fitted, pick_device(device)), where), warnings
+    warnings = before_scoring(
+        fitted, store, selection, sources, whose, allow_other_crops=allow_other_crops, allow_leak=allow_leak
+    )
+    shipped = shipped_with(where.path, aus_of(fitted))
+    return _of_scores(score_clips(store, selection.clips, fitted, pick_device(device)), shipped), warnings
 
 
-def _of_scores(scores: FrameScores, where: Run) -> dict[str, VideoRows]:
+def _of_scores(scores: FrameScores, shipped: PostProcess | None) -> dict[str, VideoRows]:
     """The decisions that the run makes of these scores, by its clips."""
     absent = [name for name, number in zip(AU_NAMES, AUS, strict=True) if number not in scores.aus]
     if absent:
         raise UsageError(f"the challenge wants {len(AUS)} action units; these scores lack {', '.join(absent)}")
     columns = [scores.aus.index(number) for number in AUS]
-    decided = decide(scores)
+    decided = decide(scores, shipped)
     thresholds = np.array([decided.thresholds[name] for name in AU_NAMES])
     found = {}
     for index, clip in enumerate(scores.clips):
@@ -265,11 +287,11 @@ def _filled(video: str, rows: VideoRows, how: Fill, written: Written) -> NDArray
         written.without_face.append(video)
     elif without:
         written.filled[video] = without
-    if not without or not len(known) or how == "network":
+    if not without or not len(known) or how == "run":
         if np.isnan(rows.probabilities[~rows.face]).any():
             raise UsageError(
                 f"video {video}: frames without a face have no numbers; predict with --fill"
-                + (", or use another --fill than network here" if len(known) else "")
+                + (", or use another --fill than run here" if len(known) else "")
             )
         return rows.decisions
     every = np.arange(len(rows.face))
@@ -325,12 +347,12 @@ def _refuse_existing(target: Path, form: Form) -> None:
         raise UsageError(f"-o {target}: exists already; name a new file, or remove it")
 
 
-def _fill(text: str | None) -> Fill:
+def _fill(text: str | None, videos: Mapping[str, VideoRows]) -> Fill:
     for known in FILLS:
         if text == known:
             return known
     if text is None:
-        return "nearest"
+        return "nearest" if any(np.isnan(rows.probabilities).any() for rows in videos.values()) else "run"
     raise UsageError(f"--fill {text}: no such way; {suggestion(text, FILLS)}")
 
 
