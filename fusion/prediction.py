@@ -129,6 +129,7 @@ def predict(
         WeightsError: weights that the extraction needs are missing.
         MachineError: the disk or the GPU gave up.
     """
+    crops, columns = crops_choice(crops), columns_choice(columns)  # Python does not check them
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
     shipped = None if raw else shipped_with(where.path, aus_of(fitted))
