@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.au import AUS
 from extract.store import Store
 from fusion.config import ContextModality, FrameModality, FusionConfig
 from fusion.data import Samples, load_samples
 from fusion.device import arithmetic
 from fusion.evaluation import check_sizes, predict_logits
-from fusion.runs import FittedModel
+from fusion.runs import FittedModel, aus_of
 from fusion.scores import FrameScores
 from fusion.selection import FRAMES
 
@@ -32,12 +31,6 @@ def score_clips(store: Store, clips: Iterable[str], fitted: FittedModel, device:
             logits = predict_logits(fitted.model, samples, device, fitted.config.training.batch)
             parts.append(_of_clip(store, clip, samples, logits, fitted.config, aus_of(fitted)))
     return joined(parts)
-
-
-def aus_of(fitted: FittedModel) -> tuple[int, ...]:
-    """Numbers of the action units that a run knows, in the order of its outputs."""
-    del fitted  # every run has the challenge's twelve
-    return AUS
 
 
 def joined(parts: list[FrameScores]) -> FrameScores:

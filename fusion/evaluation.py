@@ -16,6 +16,7 @@ from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
+from fusion import sharing
 from fusion.admission import before_scoring
 from fusion.crop_kinds import without_patch
 from fusion.data import Samples, load_samples
@@ -235,7 +236,7 @@ def evaluate(
     """
     began = monotonic()
     where = Run(run) if run is not None else Run.newest()
-    fitted = where.model()
+    fitted = sharing.fitted_model(where)
     store = Store.open(features)
     instances = fitted.config.instances
     with all_damage_named(store, [split], instances):

@@ -26,12 +26,12 @@ from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
 from extract.weights.table import RANDOM, TABLE
 from fusion import sharing
-from fusion.clip_scores import aus_of, score_clips
+from fusion.clip_scores import score_clips
 from fusion.crop_kinds import AS_GIVEN, CROP, FACE, GIVEN, MIXED, WIDE, check_crops, cut_kinds, without_patch
 from fusion.decisions import decide, shipped_with
 from fusion.model_card import weights_in
 from fusion.prediction_tables import COLUMNS, Columns, Predicted, file_names, refuse_foreign, write
-from fusion.runs import FittedModel, Run
+from fusion.runs import FittedModel, Run, aus_of
 from fusion.selection import FRAMES, first_difference
 
 if TYPE_CHECKING:

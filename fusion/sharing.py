@@ -14,6 +14,7 @@ by their sha256 and file name.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path, PurePath, PureWindowsPath
@@ -23,13 +24,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from extract.au import au_name
 from extract.errors import CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
 from extract.weights.table import RANDOM, TABLE
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
 from fusion.model_card import card
-from fusion.runs import METRICS, MODEL, FittedModel, Run
+from fusion.runs import METRICS, MODEL, FittedModel, Run, aus_of
 
 FACTS, TENSORS, CARD, POSTPROCESS = "fusion.json", "model.safetensors", "README.md", "postprocess.json"
 OURS = frozenset({FACTS, TENSORS, CARD, POSTPROCESS})
@@ -75,10 +77,12 @@ def export(run: str | Path | None, output: str | Path) -> Path:
     facts: dict[str, Any] = {
         "format": FORMAT,
         "schema": SCHEMA,
+        "aus": [au_name(number) for number in aus_of(fitted)],
         "run": described(fitted),
         "scores": _without_paths(scores),
         "versions": versions(),
     }
+    _refuse_paths(facts)
     contents[CARD] = card(facts, fitted, _json_of(shipped, "") if shipped.is_file() else None).encode()
     facts["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())}
     facts["sha256"] = _digest(facts)
@@ -115,6 +119,26 @@ def _without_paths(scores: Mapping[str, Any]) -> dict[str, Any]:
         else found
         for split, found in scores.items()
     }
+
+
+def _refuse_paths(value: object, where: str = "") -> None:
+    """Raise UsageError for a path of this machine anywhere in the facts: nobody else can use it, or should read it."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            _refuse_paths(str(key), where)
+            _refuse_paths(below, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for below in value:
+            _refuse_paths(below, where)
+    elif isinstance(value, str) and _PATH.match(value):
+        raise UsageError(
+            f"{where}: {value!r} is a path of this machine, which a shared folder must not name; extract with a "
+            "setting that names no path, and fit again"
+        )
+
+
+_PATH = re.compile(r"/|~|\\\\|[A-Za-z]:[\\/]")
+"""How an absolute path begins, also on Windows."""
 
 
 def _refuse_other_content(folder: Path) -> None:

@@ -27,11 +27,11 @@ from extract.names import suggestion
 from extract.store import Store
 from fusion import sharing
 from fusion.admission import before_scoring
-from fusion.clip_scores import aus_of, score_clips
+from fusion.clip_scores import score_clips
 from fusion.decisions import decide, shipped_with
 from fusion.evaluation import check_features
 from fusion.postprocess import PostProcess
-from fusion.runs import Run
+from fusion.runs import Run, aus_of
 from fusion.scores import FrameScores
 from fusion.selection import FRAMES, feature_sources, require_clips, select_clips
 from fusion.submission_files import HEADER, LOCATION_HEADER, Form, form_of, location, read_expected, read_sample, some
