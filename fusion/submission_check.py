@@ -104,6 +104,8 @@ def _check_folder(folder: Path, counts: Mapping[str, int] | None, expected: Path
 
 def _check_video(path: Path, wanted: int | None) -> Iterator[Defect]:
     lines = yield from _lines(path, HEADER)
+    if lines is None:
+        return
     for number, line in lines:
         yield from _check_values(path, number, line.split(","), line)
     if wanted is not None and len(lines) != wanted:
@@ -121,6 +123,8 @@ def _check_one_file(
     expected: Path | None,
 ) -> Iterator[Defect]:
     lines = yield from _lines(path, LOCATION_HEADER)
+    if lines is None:
+        return
     first_line: dict[tuple[str, int], int] = {}
     places: list[tuple[int, tuple[str, int]]] = []
     for number, line in lines:
@@ -199,9 +203,12 @@ def _frames_in_order(
                 break
 
 
-def _lines(path: Path, header: str) -> Generator[Defect, None, list[tuple[int, str]]]:
-    """The rows below the header, as (line number, text); the defects of the file as text on the way."""
+def _lines(path: Path, header: str) -> Generator[Defect, None, list[tuple[int, str]] | None]:
+    """The rows below the header, as (line number, text), or None for what is no text; its defects on the way."""
     data = path.read_bytes()
+    if not data:
+        yield Defect(path, 1, "text", f"the file is empty, expected a header {header!r} and rows")
+        return None
     if data.startswith(BOM):
         yield Defect(path, 1, "bom", "begins with a byte order mark, expected plain UTF-8")
         data = data[len(BOM) :]
@@ -214,14 +221,14 @@ def _lines(path: Path, header: str) -> Generator[Defect, None, list[tuple[int, s
     except UnicodeDecodeError as error:
         at = data.count(b"\n", 0, error.start) + 1
         yield Defect(path, at, "text", f"byte 0x{data[error.start]:02x}, expected ASCII text")
-        return []
+        return None
     if not text.endswith("\n"):
         yield Defect(path, text.count("\n") + 1, "end", "the last line does not end in a line break")
         text += "\n"
     lines = text.split("\n")[:-1]
     if lines[0] != header:
         yield Defect(path, 1, "header", f"header {lines[0][:80]!r}, expected {header!r}")
-    begins_with_rows = bool(lines[0]) and not any(character.isalpha() for character in lines[0].replace(".jpg", ""))
+    begins_with_rows = lines[0].rpartition(",")[2].strip().lstrip("-").isdecimal()
     rows = []
     for number, line in enumerate(lines, start=1):
         if number == 1 and not begins_with_rows:
