@@ -8,6 +8,7 @@ import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
+from fusion import cli_share
 
 if TYPE_CHECKING:
     from fusion.evaluation import Evaluation
@@ -23,6 +24,17 @@ Features = Annotated[str, typer.Option("--features", help="Feature store.")]
 RunPath = Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: the newest in runs/)")]
 SkipFailed = Annotated[
     bool, typer.Option("--skip-failed", help="Leave out clips whose features failed or are unfinished.")
+]
+
+StrictSplits = Annotated[
+    bool, typer.Option("--strict-splits", help="Refuse a subject or source video that lies in several splits.")
+]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Score clips that adapted weights were trained on; the table says so.")
+]
+AllowOtherCrops = Annotated[
+    bool,
+    typer.Option("--allow-other-crops", help="Use a run fitted on given crops on cut ones, or the other way round."),
 ]
 
 
@@ -51,6 +63,8 @@ def fit(
     ] = None,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    strict_splits: StrictSplits = False,
+    allow_leak: AllowLeak = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -59,7 +73,16 @@ def fit(
     del verbose  # `reported` reads it
     from fusion import training
 
-    found = training.fit(features, output, config, set=set_ or (), device=device, skip_failed=skip_failed)
+    found = training.fit(
+        features,
+        output,
+        config,
+        set=set_ or (),
+        device=device,
+        skip_failed=skip_failed,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+    )
     if as_json:
         _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
     elif not quiet:
@@ -75,6 +98,9 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    allow_other_crops: AllowOtherCrops = False,
+    strict_splits: StrictSplits = False,
+    allow_leak: AllowLeak = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -83,7 +109,16 @@ def evaluate(
     del quiet, verbose  # `reported` reads them
     from fusion import evaluation
 
-    found = evaluation.evaluate(features, run, split=split, device=device, skip_failed=skip_failed)
+    found = evaluation.evaluate(
+        features,
+        run,
+        split=split,
+        device=device,
+        skip_failed=skip_failed,
+        allow_other_crops=allow_other_crops,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+    )
     if as_json:
         _print_json(found.as_json())
     else:
@@ -113,6 +148,19 @@ def predict(
     device: Device = "auto",
     offline: Offline = False,
     fill: Annotated[bool, typer.Option("--fill", help="Also give numbers for frames without a face.")] = False,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            "--crops",
+            help="Cut faces for super-resolution as given crops are (as-given) or wide. (default: as in the fit)",
+            metavar="as-given|wide",
+        ),
+    ] = None,
+    allow_other_crops: AllowOtherCrops = False,
+    columns: Annotated[
+        str, typer.Option("--columns", help="default, or openface: the names that OpenFace 2 uses.", metavar="NAMES")
+    ] = "default",
+    raw: Annotated[bool, typer.Option("--raw", help="Without the post-processing that the run ships.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -132,6 +180,10 @@ def predict(
             device=device,
             offline=offline,
             fill=fill,
+            crops=prediction.crops_choice(crops),
+            allow_other_crops=allow_other_crops,
+            columns=prediction.columns_choice(columns),
+            raw=raw,
             progress=progress,
         )
     if as_json:
@@ -181,6 +233,7 @@ def render(evaluation: "Evaluation") -> str:
         )
     if evaluation.drawn:
         lines.append(f"synthetic: {evaluation.drawn} of {evaluation.clips} clips are drawn by a program")
+    lines += [f"warning: {line}" for line in evaluation.warnings]
     return "\n".join(lines)
 
 
@@ -194,6 +247,10 @@ def _percent(values: "dict[str, float | None]") -> list[str]:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
+
+
+app.command()(cli_share.export)
+app.command()(cli_share.submit)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,6 +15,9 @@ from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
+from fusion import sharing
+from fusion.admission import before_scoring
+from fusion.crop_kinds import without_patch
 from fusion.data import Samples
 from fusion.device import arithmetic
 from fusion.inference import frame_scores, predict_outputs
@@ -92,6 +95,8 @@ class Evaluation:
     """Number of clips whose pictures a program drew: the numbers say nothing about people."""
     left_out: Mapping[str, str]
     """Clip of the split that is not scored -> why."""
+    warnings: tuple[str, ...] = ()
+    """What else a reader must know: other crops than in the fit, shared people, leaks that were allowed."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -111,6 +116,7 @@ class Evaluation:
             "untrained": list(self.untrained),
             "drawn": self.drawn,
             "left_out": dict(self.left_out),
+            "warnings": list(self.warnings),
             "f1_interval_95": None if self.interval is None else list(self.interval),
             **self.scores.as_json(),
         }
@@ -192,6 +198,9 @@ def evaluate(
     split: str = "test",
     device: str = "auto",
     skip_failed: bool = False,
+    allow_other_crops: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
 ) -> Evaluation:
     """Score a fitted run on one split of a feature store; an AU counts as active where its logit is >= 0.
 
@@ -201,16 +210,20 @@ def evaluate(
         split: ``train``, ``val`` or ``test``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
+        allow_other_crops: accept crops of another kind than in the fit (given against cut); the result says so.
+        strict_splits: refuse a subject or source video of the run's own clips, which is otherwise a warning.
+        allow_leak: accept clips that the features' adapted weights were trained on; the result says so.
 
     Raises:
-        UsageError: no such run or split, no annotated frame in the split, or the run was trained on clips of it.
+        UsageError: no such run or split, no annotated frame in the split, the run was trained on clips of it, adapted
+            weights were, or ``strict_splits`` found shared people.
         UnfinishedError: clips with unfinished features, unless ``skip_failed``.
-        StaleError: the run was fitted on features of another recipe than the store holds.
+        StaleError: the run was fitted on features of another recipe, or crops of another kind, than the store holds.
         CorruptError: the run or the store is damaged; the message names every damaged record and block.
     """
     began = monotonic()
     where = Run(run) if run is not None else Run.newest()
-    fitted = where.model()
+    fitted = sharing.fitted_model(where)
     store = Store.open(features)
     instances = fitted.config.instances
     with all_damage_named(store, [split], instances):
@@ -220,6 +233,16 @@ def evaluate(
         check_features(fitted, sources, f"run {where.path}")
         if split != "train":
             check_unseen(fitted, selection, f"run {where.path}")
+        warnings = before_scoring(
+            fitted,
+            store,
+            selection,
+            sources,
+            f"run {where.path}",
+            allow_other_crops=allow_other_crops,
+            strict_splits=strict_splits,
+            allow_leak=allow_leak,
+        )
         samples = labelled_samples(store, selection, fitted)
     torch_device = pick_device(device)
     with arithmetic(torch_device):
@@ -230,7 +253,8 @@ def evaluate(
         "%d frames of %d clips read and scored in %.1f s", len(samples), len(samples.clips), monotonic() - began
     )
     names = (str(where.path), str(features), split)
-    return assess(names, fitted.epoch, scores, sources, selection.left_out)
+    found = assess(names, fitted.epoch, scores, sources, selection.left_out)
+    return replace(found, warnings=tuple(warnings))
 
 
 def assess(
@@ -267,7 +291,7 @@ def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], wh
         StaleError: the message names the instance and the first field that differs.
     """
     for instance, recipe in fitted.recipes.items():
-        difference = first_difference(recipe, sources[instance].recipe)
+        difference = first_difference(without_patch(recipe), without_patch(sources[instance].recipe))
         if difference is not None:
             raise StaleError(
                 f"instance {instance}: {whose} was fitted on other features than the store holds ({difference}); "

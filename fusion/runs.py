@@ -70,6 +70,8 @@ class FittedModel:
     """Number of those clips whose pictures were drawn by a program."""
     aus: tuple[int, ...] = AUS
     """Numbers of the action units, in the order of the outputs."""
+    crops: Mapping[str, str] = field(default_factory=dict)
+    """Instance made from face crops -> kind of its clips' crops (fusion/crop_kinds.py); empty in runs made before."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -215,6 +217,7 @@ class Run:
                 "untrained": list(fitted.untrained),
                 "drawn": fitted.drawn,
                 "aus": list(fitted.aus),
+                "crops": dict(fitted.crops),
                 "model": fitted.model.state_dict(),
             },
         )
@@ -245,6 +248,7 @@ class Run:
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
             aus=aus,
+            crops=state["crops"],
         )
 
     def _what_is_missing(self) -> str:

@@ -15,6 +15,7 @@ import torch
 from extract.devices import pick_device
 from extract.errors import UsageError
 from extract.store import Store
+from fusion.admission import before_fit, kinds
 from fusion.config import FusionConfig, TrainingConfig
 from fusion.curves import Curves
 from fusion.data import Ints, Samples, moments
@@ -37,7 +38,6 @@ from fusion.selection import (
     feature_sources,
     require_clips,
     select_clips,
-    shared_people,
     untrained,
 )
 from fusion.stepping import TrainStep, graph_wanted, make_optimizer, set_rate
@@ -111,6 +111,7 @@ def fit(
     device: str = "auto",
     skip_failed: bool = False,
     strict_splits: bool = False,
+    allow_leak: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Evaluation]:
     """Fit the network on the split ``train`` of a feature store, stop early by the split ``val``, and write a run.
@@ -126,7 +127,8 @@ def fit(
         set: ``a.b=c`` each, over that config, as in ``training.lr=1e-4``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
-        strict_splits: refuse people and recordings that lie in several splits instead of warning of them.
+        strict_splits: refuse a subject or source video that lies in both splits, which is otherwise a warning.
+        allow_leak: accept clips of ``val`` that adapted weights were trained on.
         progress: is told where the fit is, several times a second at most.
 
     Returns:
@@ -147,7 +149,9 @@ def fit(
     store = Store.open(features)
     config = choose_config(run, store, config, set)
     torch_device = pick_device(device)
-    loaded = load(store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits)
+    loaded = load(
+        store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits, allow_leak=allow_leak
+    )
 
     # The caller's random state is restored afterwards; the state of training is all in the checkpoint.
     with arithmetic(torch_device), torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
@@ -193,7 +197,13 @@ def fit(
 
 
 def load(
-    store: Store, config: FusionConfig, device: torch.device, *, skip_failed: bool = False, strict_splits: bool = False
+    store: Store,
+    config: FusionConfig,
+    device: torch.device,
+    *,
+    skip_failed: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
 ) -> Loaded:
     """The annotated frames of ``train`` and every frame of ``val``, with their features. Errors as of ``fit``."""
     with all_damage_named(store, ("train", "val"), config.instances):
@@ -203,11 +213,8 @@ def load(
             raise UsageError(f"{store.path}: split train has {len(train.samples) if train else 0} annotated frames")
         split_of = {clip: split.name for split in (train, val) if split is not None for clip in split.samples.clips}
         sources = feature_sources(store, [*split_of], (FRAMES, LABELS, *config.instances))
-        shared = shared_people(store, split_of)
-        if shared and strict_splits:
-            raise UsageError("\n".join([*shared, "change the splits in the manifest, or leave out --strict-splits"]))
-        for line in shared:
-            logger.warning("%s; expect scores on val that are too high", line)
+        for line in before_fit(store, split_of, sources, strict_splits=strict_splits, allow_leak=allow_leak):
+            logger.warning("%s", line)
     loaded = Loaded(train, val, sources)
     for name, size in loaded.sizes.items():
         if not size or not len(train.samples.tables[train.samples.sources[name]]):
@@ -402,4 +409,5 @@ def _fitted(model: FusionModel, config: FusionConfig, loaded: Loaded, epoch: int
         untrained=untrained(sources),
         drawn=len(sources[FRAMES].drawn),
         aus=loaded.train.samples.aus,
+        crops=kinds(sources),
     )
