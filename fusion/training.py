@@ -16,12 +16,13 @@ from extract.devices import pick_device
 from extract.errors import UsageError
 from extract.store import Store
 from fusion.admission import before_fit, kinds
+from fusion.assessment import Evaluation
 from fusion.config import FusionConfig, TrainingConfig
 from fusion.curves import Curves
 from fusion.data import Ints, Samples, moments
 from fusion.device import arithmetic
 from fusion.epochs import History, best_epoch, epoch_batches, over, plateau_factor, training_pool
-from fusion.evaluation import Evaluation, assess
+from fusion.evaluation import assess
 from fusion.inference import frame_scores, predict_outputs
 from fusion.loading import load_samples
 from fusion.model import FusionModel
@@ -112,6 +113,7 @@ def fit(
     skip_failed: bool = False,
     strict_splits: bool = False,
     allow_leak: bool = False,
+    splits: Mapping[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Evaluation]:
     """Fit the network on the split ``train`` of a feature store, stop early by the split ``val``, and write a run.
@@ -129,6 +131,7 @@ def fit(
         skip_failed: leave out clips whose features failed or are unfinished.
         strict_splits: refuse a subject or source video that lies in both splits, which is otherwise a warning.
         allow_leak: accept clips of ``val`` that adapted weights were trained on.
+        splits: clip -> split, in place of the store's, as cross-validation has them; other clips are left out.
         progress: is told where the fit is, several times a second at most.
 
     Returns:
@@ -150,7 +153,13 @@ def fit(
     config = choose_config(run, store, config, set)
     torch_device = pick_device(device)
     loaded = load(
-        store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits, allow_leak=allow_leak
+        store,
+        config,
+        torch_device,
+        skip_failed=skip_failed,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+        splits=splits,
     )
 
     # The caller's random state is restored afterwards; the state of training is all in the checkpoint.
@@ -204,11 +213,12 @@ def load(
     skip_failed: bool = False,
     strict_splits: bool = False,
     allow_leak: bool = False,
+    splits: Mapping[str, str] | None = None,
 ) -> Loaded:
     """The annotated frames of ``train`` and every frame of ``val``, with their features. Errors as of ``fit``."""
     with all_damage_named(store, ("train", "val"), config.instances):
-        train = _load(store, "train", config, device, skip_failed=skip_failed)
-        val = _load(store, "val", config, device, skip_failed=skip_failed)
+        train = _load(store, "train", config, device, skip_failed=skip_failed, splits=splits)
+        val = _load(store, "val", config, device, skip_failed=skip_failed, splits=splits)
         if train is None or len(train.samples) < 2:
             raise UsageError(f"{store.path}: split train has {len(train.samples) if train else 0} annotated frames")
         split_of = {clip: split.name for split in (train, val) if split is not None for clip in split.samples.clips}
@@ -378,9 +388,18 @@ def _report_epoch(history: History, settings: TrainingConfig, seconds: float, se
     logger.info("%s, %.1f s, %.0f samples/s", text, seconds, seen / max(seconds, 1e-9))
 
 
-def _load(store: Store, name: str, config: FusionConfig, device: torch.device, *, skip_failed: bool) -> Split | None:
+def _load(
+    store: Store,
+    name: str,
+    config: FusionConfig,
+    device: torch.device,
+    *,
+    skip_failed: bool,
+    splits: Mapping[str, str] | None = None,
+) -> Split | None:
     """A split; None if it is the validation split and nothing in it can be used."""
-    selection = select_clips(store, name, config.instances, skip_failed=skip_failed, tasks=tuple(config.tasks))
+    tasks = tuple(config.tasks)
+    selection = select_clips(store, name, config.instances, skip_failed=skip_failed, tasks=tasks, splits=splits)
     for clip, reason in selection.left_out.items():
         logger.warning("split %s: clip %s is left out: %s", name, clip, reason)
     if name == "train":
