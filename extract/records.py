@@ -48,6 +48,12 @@ class Record:
     def finished(self) -> bool:
         return self.state in FINISHED
 
+    @property
+    def saw_clip(self) -> tuple[str, ...]:
+        """Instances whose adapted weights were trained on this very clip: its own and those of its inputs."""
+        named = self.provenance.get("weights", {})
+        return tuple(instance for instance, weights in named.items() if weights.get("saw"))
+
     def comes_from(self, other: "Record") -> bool | None:
         """Whether this instance was computed from ``other``'s values; None where its recipe names no such input."""
         shared = self.source.keys() & other.source.keys()
@@ -145,7 +151,10 @@ def _are_file_stamps(value: object) -> bool:
 
 
 def _is_weights_name(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("spec", "sha256"))
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(key), str) for key in ("spec", "sha256")):
+        return False
+    saw = value.get("saw", [])
+    return isinstance(saw, list) and all(isinstance(part, str) for part in saw)
 
 
 _PROVENANCE: dict[str, Callable[[object], bool]] = {

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from extract.au import NUM_EXPRESSIONS
 from extract.config import SECTIONS, Frozen, Remembered, apply_overrides, load_section, validated
 from extract.errors import ConfigError
 from extract.names import suggestion
+from fusion.post_config import PostConfig
 
 
 class FrameModality(Frozen):
@@ -101,7 +103,7 @@ class DataConfig(Frozen):
 
     drop_partial_frames: bool = False
     """Leave out frames with any -1, as the papers do; otherwise a -1 leaves out only its own AU."""
-    expressions: int = Field(default=8, ge=2)
+    expressions: int = Field(default=NUM_EXPRESSIONS, ge=2)
     """Classes of the task ``expr``; Aff-Wild2 has 8, the last one ``other``."""
     stride: int = Field(default=1, ge=1)
     """Train on every n-th annotated frame of a clip: neighbouring frames are nearly equal."""
@@ -147,6 +149,13 @@ class ModelConfig(Frozen):
     branch makes of one row of zeros (the paper, its code). ``zero_output``: zeros after the branch."""
     modality_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability, per frame and modality, of being treated as missing in training; it trains the learned vector."""
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _renamed(cls, value: object) -> object:
+        if value == "zeros":
+            raise ValueError("zeros is now named zero_output (zeros after the branch); the paper's way is zero_input")
+        return value
 
     @model_validator(mode="after")
     def _divisible(self) -> "ModelConfig":
@@ -242,6 +251,7 @@ class FusionConfig(Frozen):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+    post: PostConfig = PostConfig()
 
     @property
     def used(self) -> dict[str, AnyModality]:

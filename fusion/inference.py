@@ -144,6 +144,9 @@ def frame_scores(
     columns = {task.name: outputs[:, task.columns] for task in tasks}
     targets = {task: labels.numpy() for task, labels in samples.targets.items()}
     none = np.empty((len(samples), 0), dtype=np.float32)
+    if config.data.drop_partial_frames and "au" in targets:
+        partial = np.any(targets["au"] < 0, axis=1)  # in no metric, as they are in no training
+        targets["au"] = np.where(partial[:, None], -1, targets["au"]).astype(np.int8)
     return FrameScores(
         clips=samples.clips,
         source_videos=tuple(store.attributes(clip).get("source_video") or clip for clip in samples.clips),

@@ -19,7 +19,7 @@ import itertools
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +37,8 @@ from extract.files import LocalFiles
 from extract.names import nearest, suggestion
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
+from fusion.postprocess import FILE as POSTPROCESS
+from fusion.postprocess import PostProcess
 from fusion.scores import FrameScores
 from fusion.tasks import Task, num_outputs, tasks_of
 
@@ -68,6 +70,8 @@ class FittedModel:
     """Number of those clips whose pictures were drawn by a program."""
     aus: tuple[int, ...] = AUS
     """Numbers of the action units, in the order of the outputs."""
+    crops: Mapping[str, str] = field(default_factory=dict)
+    """Instance made from face crops -> kind of its clips' crops (fusion/crop_kinds.py); empty in runs made before."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -158,6 +162,20 @@ class Run:
         """Write the outputs for every frame of a split."""
         self._files.write(f"{SCORES}/{split}.npz", scores.as_bytes())
 
+    def save_postprocess(self, post: PostProcess) -> None:
+        """Write what is applied to the outputs."""
+        self._files.write(POSTPROCESS, (json.dumps(post.as_json(), indent=1) + "\n").encode())
+
+    def postprocess(self, aus: Sequence[int]) -> PostProcess | None:
+        """What is applied to the outputs for ``aus``; None if the run has none.
+
+        Raises:
+            UsageError: the file is for other AUs.
+            CorruptError: the file is damaged.
+        """
+        path = self.path / POSTPROCESS
+        return PostProcess.read(path, aus) if path.is_file() else None
+
     def scores(self, split: str) -> FrameScores | None:
         """The outputs for every frame of a split; None if they were not saved.
 
@@ -199,6 +217,7 @@ class Run:
                 "untrained": list(fitted.untrained),
                 "drawn": fitted.drawn,
                 "aus": list(fitted.aus),
+                "crops": dict(fitted.crops),
                 "model": fitted.model.state_dict(),
             },
         )
@@ -229,6 +248,7 @@ class Run:
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
             aus=aus,
+            crops=state["crops"],
         )
 
     def _what_is_missing(self) -> str:

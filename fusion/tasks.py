@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from extract.au import AUS, au_name
+from extract.au import AUS, LOWEST_AFFECT, LOWEST_INTENSITY, au_name
+from extract.au.agreement import agreement
 from extract.au.losses import (
     POS_WEIGHT,
     SOFT_MARGIN_WEIGHT,
@@ -24,7 +25,7 @@ from extract.au.losses import (
     SquaredErrorLoss,
     TwoPartLoss,
 )
-from extract.au.metrics import confusion
+from extract.au.metrics import confusion, expression_confusion
 from extract.au.weighting import auto_pos_weight, auto_weight
 from extract.errors import ConfigError
 from fusion.config import FusionConfig, LossConfig
@@ -159,11 +160,14 @@ def main_scores(
                 counts = confusion(labels, values >= 0)
                 scores = np.where(counts.annotated > 0, counts.f1, np.nan)
             case "expr":
-                scores = np.atleast_1d(expression_f1(labels, values.argmax(axis=1), task.width))
+                classes = expression_confusion(labels, values.argmax(axis=1), task.width)
+                scores = classes.f1 if classes.annotated.any() else np.array([np.nan])
             case "va":
-                scores = ccc(labels, values)
+                found_va = agreement(labels, values, LOWEST_AFFECT)
+                scores = np.where(found_va.count > 0, found_va.ccc, np.nan)
             case _:
-                scores = icc(labels, values)
+                found_intensity = agreement(labels, values, LOWEST_INTENSITY)
+                scores = np.where(found_intensity.count > 0, found_intensity.icc, np.nan)
         known = scores[~np.isnan(scores)]
         found[task.name] = float(known.mean()) if len(known) else float("nan")
     return found

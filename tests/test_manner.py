@@ -63,9 +63,10 @@ def test_fusion_has_q_v_and_json_everywhere():
     found = defaultdict(set)
     for command, option in options("fusion"):
         found[command] |= set(option.opts)
-    assert found.keys() == {"fusion fit", "fusion evaluate", "fusion predict"}
-    for names in found.values():
-        assert {"-q", "-v", "--json", "--device"} <= names
+    computing = {"fusion fit", "fusion evaluate", "fusion predict", "fusion submit"}
+    assert found.keys() == computing | {"fusion export"}
+    for command, names in found.items():
+        assert {"-q", "-v", "--json", *(["--device"] if command in computing else [])} <= names
 
 
 @pytest.mark.parametrize("module", ["extract", "extract.cli", "fusion", "fusion.cli"])
