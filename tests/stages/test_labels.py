@@ -15,7 +15,15 @@ def expr(num_rows, seed=0):
 
 
 def clip(num_frames, au=None, expr=None):
-    return {"frames.pts_s": torch.arange(num_frames) / 25, "labels.au": au, "labels.expr": expr, "labels.left_out": ()}
+    named = tuple(kind for kind, rows in (("au", au), ("expr", expr)) if rows is not None)
+    return {
+        "frames.pts_s": torch.arange(num_frames) / 25,
+        "labels.au": au,
+        "labels.au_left_out": (),
+        "labels.au_listed": False,
+        "labels.expr": expr,
+        "labels.named": named,
+    }
 
 
 def run(*args, **config):
