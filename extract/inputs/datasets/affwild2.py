@@ -279,7 +279,7 @@ def _notes(tree: _Tree, clips: list[Clip]) -> tuple[str, ...]:
                 f"{what} in another official set than the AUs, whose split counts: {len(other)}{_first(other)}"
             )
     if any(clip.labels.va is not None for clip in clips):
-        notes.append("valence and arousal are imported with `extract run --set labels.also=[va]`")
+        notes.append("valence and arousal are imported with `extract run --set 'labels.also=[va]'`")
     if tree.passed_over:
         notes.append(f"not used, another of the same name: {len(tree.passed_over)}{_first(tree.passed_over)}")
     sides = {official: {_bare(name)[0] for name, (of, _) in tree.au.items() if of == official} for official in SETS}
