@@ -106,8 +106,7 @@ def label_aus(store: Store, clips: Sequence[str]) -> tuple[int, ...]:
     found: dict[tuple[int, ...], str] = {}
     for clip in clips:
         record = store.record(clip, LABELS)
-        listed = (record.recipe.get("config") or {}).get("aus") if record is not None else None
-        found.setdefault(tuple(listed) if listed else AUS, clip)
+        found.setdefault(AUS if record is None else record.aus, clip)
     if len(found) > 1:
         (one, first), (other, second) = [*found.items()][:2]
         raise StoreError(f"clips {first} and {second} are labelled for different AUs: {list(one)} and {list(other)}")
