@@ -254,3 +254,8 @@ def test_a_store_without_the_clips_of_the_fit_has_nobody_to_share(tmp_path):
     assert found.warnings == ()
     assert np.isfinite(found.scores.mean_f1)
     assert json.dumps(found.as_json())
+    add_clip(
+        Store.open(tmp_path / "other", "a"), "x", split="test", source_video="a"
+    )  # as ``a_left`` is cut from ``a``
+    with pytest.raises(UsageError, match="train: a; test: x"):
+        evaluate(tmp_path / "other", tmp_path / "run", strict_splits=True)
