@@ -68,8 +68,8 @@ def before_scoring(
     warnings = check_crops(fitted.crops, _crops(sources), whose, allow=allow_other_crops)
     if selection.split == "train":
         return warnings
-    known = set(store.clips())
-    split_of = {clip: "train" for clip in fitted.clips.get("train", ()) if clip in known}
+    # Of a clip that this store lacks nothing is known; by its name it is a source video, as by default.
+    split_of = dict.fromkeys(fitted.clips.get("train", ()), "train")
     split_of |= dict.fromkeys(selection.clips, selection.split)
     shared = shared_people(store, split_of)
     _refuse(shared, strict_splits, "score it on other clips, or leave out --strict-splits")

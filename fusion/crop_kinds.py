@@ -35,6 +35,18 @@ WORDS = {
     MIXED: "a mixture of given and cut crops",
 }
 
+TIGHT = (
+    "`extract run --set crop.patch=face` into another store cuts crops as given ones are, and so does `fusion predict` "
+    "unless --crops, --set or -c say otherwise"
+)
+REMEDIES = {
+    GIVEN: TIGHT,
+    AS_GIVEN: TIGHT,
+    CUT: "extract from the movies, without `crops:` in the manifest and with crop.patch=wide; for `fusion predict` "
+    "leave out --crops",
+}
+"""Kind of the fit -> how to get the like of it."""
+
 
 def crop_recipes(recipe: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The recipes of stage ``crop`` among a recipe and all that it is made from."""
@@ -88,7 +100,7 @@ def check_crops(
         allow: give a warning in place of the error (``--allow-other-crops``).
 
     Returns:
-        Warnings, one for each instance that differs.
+        Warnings: which instances differ.
 
     Raises:
         StaleError: the message names run, instance, both kinds and some clips.
@@ -97,22 +109,21 @@ def check_crops(
         logger.info(
             "%s does not say whether its crops were given or cut from movies: it is of an earlier version", whose
         )
-    found = []
+    alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for instance, kinds in used.items():
         kind = fitted.get(instance)
-        clips = [clip for clip, other in kinds.items() if kind is not None and differ(kind, other)]
-        if kind is not None and clips:
-            here = together(kinds[clip] for clip in clips) or ""
-            found.append(
-                f"instance {instance}: {whose} was fitted on {WORDS[kind]}, but it is used on {WORDS[here]}: "
-                f"{some(clips)}"
-            )
+        clips = tuple(clip for clip, other in kinds.items() if kind is not None and differ(kind, other))
+        here = together(kinds[clip] for clip in clips)
+        if kind is not None and here is not None:
+            alike.setdefault((kind, here, clips), []).append(instance)
+    found = [
+        f"instance{'s' if len(instances) > 1 else ''} {', '.join(instances)}: {whose} was fitted on {WORDS[kind]}, but "
+        f"it is used on {WORDS[here]}: {some([*clips])}"
+        for (kind, here, clips), instances in alike.items()
+    ]
     if found and not allow:
-        raise StaleError(
-            "\n".join(found)
-            + "\n`extract run --set crop.patch=face` into another store, and `fusion predict --crops as-given`, "
-            "cut crops as given ones are; --allow-other-crops goes on all the same"
-        )
+        remedies = {REMEDIES[kind] for kind, _, _ in alike}
+        raise StaleError("\n".join([*found, *sorted(remedies), "--allow-other-crops goes on all the same"]))
     return [f"other crops than in the fit: {line}" for line in found]
 
 

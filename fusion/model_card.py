@@ -36,11 +36,15 @@ def card(facts: Mapping[str, Any], fitted: FittedModel, postprocess: Mapping[str
 
 def _opening(run: Mapping[str, Any], fitted: FittedModel) -> list[str]:
     modalities = ", ".join(f"{name} ({used.instance}/{used.array})" for name, used in fitted.config.used.items())
-    lines = [f"A network of the program au-fusion, trained for {run['epoch']} epochs on stored features: {modalities}."]
+    lines = [
+        f"A network of the program au-fusion, trained for {_counted(run['epoch'], 'epoch')} on stored features: "
+        f"{modalities}."
+    ]
     if fitted.untrained:
         lines += [
             "",
-            f"**Untrained encoders (random weights): {', '.join(fitted.untrained)}.** No number here means anything.",
+            f"**Untrained encoders (random weights): {', '.join(fitted.untrained)}.** These numbers say nothing about "
+            "the method.",
         ]
     if fitted.drawn:
         seen = sum(len(clips) for clips in fitted.clips.values())
@@ -72,7 +76,7 @@ def _use(run: Mapping[str, Any], fitted: FittedModel) -> list[str]:
 def _scores(scores: Mapping[str, Any]) -> list[str]:
     """A table of mean F1 per split. The run's own metrics.json may hold more splits, and other values beside them."""
     rows = [
-        "| split | videos | frames | mean F1 | 95 % interval | best trivial predictor |",
+        "| split | clips | frames | mean F1 | 95 % interval | best trivial predictor |",
         "|---|---|---|---|---|---|",
     ]
     for split, found in scores.items():
@@ -108,7 +112,9 @@ def _post(postprocess: Mapping[str, Any] | None) -> list[str]:
 
 
 def _data(fitted: FittedModel) -> list[str]:
-    lines = [f"* {split}: {len(clips)} clips, listed in `fusion.json`" for split, clips in fitted.clips.items()]
+    lines = [
+        f"* {split}: {_counted(len(clips), 'clip')}, listed in `fusion.json`" for split, clips in fitted.clips.items()
+    ]
     return [*lines, "", "Clips of one person or recording should lie in one split; the names do not tell."]
 
 
@@ -169,6 +175,10 @@ def _local_files(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _name(run: Mapping[str, Any], sha256: str) -> str:
     known = (row.key for row in TABLE.values() if row.sha256 == sha256)
     return str(run["weights"].get(sha256) or next(known, "unnamed"))
+
+
+def _counted(number: int, one: str) -> str:
+    return f"{number} {one}{'' if number == 1 else 's'}"
 
 
 def _mean(found: Mapping[str, Any]) -> float | None:

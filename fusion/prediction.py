@@ -30,6 +30,7 @@ from fusion.clip_scores import score_clips
 from fusion.crop_kinds import AS_GIVEN, CROP, FACE, GIVEN, MIXED, WIDE, check_crops, cut_kinds, without_patch
 from fusion.decisions import decide, shipped_with
 from fusion.model_card import weights_in
+from fusion.postprocess import describe
 from fusion.prediction_tables import COLUMNS, Columns, Predicted, file_names, refuse_foreign, write
 from fusion.runs import FittedModel, Run
 from fusion.selection import FRAMES, first_difference
@@ -133,6 +134,8 @@ def predict(
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
     shipped = None if raw else shipped_with(where.path, fitted.aus)
+    for line in describe(shipped) if shipped is not None else ():
+        logger.info("post-processing: %s", line)
     torch_device = pick_device(device)
     clips, failed = _as_clips(videos)
     predictions = Predictions(where.path, failed=failed)

@@ -33,7 +33,7 @@ from fusion.evaluation import check_features
 from fusion.postprocess import PostProcess
 from fusion.runs import Run
 from fusion.scores import FrameScores
-from fusion.selection import FRAMES, feature_sources, require_clips, select_clips
+from fusion.selection import FRAMES, feature_sources, select_clips
 from fusion.submission_files import HEADER, LOCATION_HEADER, Form, form_of, location, read_expected, read_sample, some
 
 Fill: TypeAlias = Literal["run", "nearest", "interpolate", "hold"]
@@ -219,7 +219,11 @@ def _videos(
     fitted = sharing.fitted_model(where)
     store, whose = Store.open(features), f"run {where.path}"
     selection = select_clips(store, split, fitted.config.instances, labelled=False)
-    require_clips(store, selection)
+    if not selection.clips:
+        splits = sorted({str(store.attributes(clip).get("split") or "none") for clip in store.clips()})
+        raise UsageError(
+            f"{features}: no clip in split {split}; its clips are in: {', '.join(splits) or 'it has none'}"
+        )
     sources = feature_sources(store, selection.clips, (FRAMES, *fitted.config.instances))
     check_features(fitted, sources, whose)
     warnings = before_scoring(

@@ -137,11 +137,13 @@ def test_other_crops_are_refused_by_name_unless_allowed(tmp_path, fitted, used):
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     assert evaluate(tmp_path / "s", tmp_path / "run").warnings == ()
     message = (
-        r"instance swin: run .*run was fitted on crops .*, but it is used on crops .*: x, y\n.*--allow-other-crops"
+        r"instance swin: run .*run was fitted on crops .*, but it is used on crops .*: x, y\n(.|\n)*--allow-other-crops"
     )
     with pytest.raises(StaleError, match=message) as refused:
         evaluate(tmp_path / "other", tmp_path / "run")
     assert refused.value.exit_code == 2
+    assert ("--set crop.patch=face" in str(refused.value)) == (fitted != CUT)
+    assert ("without `crops:` in the manifest" in str(refused.value)) == (fitted == CUT)
     told = CliRunner().invoke(
         app, ["evaluate", "--run", str(tmp_path / "run"), "--features", str(tmp_path / "other"), "--allow-other-crops"]
     )
@@ -252,3 +254,8 @@ def test_a_store_without_the_clips_of_the_fit_has_nobody_to_share(tmp_path):
     assert found.warnings == ()
     assert np.isfinite(found.scores.mean_f1)
     assert json.dumps(found.as_json())
+    add_clip(
+        Store.open(tmp_path / "other", "a"), "x", split="test", source_video="a"
+    )  # as ``a_left`` is cut from ``a``
+    with pytest.raises(UsageError, match="train: a; test: x"):
+        evaluate(tmp_path / "other", tmp_path / "run", strict_splits=True)

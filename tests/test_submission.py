@@ -113,6 +113,25 @@ def test_abaw5_is_one_file_in_the_order_of_the_sample(saved, tmp_path, end):
     assert check(tmp_path / "out.txt", sample=sample) == []
 
 
+def test_a_sample_may_name_frames_in_any_order(saved, tmp_path):
+    order = [("10-60-1280x720", 7), ("video49_left", 1), ("10-60-1280x720", 2)]
+    submit("abaw5", tmp_path / "out.txt", scores=saved, sample=sampled(tmp_path, order))
+    lines = (tmp_path / "out.txt").read_text().splitlines()[1:]
+    assert lines == [f"{video}/{frame:05d}.jpg,{row(frame)}" for video, frame in order]
+
+
+def test_aus_go_by_number_not_by_place(saved, tmp_path):
+    """A run may know more action units, in another order."""
+    whole = FrameScores.read(saved)
+    aus = (9, *reversed(AUS))
+    logits = np.concatenate([np.full((len(whole), 1), 9, np.float32), whole.logits[:, ::-1]], axis=1)
+    other = FrameScores(**{**vars(whole), "aus": aus, "logits": logits, "labels": np.full(logits.shape, -1, np.int8)})
+    (tmp_path / "other.npz").write_bytes(other.as_bytes())
+    for name in ("scores", "other"):
+        submit("abaw5", tmp_path / f"{name}.txt", scores=tmp_path / f"{name}.npz")
+    assert (tmp_path / "other.txt").read_bytes() == (tmp_path / "scores.txt").read_bytes()
+
+
 def test_abaw5_without_a_sample_goes_by_name_and_frame(saved, tmp_path):
     submit("abaw5", tmp_path / "out.txt", scores=saved)
     places = [line.split(",")[0] for line in (tmp_path / "out.txt").read_text().splitlines()[1:]]
@@ -199,6 +218,17 @@ def test_the_tables_of_predict_serve_as_well(tmp_path):
     write(tmp_path / "p", "v", tmp_path / "v.mp4", shown, decide(shown, None), about, columns="openface")
     with pytest.raises(UsageError, match=r"v\.csv: is no table by `fusion predict` with its default columns"):
         submit("abaw3", tmp_path / "other", predictions=tmp_path / "p")
+
+
+def test_interpolation_leaves_frames_with_a_face_as_they_were_decided(tmp_path):
+    """A table rounds: .4999999 is written as .500000 beside the decision 0."""
+    logits = np.full((3, 12), -4e-7)
+    shown = scores_of("v", [1, 0, 1], logits)
+    write(tmp_path / "p", "v", tmp_path / "v.mp4", shown, decide(shown, None), {})
+    assert "0.500000" in (tmp_path / "p" / "v.csv").read_text()
+    submit("abaw3", tmp_path / "out", predictions=tmp_path / "p", fill="interpolate")
+    first, _, last = (tmp_path / "out" / "v.txt").read_text().splitlines()[1:]
+    assert first == last == row(0)
 
 
 def test_a_run_on_a_split_without_labels(tmp_path):
