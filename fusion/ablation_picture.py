@@ -21,14 +21,16 @@ def draw_ablation(ablation: Ablation, folder: str | Path, name: str = "ablation"
     if not groups:
         return []
     with styled():
-        figure = new_figure(8.0, 1.2 + 0.32 * len(groups) * max(len(ways), 1))
+        figure = new_figure(8.0, 1.2 + 0.2 * len(groups) * (len(ways) + 0.5))
         axes = figure.subplots()
         height = 0.8 / len(ways)
         for number, way in enumerate(ways):
             mine = [one for one in ablation.removed if one.how == way]
             place = np.array([groups.index(one.modalities) for one in mine]) + (number - (len(ways) - 1) / 2) * height
             changes = np.array([100 * one.change for one in mine])
-            axes.barh(place, changes, height * 0.92, label=way, **bar_style(number))
+            axes.barh(
+                place, changes, height * 0.92, label=way, **bar_style(number + 1)
+            )  # the first fill hides whiskers
             for y, x, one in zip(place, changes, mine, strict=True):
                 if one.change_interval is not None:
                     low, high = (100 * end for end in one.change_interval)

@@ -145,9 +145,10 @@ class VideoBootstrap:
         f1 = np.divide(weights @ hits, total, out=np.zeros_like(total), where=total > 0)
         return f1 @ share, per_frame @ hits.T - (f1 * per_frame) @ whole.T
 
-    def _error(self, weights: Floats, influence: Floats) -> Floats:
-        """Linearised standard error of each draw, [D]."""
-        variance: Floats = (weights * influence**2).sum(axis=1) * (self.number / (self.number - 1))
+    @staticmethod
+    def _error(weights: Floats, influence: Floats) -> Floats:
+        """Linearised standard error of each draw, [D], but for a factor of V that cancels in the end."""
+        variance: Floats = (weights * influence**2).sum(axis=1)
         return np.sqrt(variance)
 
     @staticmethod

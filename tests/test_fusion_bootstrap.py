@@ -104,7 +104,7 @@ def brute_force(labels, steps, video, draws, seed):
 
     def error(weights):
         slope = [(value(weights + h * one) - value(weights - h * one)) / (2 * h) for h in [1e-4] for one in np.eye(n)]
-        return np.sqrt(n / (n - 1) * np.sum(weights * np.square(slope)))
+        return np.sqrt(np.sum(weights * np.square(slope)))
 
     estimate, own = value(np.ones(n)), error(np.ones(n))
     random = np.random.default_rng(seed)
@@ -136,15 +136,20 @@ def test_equal_videos_leave_no_doubt():
     assert VideoBootstrap(counts).gain(counts, counts) == (0.0, 0.0)
 
 
+def test_the_least_number_of_videos():
+    """Draws of one video over and over are infinitely far off: more than one in twenty, and the interval is infinite."""
+    assert min(n for n in range(2, 9) if n * (1 / n) ** n < 0.05) == LEAST_VIDEOS
+
+
 def test_few_videos_have_no_interval():
-    labels, decisions, video = frames(np.random.default_rng(2), videos=LEAST_VIDEOS)
+    labels, decisions, video = frames(np.random.default_rng(2), videos=4)
     counts = VideoCounts.of(labels, decisions, video)
     low, high = VideoBootstrap(counts).mean_f1(counts)
     assert 0 <= low < high <= 1
     labels[video == 0] = -1  # a video that nobody annotated is none
     counts = VideoCounts.of(labels, decisions, video)
     bootstrap = VideoBootstrap(counts)
-    assert bootstrap.number == LEAST_VIDEOS - 1
+    assert bootstrap.number == 3
     assert bootstrap.mean_f1(counts) is bootstrap.gain(counts, counts) is None
     assert bootstrap.f1(counts) == [None] * 3
 
