@@ -8,7 +8,7 @@ import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
-from fusion import cli_analysis, cli_share
+from fusion import cli_analysis, cli_share, cli_tuning
 from fusion.cli_analysis import AllowLeak, AllowOtherCrops, Features, RunPath, SkipFailed, StrictSplits
 
 app = typer.Typer(
@@ -156,8 +156,16 @@ def predict(
     return found.exit_code
 
 
-for command in (cli_analysis.evaluate, cli_analysis.ablate, cli_analysis.crossval, cli_analysis.ensemble,
-                cli_share.export, cli_share.submit):  # fmt: skip
+for command in (
+    cli_analysis.evaluate,
+    cli_tuning.tune,
+    cli_analysis.ablate,
+    cli_tuning.correlate,
+    cli_analysis.crossval,
+    cli_analysis.ensemble,
+    cli_share.export,
+    cli_share.submit,
+):
     app.command()(command)
 
 

@@ -26,9 +26,7 @@ StrictSplits = Annotated[
 ]
 AllowLeak = Annotated[
     bool,
-    typer.Option(
-        "--allow-leak", help="Report on clips that something was chosen or adapted on; every table says so."
-    ),
+    typer.Option("--allow-leak", help="Report on clips that something was chosen or adapted on; every table says so."),
 ]
 AllowOtherCrops = Annotated[
     bool,

@@ -161,6 +161,8 @@ def evaluate(
         allow_leak=allow_leak,
     )
     scores, notices = scorer.scores(), scorer.warnings
+    if scorer.run.finished:  # an exported folder is left as it is
+        scorer.run.save_scores(split, scores)
     modalities = scorer.fitted.config.used if withhold else {}
     withheld = {name: scorer.scores({name: "missing"}) for name in modalities}
     post = scorer.run.postprocess(scorer.fitted.aus) if scores.aus else None

@@ -302,6 +302,8 @@ def train(
         state.losses = []
         if best_epoch(state.history) == epoch:
             run.save_model(_fitted(model, config, loaded, epoch))
+        if settings.keep_epochs:
+            run.save_epoch(_fitted(model, config, loaded, epoch))
         # After the model: if the process dies in between, this epoch runs again with the same result.
         run.save_checkpoint(state_of(model, optimizer, device, state, loaded.clips, loaded.sources))
         run.save_log(state.history)
