@@ -281,13 +281,15 @@ def _untouched(model: FusionModel, optimizer: torch.optim.Optimizer, device: tor
         for parameter, state in optimizer.state.items()
     }
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(values[name])
-        for parameter, state in optimizer.state.items():
-            before = moments.get(id(parameter), {})
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    value.copy_(before[key]) if key in before else value.zero_()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:  # a capture that is refused has made its warm steps already
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                value.copy_(values[name])
+            for parameter, state in optimizer.state.items():
+                before = moments.get(id(parameter), {})
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        value.copy_(before[key]) if key in before else value.zero_()
