@@ -37,7 +37,7 @@ from fusion.selection import (
     shared_people,
     untrained,
 )
-from fusion.stepping import TrainStep, graph_wanted, make_optimizer, set_rate
+from fusion.stepping import TrainStep, graph_wanted, make_optimizer, restore_optimizer, set_rate
 from fusion.tasks import Objective, Task, main_scores, num_outputs, tasks_of
 
 logger = logging.getLogger("fusion")
@@ -559,7 +559,7 @@ def _resume(
             f"run {run.path} was begun on {begun}, not on {device.type}; continue it with --device {begun}"
         )
     model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
+    restore_optimizer(optimizer, saved["optimizer"])
     torch.set_rng_state(saved["random"]["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(saved["random"]["cuda"], device)
