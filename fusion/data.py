@@ -10,9 +10,9 @@ Strided windows are ranges of a list of rows (``Windows.rows``) instead of the t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -128,6 +128,8 @@ class Samples:
     home: Home
     pinned: bool = False
     """Whether batches are gathered into pinned memory, from which a GPU copies without being waited for."""
+    placed: "Placed" = field(default_factory=lambda: Placed(), repr=False, compare=False)
+    """What has been copied to a GPU."""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -151,71 +153,115 @@ class Samples:
     ) -> Batch:
         """The samples at ``index`` [B], in that order, gathered from each table in one selection.
 
+        Nothing waits for a GPU: the numbers of the samples are all that is copied there, and rows are counted there.
+
         Args:
             lengths: modality -> L; None lets each rectangle end with its longest window.
             times: whether ``Rows.times`` is wanted.
             distinct: gather each row once, however many windows hold it.
         """
-        at = torch.from_numpy(index)
+        here = torch.from_numpy(index)
+        at = sent(here, self.home.device)
         return Batch(
-            {name: self._rows(name, index, (lengths or {}).get(name), times, distinct) for name in self.windows},
-            {task: target.index_select(0, at) for task, target in self.targets.items()},
+            {name: self._rows(name, index, at, (lengths or {}).get(name), times, distinct) for name in self.windows},
+            {task: target.index_select(0, here) for task, target in self.targets.items()},
             len(index),
         )
 
-    def _rows(self, name: str, index: Ints, length: int | None, times: bool, distinct: bool) -> Rows:
-        windows, source = self.windows[name], self.sources[name]
-        table = self.tables[source]
-        rows = table_rows(windows, index, length)  # [L, B]
-        lengths = torch.from_numpy(windows.lengths[index]).to(table.device)
+    def _rows(self, name: str, index: Ints, at: Tensor, length: int | None, times: bool, distinct: bool) -> Rows:
+        table = self.tables[self.sources[name]]
+        rows, lengths = self.window_rows(name, index, at, length)
+        found_times = self.times(name, rows, lengths, at) if times else None
         if not len(table):  # no clip has the modality
-            values = torch.zeros((rows.size, 0), dtype=table.dtype, device=table.device)
-            return Rows(values, lengths, rows.shape, None, self.times(name, rows, index) if times else None)
+            values = torch.zeros((rows.numel(), 0), dtype=table.dtype, device=table.device)
+            return Rows(values, lengths, (len(rows), len(index)), None, found_times)
         place: Tensor | None = None
-        wanted = rows.reshape(-1)
+        wanted = rows.flatten()
         if distinct:
-            wanted, inverse = np.unique(wanted, return_inverse=True)
-            place = torch.from_numpy(inverse.reshape(-1)).to(table.device)
-        values = gather(table, torch.from_numpy(wanted).to(table.device), pinned=self.pinned)
-        return Rows(values, lengths, rows.shape, place, self.times(name, rows, index) if times else None)
+            # Counted on the host: how many distinct rows there are is a shape.
+            on_host, _ = self.window_rows(name, index, torch.from_numpy(index), length)
+            once, inverse = np.unique(on_host.numpy(), return_inverse=True)
+            wanted, place = (sent(torch.from_numpy(each.reshape(-1)), table.device) for each in (once, inverse))
+        values = gather(table, wanted, pinned=self.pinned)
+        return Rows(values, lengths, (len(rows), len(index)), place, found_times)
 
-    def times(self, name: str, rows: Ints, index: Ints) -> Tensor:
-        """[L, B] float32: seconds between the table rows [L, B] of a modality and their samples; see ``Rows.times``."""
+    def window_rows(self, name: str, index: Ints, at: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """The table rows of a modality's windows on a rectangle [L, B], and their lengths [B]; see ``Rows``.
+
+        Args:
+            index: the samples [B].
+            at: the same, on the device on which the rows are counted.
+            length: L; None: that of the longest window.
+
+        Raises:
+            ValueError: a window does not fit.
+        """
+        windows = self.windows[name]
+        longest = int(windows.lengths[index].max(initial=0))
+        length = max(1, longest if length is None else length)
+        if longest > length:
+            raise ValueError(f"a window of {longest} rows does not fit a rectangle of length {length}")
+        ranges = self.placed(windows.ranges, at.device).index_select(0, at)  # [B, 2]
+        lengths = ranges[:, 1] - ranges[:, 0]
+        step = torch.arange(length, device=at.device)[:, None]
+        # An empty range may lie behind the last row.
+        counted = torch.where(lengths > 0, ranges[:, 0] + torch.minimum(step, lengths - 1), 0)  # [L, B]
+        if windows.rows is None:
+            return counted, lengths
+        if not len(windows.rows):
+            return torch.zeros_like(counted), lengths
+        return self.placed(windows.rows, at.device)[counted], lengths
+
+    def times(self, name: str, rows: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+        """[L, B] float32: seconds between the table rows [L, B] of a modality and their samples; see ``Rows.times``.
+
+        Args:
+            lengths: rows per sample [B]; a sample without any has times of 0.
+            at: the samples [B], on the device of ``rows``.
+        """
         clock = self.row_times[self.sources[name]]
-        lengths = self.windows[name].lengths[index]
         if clock is None:
-            step = np.arange(len(rows))[:, None]  # [L, 1]
-            found = 2 * step / np.maximum(lengths - 1, 1) - 1
-            found[:, lengths == 1] = 0
-        elif not len(clock):
-            found = np.zeros(rows.shape)
-        else:
-            found = clock[rows] - self.pts_s[index]
-        return torch.from_numpy(found.astype(np.float32)).to(self.home.device)
+            step = torch.arange(len(rows), device=rows.device, dtype=torch.float64)[:, None]  # [L, 1]
+            found = 2 * step / (lengths - 1).clamp(min=1) - 1
+            return torch.where(lengths > 1, found, 0.0).float()
+        if not len(clock):
+            return torch.zeros(rows.shape, device=rows.device)
+        found = self.placed(clock, rows.device)[rows] - self.placed(self.pts_s, rows.device)[at]
+        return torch.where(lengths > 0, found, 0.0).float()
+
+
+class Placed:
+    """Arrays on devices: each is copied once."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, torch.device], tuple[NDArray[Any], Tensor]] = {}
+
+    def __call__(self, array: NDArray[Any], device: torch.device) -> Tensor:
+        """``array`` as a tensor; on the CPU the same memory."""
+        if device.type == "cpu":
+            return torch.from_numpy(array)
+        key = (id(array), device)
+        if key not in self._copies:  # which holds the array, so that no other one gets its number
+            self._copies[key] = (array, torch.from_numpy(array).to(device))
+        return self._copies[key][1]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the CPU on ``device``, without waiting for what a GPU is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def gather(table: Tensor, rows: Tensor, *, pinned: bool = False) -> Tensor:
     """The ``rows`` [R] of a table, in one selection where it lies."""
-    if not pinned:
+    if table.device.type != "cpu":
         return table.index_select(0, rows)
-    out = torch.empty((len(rows), table.shape[1]), dtype=table.dtype, pin_memory=True)
+    shape = (len(rows), table.shape[1])
+    if pinned:
+        out = torch.empty(shape, dtype=table.dtype, pin_memory=True)
+    else:
+        # Of NumPy's memory, in huge pages: to touch 200 MB of small ones for the first time takes longer than to copy.
+        out = torch.from_numpy(np.empty(shape, dtype=table[:0].numpy().dtype))
     return torch.index_select(table, 0, rows, out=out)
-
-
-def table_rows(windows: Windows, index: Ints, length: int | None = None) -> Ints:
-    """The table rows of the windows of samples ``index`` [B], on a rectangle [L, B]; see ``Rows``."""
-    ranges, lengths = windows.ranges[index], windows.lengths[index]
-    longest = int(lengths.max(initial=0))
-    length = max(1, longest if length is None else length)
-    if longest > length:
-        raise ValueError(f"a window of {longest} rows does not fit a rectangle of length {length}")
-    step = np.minimum(np.arange(length)[:, None], np.maximum(lengths - 1, 0))  # [L, B]
-    counted: Ints = ranges[:, 0] + step
-    if (lengths == 0).any():
-        counted = np.where(lengths > 0, counted, 0)  # an empty range may lie behind the last row
-    if windows.rows is None:
-        return counted
-    return windows.rows[counted] if len(windows.rows) else np.zeros_like(counted)
 
 
 NOT_ANNOTATED: Mapping[str, int] = {"au": -1, "expr": -1, "va": -5, "intensity": -1}

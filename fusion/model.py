@@ -245,6 +245,7 @@ class Tokens(nn.Module):
         absent = self.missing
         if self.missing_is == "zero_input":
             absent = self.project(self.origin.new_zeros(1, self.project.in_features))[0]
+            absent = absent + self.time(time_features(rows.times.new_zeros(1)))[0]  # at the frame's own time
         first = torch.arange(rows.shape[0], device=present.device)[:, None] == 0  # [L, 1]
         tokens = torch.where(present[:, None], tokens, absent.to(tokens.dtype)) + self.origin
         there = masked(torch.ones_like(tokens[..., :1]), rows.lengths, 0.0)

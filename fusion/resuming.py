@@ -15,6 +15,7 @@ from fusion.epochs import History
 from fusion.model import FusionModel
 from fusion.runs import Run
 from fusion.selection import FeatureSource, first_difference
+from fusion.stepping import restore_optimizer
 
 logger = logging.getLogger("fusion")
 
@@ -106,7 +107,7 @@ def resume(
             f"run {run.path} was begun on {begun}, not on {device.type}; continue it with --device {begun}"
         )
     model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
+    restore_optimizer(optimizer, saved["optimizer"])
     torch.set_rng_state(saved["random"]["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(saved["random"]["cuda"], device)
