@@ -22,6 +22,9 @@ CENTRE = "centre_s"
 START, END = "start_s", "end_s"
 """Arrays that hold the times of the rows beside them: the middle of a step, the span of a word."""
 
+OF_AUS = frozenset({"au", "intensity"})
+"""Arrays of imported labels with a column per action unit."""
+
 BESIDE = frozenset({VALID.name, CENTRE, START, END})
 """Arrays that say something about the rows of the others."""
 
@@ -118,6 +121,7 @@ class ClipView:
             raise UsageError(f"clip {self.id}: frame_table() needs at least one instance, of {known}")
         columns: dict[str, NDArray[Any]] = {}
         dims: dict[str, tuple[str, ...]] = {}
+        aus: dict[str, tuple[int, ...]] = {}
         for instance in instances:
             layouts = self._layouts(instance)
             on_frames = [array for array, layout in layouts.items() if layout.clock == FRAME_AXIS]
@@ -134,7 +138,9 @@ class ClipView:
                     self._check_length(instance, array, values, pts_s)
                     columns[f"{instance}.{array}"] = values
                     dims[f"{instance}.{array}"] = layouts[array].dims
-        return FrameTable(self.id, columns, dims)
+                    if array in OF_AUS and values.shape[1:] == (len(record.aus),):
+                        aus[f"{instance}.{array}"] = record.aus
+        return FrameTable(self.id, columns, dims, aus)
 
     def _times_s(self, instance: str, array: str, values: NDArray[Any]) -> NDArray[np.float64] | None:
         """``Rows.times_s`` of an array."""

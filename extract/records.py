@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
+from extract.au import AUS
 from extract.errors import CorruptError
 
 State = Literal["done", "empty", "failed", "partial"]
@@ -47,6 +48,20 @@ class Record:
     @property
     def finished(self) -> bool:
         return self.state in FINISHED
+
+    @property
+    def saw_clip(self) -> tuple[str, ...]:
+        """Instances whose adapted weights were trained on this very clip: its own and those of its inputs."""
+        named = self.provenance.get("weights", {})
+        return tuple(instance for instance, weights in named.items() if weights.get("saw"))
+
+    @property
+    def aus(self) -> tuple[int, ...]:
+        """Numbers of the action units that the columns of ``au`` and ``intensity`` hold, for imported labels.
+
+        The recipe names them where they are not the usual twelve.
+        """
+        return tuple(self.recipe.get("config", {}).get("aus", AUS))
 
     def comes_from(self, other: "Record") -> bool | None:
         """Whether this instance was computed from ``other``'s values; None where its recipe names no such input."""
@@ -145,7 +160,10 @@ def _are_file_stamps(value: object) -> bool:
 
 
 def _is_weights_name(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("spec", "sha256"))
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(key), str) for key in ("spec", "sha256")):
+        return False
+    saw = value.get("saw", [])
+    return isinstance(saw, list) and all(isinstance(part, str) for part in saw)
 
 
 _PROVENANCE: dict[str, Callable[[object], bool]] = {

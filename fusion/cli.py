@@ -8,8 +8,8 @@ import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
-from fusion import cli_analysis
-from fusion.cli_analysis import Features, RunPath, SkipFailed
+from fusion import cli_analysis, cli_share, cli_tuning
+from fusion.cli_analysis import AllowLeak, AllowOtherCrops, Features, RunPath, SkipFailed, StrictSplits
 
 app = typer.Typer(
     help="Action unit models on stored features: fit one, evaluate it, predict with it.",
@@ -42,25 +42,45 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="Override a setting, as in training.lr=1e-4; may be repeated.", metavar="A.B=C"),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Fit so many runs, OUTPUT_seed0 and so on; print mean and deviation.", min=2),
+    ] = None,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    strict_splits: StrictSplits = False,
+    allow_leak: AllowLeak = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> int:
     """Fit the fusion network on the split train, with early stopping on the split val. An interrupted fit continues."""
-    from fusion import training
+    from fusion import progress, training
+    from fusion import seeds as over
 
-    found = training.fit(features, output, config, set=set_ or (), device=device, skip_failed=skip_failed)
-    if as_json:
+    with progress.shown(quiet or as_json) as shown:
+        choices: dict[str, Any] = {
+            "set": set_ or (),
+            "device": device,
+            "skip_failed": skip_failed,
+            "strict_splits": strict_splits,
+            "allow_leak": allow_leak,
+            "progress": shown,
+        }
+        if seeds is not None:
+            several = over.fit_seeds(features, seeds, output, config, **choices)
+        else:
+            found = training.fit(features, output, config, **choices)
+    if seeds is not None:
+        if as_json:
+            _print_json(several.as_json())
+        elif not quiet:
+            print(several.text(verbose))
+    elif as_json:
         _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
     elif not quiet:
         print("\n\n".join(evaluation.text(verbose) for evaluation in found))
     return 0
-
-
-for command in (cli_analysis.evaluate, cli_analysis.ablate, cli_analysis.crossval, cli_analysis.ensemble):
-    app.command()(command)
 
 
 @app.command()
@@ -85,6 +105,19 @@ def predict(
     device: Device = "auto",
     offline: Offline = False,
     fill: Annotated[bool, typer.Option("--fill", help="Also give numbers for frames without a face.")] = False,
+    crops: Annotated[
+        str | None,
+        typer.Option(
+            "--crops",
+            help="Cut faces for super-resolution as given crops are (as-given) or wide. (default: as in the fit)",
+            metavar="as-given|wide",
+        ),
+    ] = None,
+    allow_other_crops: AllowOtherCrops = False,
+    columns: Annotated[
+        str, typer.Option("--columns", help="default, or openface: the names that OpenFace 2 uses.", metavar="NAMES")
+    ] = "default",
+    raw: Annotated[bool, typer.Option("--raw", help="Without the post-processing that the run ships.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -104,6 +137,10 @@ def predict(
             device=device,
             offline=offline,
             fill=fill,
+            crops=prediction.crops_choice(crops),
+            allow_other_crops=allow_other_crops,
+            columns=prediction.columns_choice(columns),
+            raw=raw,
             progress=progress,
         )
     if as_json:
@@ -117,6 +154,19 @@ def predict(
     for video, reason in found.failed.items():
         typer.echo(f"failed: {video}: {reason}", err=True)
     return found.exit_code
+
+
+for command in (
+    cli_analysis.evaluate,
+    cli_tuning.tune,
+    cli_analysis.ablate,
+    cli_tuning.correlate,
+    cli_analysis.crossval,
+    cli_analysis.ensemble,
+    cli_share.export,
+    cli_share.submit,
+):
+    app.command()(command)
 
 
 def _print_json(value: dict[str, Any]) -> None:

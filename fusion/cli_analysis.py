@@ -21,8 +21,16 @@ SkipFailed = Annotated[
     bool, typer.Option("--skip-failed", help="Leave out clips whose features failed or are unfinished.")
 ]
 Split = Annotated[str, typer.Option("--split", help="train, val or test.")]
+StrictSplits = Annotated[
+    bool, typer.Option("--strict-splits", help="Refuse a subject or source video that lies in several splits.")
+]
 AllowLeak = Annotated[
-    bool, typer.Option("--allow-leak", help="Report on clips that something was selected on; every table says so.")
+    bool,
+    typer.Option("--allow-leak", help="Report on clips that something was chosen or adapted on; every table says so."),
+]
+AllowOtherCrops = Annotated[
+    bool,
+    typer.Option("--allow-other-crops", help="Use a run fitted on given crops on cut ones, or the other way round."),
 ]
 Published = Annotated[
     bool, typer.Option("--published", help="Print published numbers beside; for Aff-Wild2 in its official split.")
@@ -44,6 +52,8 @@ def evaluate(
     output: Output = None,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    allow_other_crops: AllowOtherCrops = False,
+    strict_splits: StrictSplits = False,
     allow_leak: AllowLeak = False,
     published: Published = False,
     quiet: Quiet = False,
@@ -61,8 +71,10 @@ def evaluate(
         device=device,
         skip_failed=skip_failed,
         withhold=withhold,
-        allow_leak=allow_leak,
         published=published,
+        allow_other_crops=allow_other_crops,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
     )
     folder = output or Path(found.run) / "evaluate"
     _show(found, folder, split, verbose=verbose, as_json=as_json)

@@ -229,6 +229,8 @@ class TrainingConfig(Frozen):
     tables: Literal["auto", "gpu", "memory", "file"] = "auto"
     """Where the features lie while training; ``auto`` takes the fastest that they fit in. It never changes a value.
     From memory and file, batches for a GPU are gathered one step ahead, into pinned memory."""
+    keep_epochs: bool = False
+    """Keep the network of every epoch in ``epochs/NN`` of the run, for ``fusion ensemble``."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
     """Minutes of work between two checkpoints within an epoch; every epoch ends with one."""
 

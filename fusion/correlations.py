@@ -249,7 +249,7 @@ def _pair(pair: Pair) -> str:
 
 
 def _r(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.2f}"
+    return "-" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _or_none(value: float) -> float | None:

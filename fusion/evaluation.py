@@ -12,11 +12,14 @@ import torch
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
-from fusion import assessment
+from fusion import assessment, sharing
+from fusion.admission import before_scoring
 from fusion.assessment import Evaluation
-from fusion.data import Samples, load_samples
+from fusion.crop_kinds import without_patch
+from fusion.data import Samples
 from fusion.device import arithmetic
 from fusion.inference import frame_scores, predict_outputs
+from fusion.loading import load_samples
 from fusion.postprocess import check_no_leak, describe
 from fusion.runs import FittedModel, Run
 from fusion.scores import FrameScores
@@ -46,6 +49,8 @@ class SplitScorer:
     device: torch.device
     facts: Mapping[str, Any]
     """Of its scores."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must know: other crops than in the fit, shared people, leaks that were allowed."""
 
     def scores(self, without: Mapping[str, str] | None = None) -> FrameScores:
         """Run the network over every frame.
@@ -71,6 +76,9 @@ def split_scorer(
     device: str = "auto",
     skip_failed: bool = False,
     splits: Mapping[str, str] | None = None,
+    allow_other_crops: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
 ) -> SplitScorer:
     """Read a run and the clips that it is to score. Arguments and errors are those of ``evaluate``.
 
@@ -78,7 +86,7 @@ def split_scorer(
         splits: clip -> split, in place of the store's; other clips are in none.
     """
     where = Run(run) if run is not None else Run.newest()
-    fitted = where.model()
+    fitted = sharing.fitted_model(where)
     store = Store.open(features)
     instances = fitted.config.instances
     with all_damage_named(store, [split], instances):
@@ -89,10 +97,20 @@ def split_scorer(
         check_features(fitted, sources, f"run {where.path}")
         if split != "train":
             check_unseen(fitted, selection, f"run {where.path}")
+        warnings = before_scoring(
+            fitted,
+            store,
+            selection,
+            sources,
+            f"run {where.path}",
+            allow_other_crops=allow_other_crops,
+            strict_splits=strict_splits,
+            allow_leak=allow_leak,
+        )
         samples = labelled_samples(store, selection, fitted)
     names = (str(where.path), str(features), split)
     facts = facts_of(names, fitted.epoch, samples.clips, sources, selection.left_out)
-    return SplitScorer(where, fitted, store, samples, pick_device(device), facts)
+    return SplitScorer(where, fitted, store, samples, pick_device(device), facts, tuple(warnings))
 
 
 def evaluate(
@@ -103,8 +121,10 @@ def evaluate(
     device: str = "auto",
     skip_failed: bool = False,
     withhold: bool = False,
-    allow_leak: bool = False,
     published: bool = False,
+    allow_other_crops: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
 ) -> Evaluation:
     """Score a fitted run on one split of a feature store: the network alone, and after each step that the run ships.
 
@@ -117,33 +137,49 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
         withhold: also score without each modality, as if no frame had it; the network runs once more for each.
-        allow_leak: show what was selected on these very clips; every table then says so.
         published: print published numbers beside; for Aff-Wild2.
+        allow_other_crops: accept crops of another kind than in the fit (given against cut); the result says so.
+        strict_splits: refuse a subject or source video of the run's own clips, which is otherwise a warning.
+        allow_leak: accept clips that the features' adapted weights were trained on, and show what was selected on
+            these very clips; every table then says so.
 
     Raises:
-        UsageError: no such run or split, no annotated frame in the split, or the run was trained on clips of it.
+        UsageError: no such run or split, no annotated frame in the split, the run was trained on clips of it, adapted
+            weights were, or ``strict_splits`` found shared people.
         UnfinishedError: clips with unfinished features, unless ``skip_failed``.
-        StaleError: the run was fitted on features of another recipe than the store holds.
+        StaleError: the run was fitted on features of another recipe, or crops of another kind, than the store holds.
         CorruptError: the run or the store is damaged; the message names every damaged record and block.
     """
-    scorer = split_scorer(features, run, split=split, device=device, skip_failed=skip_failed)
-    scores = scorer.scores()
+    scorer = split_scorer(
+        features,
+        run,
+        split=split,
+        device=device,
+        skip_failed=skip_failed,
+        allow_other_crops=allow_other_crops,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+    )
+    scores, notices = scorer.scores(), scorer.warnings
+    if scorer.run.finished:  # an exported folder is left as it is
+        scorer.run.save_scores(split, scores)
     modalities = scorer.fitted.config.used if withhold else {}
     withheld = {name: scorer.scores({name: "missing"}) for name in modalities}
     post = scorer.run.postprocess(scorer.fitted.aus) if scores.aus else None
     if post is None:
-        return assessment.assess(scores, withheld=withheld, published=published)
+        return assessment.assess(scores, withheld=withheld, notices=notices, published=published)
     if check_no_leak(post, scores, allow_leak=True) is not None and not allow_leak:
         notice = (
             "the network alone: its post-processing was selected on these clips or recordings, so that its numbers "
             "would flatter it (--allow-leak shows them)"
         )
-        return assessment.assess(scores, withheld=withheld, notices=(notice,), published=published)
+        return assessment.assess(scores, withheld=withheld, notices=(*notices, notice), published=published)
     return assessment.assess(
         scores,
         post.steps,
         withheld=withheld,
         leak=check_no_leak(post, scores, allow_leak),
+        notices=notices,
         post=tuple(describe(post)),
         published=published,
     )
@@ -188,7 +224,7 @@ def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], wh
         StaleError: the message names the instance and the first field that differs.
     """
     for instance, recipe in fitted.recipes.items():
-        difference = first_difference(recipe, sources[instance].recipe)
+        difference = first_difference(without_patch(recipe), without_patch(sources[instance].recipe))
         if difference is not None:
             raise StaleError(
                 f"instance {instance}: {whose} was fitted on other features than the store holds ({difference}); "

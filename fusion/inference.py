@@ -15,7 +15,7 @@ from torch import Tensor
 
 from extract.store import Store
 from fusion.config import ContextModality, FrameModality, FusionConfig
-from fusion.data import Batch, Ints, Rows, Samples, Windows, gather, table_rows
+from fusion.data import Batch, Ints, Rows, Samples, Windows, gather, sent
 from fusion.model import FusionModel
 from fusion.scores import FrameScores
 from fusion.tasks import Task
@@ -50,7 +50,7 @@ def predict_outputs(
         shared = {name: _Projected(model, samples, name, wanted, device) for name in _sequences(samples)}
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
-            batch = _batch(samples, part, shared, times=model.reads_times).to(device)
+            batch = _batch(samples, part, shared, device, times=model.reads_times)
             parts.append(model(batch.inputs, without).float().cpu().numpy())
     return np.concatenate(parts)
 
@@ -79,12 +79,13 @@ class _Projected:
         table = samples.tables[samples.sources[name]]
         used = _used(self.windows, index, len(table))
         self.rows = np.flatnonzero(used)  # [U] table rows
-        self.place = np.cumsum(used) - 1
+        # Samples without the modality point at any row.
+        self.place = sent(torch.from_numpy((np.cumsum(used) - 1).clip(0)), device)
         """[R]: table row -> its place among the distinct ones."""
         project = model.projection(name)
         parts = [torch.zeros(0, project.out_features, device=device)]
         for start in range(0, len(self.rows), CHUNK):
-            wanted = torch.from_numpy(self.rows[start : start + CHUNK]).to(table.device)
+            wanted = sent(torch.from_numpy(self.rows[start : start + CHUNK]), table.device)
             parts.append(project(gather(table, wanted, pinned=samples.pinned).to(device, non_blocking=True)))
         self.values: Tensor = torch.cat(parts)
         """[U, project]"""
@@ -103,28 +104,27 @@ def _used(windows: Windows, index: Ints, rows: int) -> NDArray[np.bool_]:
     return used
 
 
-def _batch(samples: Samples, index: Ints, shared: Mapping[str, _Projected], *, times: bool) -> Batch:
-    """A batch whose sequence modalities are projected already."""
+def _batch(
+    samples: Samples, index: Ints, shared: Mapping[str, _Projected], device: torch.device, *, times: bool
+) -> Batch:
+    """A batch on ``device`` whose sequence modalities are projected already."""
     alone = replace(samples, windows={name: w for name, w in samples.windows.items() if name not in shared})
-    batch = alone.batch(index, times=times)
+    batch = alone.batch(index, times=times).to(device)
+    at = sent(torch.from_numpy(index), device)
     inputs = {}
     for name in samples.windows:
         if name not in shared:
             inputs[name] = batch.inputs[name]
             continue
         projected = shared[name]
-        rows = table_rows(projected.windows, index)  # [L, B]
-        # Frames without the modality point at any row; where there is none at all, at one of zeros.
-        values = projected.values if len(projected.rows) else projected.values.new_zeros(1, projected.values.shape[1])
-        place = projected.place[rows].clip(0, len(values) - 1) if len(projected.place) else np.zeros_like(rows)
-        inputs[name] = Rows(
-            values,
-            torch.from_numpy(projected.windows.lengths[index]),
-            rows.shape,
-            torch.from_numpy(place.reshape(-1)),
-            samples.times(name, rows, index) if times else None,
-            projected=True,
-        )
+        rows, lengths = samples.window_rows(name, index, at)
+        if len(projected.rows):
+            values, place = projected.values, projected.place[rows].flatten()
+        else:  # no sample has it: one row of zeros
+            values = projected.values.new_zeros(1, projected.values.shape[1])
+            place = torch.zeros_like(rows).flatten()
+        found_times = samples.times(name, rows, lengths, at) if times else None
+        inputs[name] = Rows(values, lengths, (len(rows), len(index)), place, found_times, projected=True)
     return Batch(inputs, batch.targets, batch.size)
 
 

@@ -62,6 +62,14 @@ class Projection(nn.Linear):
         return functional.linear(rows, weight, self.bias - weight.mv(self.mean))
 
 
+def laid_out(rows: Rows, project: Projection) -> Tensor:
+    """The projected rows on their rectangle, [L, B, width]."""
+    projected = rows.values if rows.projected else cast(Tensor, project(rows.values))
+    if rows.place is not None:
+        projected = projected.index_select(0, rows.place)
+    return projected.view(*rows.shape, -1)
+
+
 class Branch(nn.Module):
     """One modality: project, and encode if it is a sequence; something in its place where it is missing."""
 
@@ -87,11 +95,11 @@ class Branch(nn.Module):
 
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The representation [B, width] of each sample, and what stands for the modality where it is missing."""
-        projected = rows.values if rows.projected else self.project(rows.values)
-        if rows.place is not None:
-            projected = projected.index_select(0, rows.place)
-        projected = projected.view(*rows.shape, -1)  # [L, B, project]
-        return self._encoded(projected, rows.lengths, rows.times), self.in_its_place()
+        absent = self.in_its_place()
+        if not rows.values.shape[1]:  # no clip has the modality
+            return absent.expand(rows.shape[1], -1), absent
+        projected = laid_out(rows, self.project)
+        return self._encoded(projected, rows.lengths, rows.times), absent
 
     def in_its_place(self) -> Tensor:
         """[width]: the learned vector, what a row of zeros becomes (the paper), or zeros."""
@@ -231,13 +239,13 @@ class Tokens(nn.Module):
         """[L, B, width + 1]: tokens, and 1 where there is one; a missing modality is a single token of its own."""
         if rows.times is None:
             raise ValueError("the transformer needs the relative times of its rows")
-        projected = rows.values if rows.projected else self.project(rows.values)
-        if rows.place is not None:
-            projected = projected.index_select(0, rows.place)
-        tokens = projected.view(*rows.shape, -1) + self.time(time_features(rows.times))
+        tokens = self.time(time_features(rows.times))  # [L, B, width]
+        if rows.values.shape[1]:  # else no clip has the modality
+            tokens = tokens + laid_out(rows, self.project)
         absent = self.missing
         if self.missing_is == "zero_input":
             absent = self.project(self.origin.new_zeros(1, self.project.in_features))[0]
+            absent = absent + self.time(time_features(rows.times.new_zeros(1)))[0]  # at the frame's own time
         first = torch.arange(rows.shape[0], device=present.device)[:, None] == 0  # [L, 1]
         tokens = torch.where(present[:, None], tokens, absent.to(tokens.dtype)) + self.origin
         there = masked(torch.ones_like(tokens[..., :1]), rows.lengths, 0.0)

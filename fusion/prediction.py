@@ -4,27 +4,19 @@ The run itself holds how its features were made (their recipes and the names of 
 Features go to a store in the cache folder, one store per extraction: predicting again computes nothing.
 """
 
-import csv
-import io
 import itertools
-import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from extract.au import AU_NAMES
 from extract.config import ExtractConfig, apply_overrides, load_extract_config, validated
 from extract.devices import pick_device
-from extract.errors import StaleError, UsageError
-from extract.files import LocalFiles
-from extract.graph import Instance, build_graph
-from extract.inputs.datasets.folder import PREDICTION_HEADER, clip_of_file
+from extract.errors import StaleError, UsageError, WeightsError
+from extract.graph import Instance, build_graph, upstream
+from extract.inputs.datasets.folder import clip_of_file
+from extract.names import suggestion
 from extract.running import runner
 from extract.running.fingerprints import sha256_of
 from extract.running.planning import make_plan
@@ -32,13 +24,15 @@ from extract.running.report import Progress
 from extract.running.selection import Options
 from extract.store import Store
 from extract.weights.files import cache_folder, file_sha256
-from extract.weights.table import TABLE
-from fusion.config import ContextModality, FrameModality
-from fusion.data import Samples, load_samples
-from fusion.device import arithmetic
-from fusion.evaluation import check_sizes
-from fusion.inference import predict_outputs
-from fusion.runs import MODEL, FittedModel, Run
+from extract.weights.table import RANDOM, TABLE
+from fusion import sharing
+from fusion.clip_scores import score_clips
+from fusion.crop_kinds import AS_GIVEN, CROP, FACE, GIVEN, MIXED, WIDE, check_crops, cut_kinds, without_patch
+from fusion.decisions import decide, shipped_with
+from fusion.model_card import weights_in
+from fusion.postprocess import describe
+from fusion.prediction_tables import COLUMNS, Columns, Predicted, file_names, refuse_foreign, write
+from fusion.runs import FittedModel, Run
 from fusion.selection import FRAMES, first_difference
 
 if TYPE_CHECKING:
@@ -46,28 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fusion")
 
-THRESHOLD = 0.5
-UNITS = {
-    "frame": "number of the video frame, from 0",
-    "pts_s": "presentation time in seconds",
-    "valid": "1 where a face was found; 0 where only sound, words or nothing is known",
-    "AUxx_p": "probability in [0, 1]; empty where valid is 0, unless filled",
-    "AUxx": "1 where the probability reaches the threshold; empty where valid is 0, unless filled",
-}
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What was written for one video."""
-
-    video: Path
-    table: Path
-    """``<video>.csv``"""
-    facts: Path
-    """``<video>.json``"""
-    frames: int
-    present: Mapping[str, int]
-    """Modality -> frames that have it."""
+Crops: TypeAlias = Literal["as-given", "wide"]
+PATCH: Mapping[Crops, str] = {"as-given": FACE, "wide": WIDE}
 
 
 @dataclass
@@ -123,6 +97,10 @@ def predict(
     device: str = "auto",
     offline: bool = False,
     fill: bool = False,
+    crops: Crops | None = None,
+    allow_other_crops: bool = False,
+    columns: Columns = "default",
+    raw: bool = False,
     progress: Progress | None = None,
 ) -> Predictions:
     """Write ``<video>.csv`` (time, probabilities and decisions per frame) and ``<video>.json`` for each video.
@@ -132,13 +110,18 @@ def predict(
 
     Args:
         videos: their files.
-        run: folder of the fitted run; None is the newest in ``runs/``.
+        run: folder of the fitted run, or of what ``fusion export`` made of it; None is the newest in ``runs/``.
         output: folder for the tables.
         config: built-in config or YAML file to extract with. None extracts as the run's own features were.
         set: ``a.b=c`` each, over that config, as in ``swin.weights=PATH`` for weights that have moved.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         offline: use no network.
         fill: also give numbers for frames without a face, from sound and words alone. Otherwise their cells are empty.
+        crops: how faces are cut for super-resolution: ``as-given``, as the tight crops that clips of a data set bring,
+            or ``wide``. None: as those of the run's own clips.
+        allow_other_crops: go on if that is not how the run's own clips had them; every table says so.
+        columns: ``default``, or ``openface`` for the names that OpenFace 2 uses.
+        raw: the network's own probabilities at threshold 0.5, without the post-processing that the run ships.
         progress: is told how far the extraction is.
 
     Raises:
@@ -147,25 +130,36 @@ def predict(
         WeightsError: weights that the extraction needs are missing.
         MachineError: the disk or the GPU gave up.
     """
+    crops, columns = crops_choice(crops), columns_choice(columns)  # Python does not check them
     where = Run(run) if run is not None else Run.newest()
-    fitted = where.model()
+    fitted = sharing.fitted_model(where)
+    shipped = None if raw else shipped_with(where.path, fitted.aus)
+    for line in describe(shipped) if shipped is not None else ():
+        logger.info("post-processing: %s", line)
     torch_device = pick_device(device)
     clips, failed = _as_clips(videos)
     predictions = Predictions(where.path, failed=failed)
-    names = _file_names(clips)
-    _refuse_foreign(Path(output), names.values())
+    names = file_names(clips)
+    refuse_foreign(Path(output), names.values())
 
-    extraction = _extraction(fitted, config, set, torch_device.type)
+    extraction = _extraction(fitted, config, set, torch_device.type, crops)
     recipes = {"recipes": fitted.recipes, "config": extraction.model_dump(mode="json")}
     features = cache_folder() / "predict" / f"{sha256_of(recipes)[:16]}.zarr"
     # Features of an old version of a transcript are of no use to anybody: they are overwritten without asking.
     options = Options(stages=tuple(fitted.recipes), device=device, offline=offline, overwrite=True)
     listed = [clip for _, clip in clips.values()]
-    made, opened, sources = make_plan(extraction, listed, features, options, torch_device.type)
+    try:
+        made, opened, sources = make_plan(extraction, listed, features, options, torch_device.type)
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_weights_of(fitted)}") from error
     whose = f"config {config}" if config else f"the extraction of run {where.path}"
-    predictions.warnings = _check_recipes(
-        fitted, {name: made.prepared[name].recipe for name in fitted.recipes}, where, whose
-    )
+    recipes_here = {name: made.prepared[name].recipe for name in fitted.recipes}
+    predictions.warnings = _check_recipes(fitted, recipes_here, where, whose)
+    kinds_here = cut_kinds(recipes_here)
+    used_on = {
+        name: dict.fromkeys((str(video) for video, _ in clips.values()), kind) for name, kind in kinds_here.items()
+    }
+    predictions.warnings += check_crops(fitted.crops, used_on, f"run {where.path}", allow=allow_other_crops)
     predictions.warnings += _warnings(fitted)
     report = runner.execute(made, opened, sources, features, extraction, torch_device, options, progress)
     logger.debug("%d instances computed in %.1f s -> %s", report.computed, report.seconds, features)
@@ -173,7 +167,11 @@ def predict(
     store = Store.open(features)
     troubles = {f.clip: f"{f.cause or f.instance}: {f.message}" for f in reversed(report.failures)}
     troubles |= {notice.clip: notice.message for notice in (*report.busy, *report.damaged) if notice.clip}
-    identity = {"path": str(where.path), "epoch": fitted.epoch, "sha256": file_sha256(where.path / MODEL)}
+    about = {
+        "run": {"path": str(where.path), "epoch": fitted.epoch, "sha256": file_sha256(sharing.network_file(where))},
+        "crops": {name: {"fitted": fitted.crops.get(name), "here": kind} for name, kind in kinds_here.items()},
+        "recipes": dict(fitted.recipes),
+    }
     for clip_id, (video, _) in clips.items():
         frames = store.record(clip_id, FRAMES)
         if clip_id in troubles:
@@ -182,28 +180,43 @@ def predict(
         if frames is None or frames.state != "done":
             predictions.failed[video] = f"{frames.reason if frames else 'no frames'}: there is no frame to predict for"
             continue
-        samples = load_samples(store, [clip_id], fitted.config, frames="all", labelled=False)
-        check_sizes(samples, fitted)
-        with arithmetic(torch_device):
-            model = fitted.model.to(torch_device)
-            outputs = predict_outputs(model, samples, torch_device, fitted.config.training.batch)
-            logits = outputs[:, fitted.tasks[0].columns]
+        scores = score_clips(store, [clip_id], fitted, torch_device)
         own = [str(notice) for notice in report.warnings if notice.clip == clip_id]
-        pts_s = store.read(clip_id, FRAMES, "pts_s").values
-        predictions.written.append(
-            _write(
-                Path(output), names[clip_id], video, fitted, samples, pts_s, logits,
-                {"clip": clip_id, "run": identity, "warnings": [*predictions.warnings, *own]}, fill=fill,
-            )
-        )  # fmt: skip
+        facts = {"clip": clip_id, **about, "warnings": [*predictions.warnings, *own]}
+        decided = decide(scores, shipped)
+        written = write(Path(output), names[clip_id], video, scores, decided, facts, columns=columns, fill=fill)
+        predictions.written.append(written)
     return predictions
+
+
+def crops_choice(text: str | None) -> Crops | None:
+    """The value of ``--crops``; raises UsageError for another word."""
+    for known in PATCH:
+        if text == known:
+            return known
+    if text is None:
+        return None
+    raise UsageError(f"--crops {text}: no such way; {suggestion(text, list(PATCH))}")
+
+
+def columns_choice(text: str) -> Columns:
+    """The value of ``--columns``; raises UsageError for another word."""
+    for known in COLUMNS:
+        if text == known:
+            return known
+    raise UsageError(f"--columns {text}: no such names; {suggestion(text, COLUMNS)}")
 
 
 # ---- which extraction ----------------------------------------------------------------------------------------------
 
 
-def _extraction(fitted: FittedModel, config: str | None, overrides: Sequence[str], device_kind: str) -> ExtractConfig:
-    """The config that gives the run's features, with the run's precisions where the device supports them."""
+def _extraction(
+    fitted: FittedModel, config: str | None, overrides: Sequence[str], device_kind: str, crops: Crops | None
+) -> ExtractConfig:
+    """The config that gives the run's features, with the run's precisions where the device supports them.
+
+    A run on given crops gets the like of them, unless the config or ``crops`` says otherwise.
+    """
     if config is not None:
         wanted = load_extract_config(config, overrides)
     else:
@@ -216,6 +229,12 @@ def _extraction(fitted: FittedModel, config: str | None, overrides: Sequence[str
             f"config {config} has no instance {absent[0]}, whose features the run was fitted on; leave out -c"
         )
     entries = {name: instance.config for name, instance in graph.items()}
+    tight = set(fitted.crops.values()) and set(fitted.crops.values()) <= {GIVEN, AS_GIVEN}
+    patch = PATCH[crops] if crops is not None else FACE if tight else None
+    for name in upstream(graph, fitted.recipes):
+        said = "patch" in entries[name].stage_fields and crops is None
+        if graph[name].stage.name == CROP and patch is not None and not said:
+            entries[name] = entries[name].model_copy(update={"patch": patch})
     for name, precision in _precisions(fitted, graph).items():
         available = device_kind == "cuda" or precision == "float32"
         if entries[name].precision == "auto" and available:
@@ -280,9 +299,9 @@ def _check_recipes(fitted: FittedModel, recipes: Mapping[str, Any], where: Run, 
     warnings = []
     for name, wanted in fitted.recipes.items():
         here = recipes[name]
-        if here == wanted:
+        if without_patch(here) == without_patch(wanted):
             continue
-        difference = first_difference(_without_precision(wanted), _without_precision(here))
+        difference = first_difference(_comparable(wanted), _comparable(here))
         if difference is not None:
             raise StaleError(
                 f"instance {name}: run {where.path} was fitted on other features than {whose} gives now "
@@ -295,9 +314,20 @@ def _check_recipes(fitted: FittedModel, recipes: Mapping[str, Any], where: Run, 
     return warnings
 
 
-def _without_precision(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {slot: _without_precision(below) for slot, below in recipe["inputs"].items()}
-    return {key: value for key, value in recipe.items() if key != "precision"} | {"inputs": inputs}
+def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what has a check of its own: precisions, and the choice between wide and tight patches."""
+    inputs = {slot: _comparable(below) for slot, below in recipe["inputs"].items()}
+    return {key: value for key, value in without_patch(recipe).items() if key != "precision"} | {"inputs": inputs}
+
+
+def _weights_of(fitted: FittedModel) -> str:
+    """For the message that weights are missing: what the run knows them by, where it was fitted with files."""
+    files = {sha256: spec for sha256, spec in fitted.weights.items() if spec not in TABLE and spec != RANDOM}
+    named = dict.fromkeys((name, sha256) for name, sha256 in weights_in(fitted.recipes) if sha256 in files)
+    lines = [f"\n  {name}: {files[sha256]}, sha256 {sha256}" for name, sha256 in named]
+    if not lines:
+        return ""
+    return "\nthe run was fitted with these files; name yours with --set INSTANCE.weights=PATH:" + "".join(lines)
 
 
 def _warnings(fitted: FittedModel) -> list[str]:
@@ -311,10 +341,13 @@ def _warnings(fitted: FittedModel) -> list[str]:
             f"the training data are synthetic, drawn by a program ({fitted.drawn} of {seen} clips): "
             "the probabilities say nothing about people"
         )
+    mixed = [name for name, kind in fitted.crops.items() if kind == MIXED]
+    if mixed:
+        found.append(f"the run was fitted on a mixture of given and cut crops: {', '.join(mixed)}")
     return found
 
 
-# ---- what is written -----------------------------------------------------------------------------------------------
+# ---- which videos, which numbers -----------------------------------------------------------------------------------
 
 
 def _as_clips(videos: Iterable[str | Path]) -> "tuple[dict[str, tuple[Path, Clip]], dict[Path, str]]":
@@ -332,79 +365,3 @@ def _as_clips(videos: Iterable[str | Path]) -> "tuple[dict[str, tuple[Path, Clip
             continue
         clips.setdefault(clip.id, (video, clip))
     return clips, failed
-
-
-def _file_names(clips: Mapping[str, "tuple[Path, Clip]"]) -> dict[str, str]:
-    """Clip -> name of its files without suffix: the video's own, or the clip's id if two videos share a name."""
-    taken = Counter(video.stem.lower() for video, _ in clips.values())
-    return {clip: video.stem if taken[video.stem.lower()] == 1 else clip for clip, (video, _) in clips.items()}
-
-
-def _refuse_foreign(output: Path, names: Iterable[str]) -> None:
-    """Raise UsageError if a table or its facts would replace labels, a transcript or any other file not ours."""
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"-o {output}: is a file; name a folder")
-    for name in names:
-        for path, mark in ((output / f"{name}.csv", PREDICTION_HEADER), (output / f"{name}.json", '{\n "video": ')):
-            try:
-                begins = path.read_bytes()[: len(mark)]
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise UsageError(
-                    f"{path}: cannot be replaced ({error.strerror}); name another folder with -o"
-                ) from None
-            if begins != mark.encode():
-                raise UsageError(f"{path}: exists and is not a prediction; name another folder with -o")
-
-
-def _write(
-    output: Path,
-    name: str,
-    video: Path,
-    fitted: FittedModel,
-    samples: Samples,
-    pts_s: NDArray[np.float64],
-    logits: NDArray[np.float32],
-    about: Mapping[str, Any],
-    *,
-    fill: bool,
-) -> Predicted:
-    present = {name: windows.lengths > 0 for name, windows in samples.windows.items()}  # [T] each
-    pictures = [
-        present[name]
-        for name, modality in fitted.config.used.items()
-        if isinstance(modality, FrameModality | ContextModality)
-    ]
-    valid = np.all(pictures, axis=0) if pictures else np.any(list(present.values()), axis=0)
-    shown = np.ones_like(valid) if fill else valid  # without a face the numbers only reflect sound and words
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # [T, 12]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["frame", "pts_s", "valid", *present, *(f"{au}_p" for au in AU_NAMES), *AU_NAMES])
-    columns: list[Iterable[Any]] = [
-        range(len(pts_s)),
-        (f"{time:.6f}" for time in pts_s),
-        *(flags.astype(int).tolist() for flags in (valid, *present.values())),
-        *([f"{value:.6f}" if show else "" for value, show in zip(au, shown, strict=True)] for au in probabilities.T),
-        # Logit 0 is probability 0.5.
-        *([str(int(value >= 0)) if show else "" for value, show in zip(au, shown, strict=True)] for au in logits.T),
-    ]
-    writer.writerows(zip(*columns, strict=True))
-    counts = {name: int(flags.sum()) for name, flags in present.items()}
-    facts = {
-        "video": video.name,
-        **about,
-        "frames": len(pts_s),
-        "valid": int(valid.sum()),
-        "filled": fill,
-        "present": counts,
-        "aus": list(AU_NAMES),
-        "thresholds": dict.fromkeys(AU_NAMES, THRESHOLD),
-        "units": UNITS,
-        "recipes": dict(fitted.recipes),
-    }
-    files = LocalFiles(output)
-    files.write(f"{name}.csv", table.getvalue().encode())
-    files.write(f"{name}.json", (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
-    return Predicted(video, output / f"{name}.csv", output / f"{name}.json", len(pts_s), counts)

@@ -6,6 +6,7 @@
               checkpoint.pt    the state of training, to continue after an interruption
               model.pt         the network of the best epoch and the recipes of its features, to evaluate and predict
               log.jsonl        one line per epoch; log.csv the same as a table; events/ for TensorBoard
+              epochs/NN/       the network of each epoch, with ``training.keep_epochs``
               scores/          outputs for every frame of the splits val and test (``fusion.scores``)
               postprocess.json smoothing, thresholds and what else is applied to the outputs
               metrics.json     the result; written last, so a run that has it is finished
@@ -44,7 +45,7 @@ from fusion.tasks import Task, num_outputs, tasks_of
 
 RUNS = Path("runs")
 CONFIG, CHECKPOINT, MODEL, LOG, METRICS = "config.yaml", "checkpoint.pt", "model.pt", "log.jsonl", "metrics.json"
-LOG_TABLE, SCORES, EVENTS = "log.csv", "scores", "events"
+LOG_TABLE, SCORES, EVENTS, EPOCHS = "log.csv", "scores", "events", "epochs"
 SCHEMA = 2
 
 
@@ -70,6 +71,8 @@ class FittedModel:
     """Number of those clips whose pictures were drawn by a program."""
     aus: tuple[int, ...] = AUS
     """Numbers of the action units, in the order of the outputs."""
+    crops: Mapping[str, str] = field(default_factory=dict)
+    """Instance made from face crops -> kind of its clips' crops (fusion/crop_kinds.py); empty in runs made before."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -201,6 +204,13 @@ class Run:
         """The state given to ``save_checkpoint``, with tensors on the CPU; None before the end of the first epoch."""
         return self._load(CHECKPOINT) if self.has_checkpoint else None
 
+    def save_epoch(self, fitted: FittedModel) -> None:
+        """Keep the network of an epoch in a folder of its own, which is read like a run."""
+        kept = Run(self.path / EPOCHS / f"{fitted.epoch:02d}")
+        if not kept.started:
+            kept.begin(fitted.config)
+        kept.save_model(fitted)
+
     def save_model(self, fitted: FittedModel) -> None:
         """Write the network of the best epoch so far."""
         self._save(
@@ -215,6 +225,7 @@ class Run:
                 "untrained": list(fitted.untrained),
                 "drawn": fitted.drawn,
                 "aus": list(fitted.aus),
+                "crops": dict(fitted.crops),
                 "model": fitted.model.state_dict(),
             },
         )
@@ -245,6 +256,7 @@ class Run:
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
             aus=aus,
+            crops=state["crops"],
         )
 
     def _what_is_missing(self) -> str:

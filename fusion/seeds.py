@@ -1,17 +1,23 @@
 """Several runs that differ by their seed only: mean and deviation over seeds, beside the intervals over videos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from extract.au.metrics import Floats
 from extract.errors import UsageError
+from extract.store import Store
 from fusion.assessment import Evaluation
 from fusion.bootstrap import Interval
+from fusion.config import FusionConfig
+from fusion.evaluation import evaluate
+from fusion.runs import Run
 from fusion.scoring import BASELINES
 from fusion.text_tables import au_table, columns, percent, span, wrapped
+from fusion.training import Progress, fit
 
 
 @dataclass(frozen=True)
@@ -133,3 +139,47 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> OverSeeds:
             if found != expected:
                 raise UsageError(f"run {one.run}: {what} {found}, run {first.run} has {expected}; evaluate both alike")
     return OverSeeds(tuple(evaluations))
+
+
+def fit_seeds(
+    features: str | Path,
+    seeds: int,
+    output: str | Path | None = None,
+    config: str | FusionConfig | None = None,
+    *,
+    set: Sequence[str] = (),
+    device: str = "auto",
+    skip_failed: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> OverSeeds:
+    """Fit runs that differ by their seed only, ``OUTPUT_seed0`` and so on, and score them on ``test``, else on ``val``.
+
+    A finished run is not fitted again, an unfinished one is continued. Arguments and errors are those of ``fit``.
+
+    Args:
+        seeds: number of runs; their seeds are 0, 1, ...
+    """
+    begun = Path(output) if output is not None else Run.new().path
+    runs = [begun.with_name(f"{begun.name}_seed{seed}") for seed in range(seeds)]
+    for seed, run in enumerate(runs):
+        if not Run(run).finished:
+            fit(
+                features,
+                run,
+                config,
+                set=[*set, f"training.seed={seed}"],
+                device=device,
+                skip_failed=skip_failed,
+                strict_splits=strict_splits,
+                allow_leak=allow_leak,
+                progress=progress,
+            )
+    store = Store.open(features)
+    splits = {store.attributes(clip).get("split") for clip in store.clips()}
+    split = next((name for name in ("test", "val") if name in splits), "train")
+    return over_seeds([
+        evaluate(features, run, split=split, device=device, skip_failed=skip_failed, allow_leak=allow_leak)
+        for run in runs
+    ])

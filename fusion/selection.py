@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from extract.errors import CorruptError, UnfinishedError, UsageError, run_command
@@ -10,6 +10,7 @@ from extract.inputs.splits import SPLITS, Member, crossings
 from extract.names import nearest, suggestion
 from extract.records import Record
 from extract.store import Store
+from fusion.crop_kinds import kind_of, without_patch
 
 FRAMES, LABELS = "frames", "labels"
 """Instances that every fit reads, whatever its modalities."""
@@ -42,10 +43,11 @@ def select_clips(
     instances: Iterable[str],
     *,
     skip_failed: bool = False,
+    labelled: bool = True,
     tasks: Sequence[str] = ("au",),
     splits: Mapping[str, str] | None = None,
 ) -> Selection:
-    """The clips of ``split`` whose labels, for one of ``tasks`` at least, and ``instances`` are all finished.
+    """The clips of ``split`` whose ``instances`` are finished, and unless not ``labelled`` labels of one of ``tasks``.
 
     ``empty`` counts as finished: the recording lacks something, and the model knows how to do without it. Of a
     ``failed`` or unfinished instance nothing is known.
@@ -60,7 +62,7 @@ def select_clips(
     """
     if split not in SPLITS:
         raise UsageError(f"--split {split}: no such split; {suggestion(split, SPLITS)}")
-    instances = tuple(dict.fromkeys((FRAMES, LABELS, *instances)))
+    instances = tuple(dict.fromkeys((FRAMES, *((LABELS,) if labelled else ()), *instances)))
     usable, unlabelled = [], []
     problems: dict[str, str] = {}
     to_compute: set[str] = set()
@@ -78,7 +80,7 @@ def select_clips(
             crashed |= record is not None and record.reason == "crashed"
         if found:
             problems[clip] = ", ".join(found)
-        elif not any(store.has(clip, LABELS, task) for task in tasks):
+        elif labelled and not any(store.has(clip, LABELS, task) for task in tasks):
             unlabelled.append(clip)
         else:
             usable.append(clip)
@@ -183,6 +185,10 @@ class FeatureSource:
     """sha256 -> what the extraction's config called these weights, its own and those of its inputs."""
     drawn: tuple[str, ...]
     """Clips whose pictures were drawn by a program that says so in the file."""
+    crops: Mapping[str, str] = field(default_factory=dict)
+    """Clip -> ``given``, ``as_given`` or ``cut`` (fusion/crop_kinds.py); empty where no crop is involved."""
+    adapted_on: tuple[str, ...] = ()
+    """Clips that the weights, its own or those of its inputs, were trained on."""
 
 
 def feature_sources(store: Store, clips: Sequence[str], instances: Iterable[str]) -> dict[str, FeatureSource]:
@@ -196,7 +202,7 @@ def feature_sources(store: Store, clips: Sequence[str], instances: Iterable[str]
         records = {clip: record for clip in clips if (record := store.record(clip, instance)) is not None}
         first = next(iter(records))
         for clip, record in records.items():
-            difference = first_difference(records[first].recipe, record.recipe)
+            difference = first_difference(without_patch(records[first].recipe), without_patch(record.recipe))
             if difference is not None:
                 raise UsageError(
                     f"instance {instance}: clips {first} and {clip} hold features of different recipes ({difference}); "
@@ -212,6 +218,8 @@ def feature_sources(store: Store, clips: Sequence[str], instances: Iterable[str]
                 for named in record.provenance.get("weights", {}).values()
             },
             drawn=tuple(clip for clip, record in records.items() if "drawn" in record.notes),
+            crops={clip: kind for clip, record in records.items() if (kind := kind_of(record)) is not None},
+            adapted_on=tuple(clip for clip, record in records.items() if record.saw_clip),
         )
     return found
 

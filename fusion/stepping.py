@@ -7,7 +7,7 @@ modality is padded to one of a few lengths, and each batch is copied into the bu
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,6 +50,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load a state dict whose tensors lie on the CPU.
+
+    A learning rate that is a tensor stays the one that it was, on its device: torch would put the loaded one in its
+    place, and of a rate on the CPU a graph keeps the value of the moment in which it was captured.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(saved))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"] = rate.copy_(torch.as_tensor(group["lr"]))
 
 
 def graph_wanted(settings: TrainingConfig, device: torch.device) -> bool:
@@ -281,13 +294,15 @@ def _untouched(model: FusionModel, optimizer: torch.optim.Optimizer, device: tor
         for parameter, state in optimizer.state.items()
     }
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(values[name])
-        for parameter, state in optimizer.state.items():
-            before = moments.get(id(parameter), {})
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    value.copy_(before[key]) if key in before else value.zero_()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:  # a capture that is refused has made its warm steps already
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                value.copy_(values[name])
+            for parameter, state in optimizer.state.items():
+                before = moments.get(id(parameter), {})
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        value.copy_(before[key]) if key in before else value.zero_()

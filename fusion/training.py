@@ -5,28 +5,30 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from extract.au.balance import ml_ros, segments, strided
-from extract.config import Remembered
 from extract.devices import pick_device
-from extract.errors import StaleError, UsageError
+from extract.errors import UsageError
 from extract.store import Store
+from fusion.admission import before_fit, kinds
 from fusion.assessment import Evaluation
-from fusion.config import FusionConfig, TrainingConfig, load_fusion_config
+from fusion.config import FusionConfig, TrainingConfig
 from fusion.curves import Curves
-from fusion.data import Ints, Samples, load_samples, moments
+from fusion.data import Ints, Samples, moments
 from fusion.device import arithmetic
+from fusion.epochs import History, best_epoch, epoch_batches, over, plateau_factor, training_pool
 from fusion.evaluation import assess
 from fusion.inference import frame_scores, predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from fusion.post_fitting import fit_post, without_val
 from fusion.postprocess import PostProcess
+from fusion.resuming import State, choose_config, resume, state_of
 from fusion.runs import EVENTS, FittedModel, Run
 from fusion.scores import FrameScores
 from fusion.selection import (
@@ -35,20 +37,14 @@ from fusion.selection import (
     FeatureSource,
     all_damage_named,
     feature_sources,
-    first_difference,
     require_clips,
     select_clips,
-    shared_people,
     untrained,
 )
 from fusion.stepping import TrainStep, graph_wanted, make_optimizer, set_rate
 from fusion.tasks import Objective, Task, main_scores, num_outputs, tasks_of
 
 logger = logging.getLogger("fusion")
-
-History = list[dict[str, Any]]
-"""One entry per finished epoch: ``epoch`` from 1, ``steps`` in all, ``loss``, ``val_loss``, ``val_score`` (the mean of
-the tasks' scores, None without that split), ``val_au`` and so on."""
 
 CHECK_STEPS = 50
 """On a GPU, steps between two looks at the losses: each look waits for the device."""
@@ -107,17 +103,6 @@ class Loaded:
         return {name: samples.tables[source].shape[1] for name, source in samples.sources.items()}
 
 
-@dataclass
-class State:
-    """Where training is; with the model, the optimiser and the random state it determines the rest."""
-
-    history: History = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    """Of the steps of the epoch that is under way."""
-    steps: int = 0
-    """In all epochs."""
-
-
 def fit(
     features: str | Path,
     output: str | Path | None = None,
@@ -127,6 +112,7 @@ def fit(
     device: str = "auto",
     skip_failed: bool = False,
     strict_splits: bool = False,
+    allow_leak: bool = False,
     splits: Mapping[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Evaluation]:
@@ -143,7 +129,8 @@ def fit(
         set: ``a.b=c`` each, over that config, as in ``training.lr=1e-4``.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
-        strict_splits: refuse people and recordings that lie in several splits instead of warning of them.
+        strict_splits: refuse a subject or source video that lies in both splits, which is otherwise a warning.
+        allow_leak: accept clips of ``val`` that adapted weights were trained on.
         splits: clip -> split, in place of the store's, as cross-validation has them; other clips are left out.
         progress: is told where the fit is, several times a second at most.
 
@@ -163,9 +150,17 @@ def fit(
     if run.finished:
         raise UsageError(f"run {run.path} is finished; name another folder with -o, or remove it")
     store = Store.open(features)
-    config = _choose_config(run, store, config, set)
+    config = choose_config(run, store, config, set)
     torch_device = pick_device(device)
-    loaded = load(store, config, torch_device, skip_failed=skip_failed, strict_splits=strict_splits, splits=splits)
+    loaded = load(
+        store,
+        config,
+        torch_device,
+        skip_failed=skip_failed,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+        splits=splits,
+    )
 
     # The caller's random state is restored afterwards; the state of training is all in the checkpoint.
     with arithmetic(torch_device), torch.random.fork_rng([torch_device] if torch_device.type == "cuda" else []):
@@ -181,7 +176,7 @@ def fit(
             tasks, config.loss, loaded.train.samples.aus, None if labels is None else labels.numpy()
         ).to(torch_device)
         optimizer = make_optimizer(model, config.training, torch_device)
-        state = _resume(run, loaded, model, optimizer, torch_device)
+        state = resume(run, loaded.clips, loaded.sources, model, optimizer, torch_device)
         if not run.started:
             run.begin(config)
 
@@ -217,6 +212,7 @@ def load(
     *,
     skip_failed: bool = False,
     strict_splits: bool = False,
+    allow_leak: bool = False,
     splits: Mapping[str, str] | None = None,
 ) -> Loaded:
     """The annotated frames of ``train`` and every frame of ``val``, with their features. Errors as of ``fit``."""
@@ -227,11 +223,8 @@ def load(
             raise UsageError(f"{store.path}: split train has {len(train.samples) if train else 0} annotated frames")
         split_of = {clip: split.name for split in (train, val) if split is not None for clip in split.samples.clips}
         sources = feature_sources(store, [*split_of], (FRAMES, LABELS, *config.instances))
-        shared = shared_people(store, split_of)
-        if shared and strict_splits:
-            raise UsageError("\n".join([*shared, "change the splits in the manifest, or leave out --strict-splits"]))
-        for line in shared:
-            logger.warning("%s; expect scores on val that are too high", line)
+        for line in before_fit(store, split_of, sources, strict_splits=strict_splits, allow_leak=allow_leak):
+            logger.warning("%s", line)
     loaded = Loaded(train, val, sources)
     for name, size in loaded.sizes.items():
         if not size or not len(train.samples.tables[train.samples.sources[name]]):
@@ -298,7 +291,7 @@ def train(
                     )
                 )  # fmt: skip
             if now - saved > 60 * settings.checkpoint_minutes and not last:
-                run.save_checkpoint(_state(model, optimizer, device, state, loaded))
+                run.save_checkpoint(state_of(model, optimizer, device, state, loaded.clips, loaded.sources))
                 saved = time.monotonic()
         entry: dict[str, Any] = {"epoch": epoch, "steps": state.steps, "lr": settings.lr * factor}
         entry |= {
@@ -309,8 +302,10 @@ def train(
         state.losses = []
         if best_epoch(state.history) == epoch:
             run.save_model(_fitted(model, config, loaded, epoch))
+        if settings.keep_epochs:
+            run.save_epoch(_fitted(model, config, loaded, epoch))
         # After the model: if the process dies in between, this epoch runs again with the same result.
-        run.save_checkpoint(_state(model, optimizer, device, state, loaded))
+        run.save_checkpoint(state_of(model, optimizer, device, state, loaded.clips, loaded.sources))
         run.save_log(state.history)
         curves.write(entry)
         _report_epoch(state.history, settings, time.monotonic() - began, seen)
@@ -354,90 +349,11 @@ def post_processing(val: FrameScores | None, config: FusionConfig, train: Sample
     return fit_post(val, config.post, train.labels.numpy())
 
 
-# ---- epochs --------------------------------------------------------------------------------------------------------
-
-
-def training_pool(samples: Samples, config: FusionConfig) -> Ints:
-    """The samples of an epoch before they are shuffled: every ``stride``-th, those with rare AUs repeated by ML-ROS.
-
-    Raises:
-        UsageError: fewer than two are left.
-    """
-    settings = config.data
-    pool = strided(samples.clip, samples.frame, settings.stride)
-    if settings.ml_ros and "au" in samples.targets:
-        drawn = ml_ros(samples.labels.numpy()[pool], settings.ml_ros, config.training.seed)
-        logger.info("ML-ROS: %d of %d frames repeated", drawn.clones, len(pool))
-        pool = pool[drawn.indices]
-    if len(pool) < 2:
-        raise UsageError(f"split train: {len(pool)} frames are left by data.stride {settings.stride}")
-    return pool
-
-
-def epoch_batches(samples: Samples, pool: Ints, config: FusionConfig, epoch: int) -> list[Ints]:
-    """The samples of each step of an epoch. Their order depends on (seed, epoch) alone, so a resumed epoch is the same.
-
-    The sizes of a pass's batches differ by at most one (``iid``): BatchNorm cannot train on a last batch of one sample.
-    """
-    settings = config.training
-    passes = -(-settings.min_epoch_steps // -(-len(pool) // settings.batch))
-    found: list[Ints] = []
-    shuffler = np.random.default_rng([settings.seed, epoch])
-    for number in range(passes):
-        if config.data.sampler == "segments":
-            length = min(config.data.segment, settings.batch)
-            cut = segments(
-                samples.clip[pool], samples.frame[pool], length=length, batch_size=settings.batch,
-                seed=settings.seed, epoch=epoch * passes + number,
-            )  # fmt: skip
-            found += [pool[batch] for batch in cut]
-        else:
-            found += np.array_split(pool[shuffler.permutation(len(pool))], -(-len(pool) // settings.batch))
-    return found[: settings.max_epoch_steps]
-
-
 def standardise(model: FusionModel, samples: Samples) -> None:
     """Set in every projection the mean and standard deviation of its rows in the training split."""
     statistics = {source: moments(table) for source, table in samples.tables.items()}
     for name, source in samples.sources.items():
         model.projection(name).standardise_by(*statistics[source])
-
-
-def best_epoch(history: History) -> int:
-    """The first epoch with the best score on ``val``; the last epoch if there is no such split."""
-    if history[-1]["val_score"] is None:
-        return len(history)
-    return 1 + int(np.argmax([entry["val_score"] for entry in history]))
-
-
-def over(history: History, settings: TrainingConfig) -> bool:
-    """Whether training has ended."""
-    if not history:
-        return False
-    return len(history) >= settings.max_epochs or len(history) - best_epoch(history) >= settings.patience
-
-
-PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.8, 5
-
-
-def plateau_factor(history: History, settings: TrainingConfig) -> float:
-    """What the learning rate is multiplied by: .8 for each time that ``val_loss`` has not fallen for 5 epochs.
-
-    As torch's ReduceLROnPlateau(factor=.8, patience=5) with its threshold of 1e-4, relative; worked out from the
-    history, so that there is no state to save.
-    """
-    if settings.schedule == "constant":
-        return 1.0
-    factor, best, waited = 1.0, math.inf, 0
-    for entry in history:
-        loss = entry["val_loss"] if entry["val_loss"] is not None else entry["loss"]
-        if loss < best * (1 - 1e-4):
-            best, waited = loss, 0
-        else:
-            waited += 1
-        if waited > PLATEAU_PATIENCE:
-            factor, waited = factor * PLATEAU_FACTOR, 0
-    return factor
 
 
 def _check_finite(
@@ -514,84 +430,5 @@ def _fitted(model: FusionModel, config: FusionConfig, loaded: Loaded, epoch: int
         untrained=untrained(sources),
         drawn=len(sources[FRAMES].drawn),
         aus=loaded.train.samples.aus,
+        crops=kinds(sources),
     )
-
-
-# ---- continuing a run ----------------------------------------------------------------------------------------------
-
-
-def _choose_config(run: Run, store: Store, config: str | FusionConfig | None, overrides: Sequence[str]) -> FusionConfig:
-    """The settings of the fit. A run that is continued keeps its own; if others are asked for, they must be equal."""
-    if run.started and config is None and not overrides:
-        return run.config()
-    remembered = None
-    if config is None:
-        remembered = store.config()
-        logger.info(Remembered.taken(remembered))
-    wanted = load_fusion_config(config, overrides, remembered)
-    if not run.started:
-        return wanted
-    begun = run.config()
-    difference = first_difference(begun.model_dump(), wanted.model_dump())
-    if difference is not None:
-        raise StaleError(
-            f"run {run.path} was begun with another config ({difference}); continue it without -c and --set, "
-            "or name another folder with -o"
-        )
-    return begun
-
-
-def _state(
-    model: FusionModel, optimizer: torch.optim.Optimizer, device: torch.device, state: State, loaded: Loaded
-) -> dict[str, Any]:
-    """Everything that the rest of training depends on."""
-    sources = loaded.sources
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        },
-        "history": state.history,
-        "losses": state.losses,
-        "steps": state.steps,
-        "clips": {split: list(names) for split, names in loaded.clips.items()},
-        "recipes": {instance: dict(source.recipe) for instance, source in sources.items()},
-        "fingerprints": {instance: dict(source.fingerprints) for instance, source in sources.items()},
-    }
-
-
-def _resume(
-    run: Run, loaded: Loaded, model: FusionModel, optimizer: torch.optim.Optimizer, device: torch.device
-) -> State:
-    """Restore everything from the checkpoint and return where training was; at the start if there is no checkpoint.
-
-    Raises:
-        StaleError: features, labels or the kind of device differ from those that the run was begun with.
-    """
-    saved = run.checkpoint()
-    if saved is None:
-        return State()
-    now = _state(model, optimizer, device, State(), loaded)
-    for what in ("clips", "recipes", "fingerprints"):
-        difference = first_difference(saved[what], now[what], what)
-        if difference is not None:
-            raise StaleError(
-                f"run {run.path} was begun with other clips, features or labels ({difference}); "
-                "name another folder with -o"
-            )
-    begun = "cpu" if saved["random"]["cuda"] is None else "cuda"
-    if begun != device.type:
-        raise StaleError(
-            f"run {run.path} was begun on {begun}, not on {device.type}; continue it with --device {begun}"
-        )
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["random"]["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(saved["random"]["cuda"], device)
-    state = State(saved["history"], saved["losses"], saved["steps"])
-    within = f" and {len(state.losses)} steps of the next" if state.losses else ""
-    logger.info("run %s: continues after epoch %d%s", run.path, len(state.history), within)
-    return state

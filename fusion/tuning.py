@@ -33,8 +33,9 @@ SECONDS = (0.02, *(number / 20 for number in range(1, 23)))
 WITHIN = 0.001
 """F1. The window chosen is the shortest that comes so near to the best: a tenth of a point is less than chance moves,
 and long windows swallow short, rare action units first."""
-SHOWN = (1, 2, 4, 6, 8, 12, 16, 24, 32)
-"""Places in the list of windows, from 1, that a short table shows, beside the best one."""
+SHOWN = {1, 2, 4, 6, 8, 12, 16, 24, 32} | {0.02, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8}
+"""Lengths that a short table shows, beside the best one; a list of windows up to ``FEW`` is shown whole."""
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class Tuning:
         """Length of the best window, in ``unit``."""
         return self.sizes[self.best]
 
+    @property
+    def setting(self) -> str:
+        """The best window as ``--set`` takes it."""
+        name = "smooth" if self.unit == "frames" else "smooth_s"
+        return f"post.{name}={self.best_size:g}"
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``tune.json``; what is not defined is None."""
         names = [au_name(number) for number in self.aus]
@@ -99,6 +106,7 @@ class Tuning:
             "selected_by": f"mean F1 on {self.val.split}, {_title(self.at)}",
             "rule": _rule(),
             "best": self.best_size,
+            "setting": self.setting,
             "best_by_au": dict(zip(names, own, strict=True)),
             "leak": self.leak,
             **{
@@ -138,7 +146,7 @@ class Tuning:
         lines = [
             f"best window: {self._length(best)}, mean F1 {_percent(mean[best])} on {self.val.split} {_title(self.at)} "
             f"(at {self._length(0)}: {_percent(mean[0])})",
-            f"{self.val.clips} clips of {self.val.source_videos} source videos; chosen is {_rule()}",
+            f"{self.val.clips} clips of {self.val.source_videos} source videos; chosen is {_rule()} ({self.setting})",
         ]
         if self.leak is not None:
             lines.append(self.leak)
@@ -149,10 +157,9 @@ class Tuning:
             for at in ("half", "tuned")
         ]
         lines += ["", f"{'window':<14}" + "".join(f"{title[:16]:>17}" for title, _ in columns)]
-        for place in range(len(self.sizes)):
-            if verbose or place == best or place + 1 in SHOWN:
-                cells = "".join(f"{_percent(values[place]):>17}" for _, values in columns)
-                lines.append(f"{self._length(place):<14}{cells}{'  <- best' if place == best else ''}")
+        for place in range(len(self.sizes)) if verbose else self._shown:
+            cells = "".join(f"{_percent(values[place]):>17}" for _, values in columns)
+            lines.append(f"{self._length(place):<14}{cells}{'  <- best' if place == best else ''}")
         if self.reported is not None:
             lines.append(f"{self.reported.split}: thresholds of {self.val.split}; nothing was selected on it")
         own = self._own_windows()
@@ -164,7 +171,7 @@ class Tuning:
         """``tune``: the curves of mean F1, and how F1 of each AU changes against the shortest window."""
         from fusion.pictures import heatmap, line_style, new_figure, styled
 
-        shown = sorted({place - 1 for place in SHOWN if place <= len(self.sizes)} | {self.best})
+        shown = [place for place in self._shown if place] or [0]
         with styled():
             figure = new_figure(9.6, 0.8 + 0.3 * max(len(self.aus), 9))
             left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -196,6 +203,14 @@ class Tuning:
             right.set(xlabel=f"window ({self._unit})")
             right.set_title(f"Change of F1 against {self._length(0)} (points)")
         return {"tune": figure}
+
+    @property
+    def _shown(self) -> list[int]:
+        """Places of a short table: always the first and the best."""
+        places = range(len(self.sizes))
+        return [
+            place for place in places if len(places) <= FEW or place in {0, self.best} or self.sizes[place] in SHOWN
+        ]
 
     @property
     def _unit(self) -> str:
@@ -252,9 +267,8 @@ def tune(
     wanted = tuple(sorted({float(size) for size in (sizes or {"frames": FRAMES, "seconds": SECONDS}[unit])}))
     for size in wanted:
         if not 0 < size < float("inf") or (unit == "frames" and size != int(size)):
-            raise UsageError(
-                f"a window of {size:g} {unit}: expected a {'whole ' if unit == 'frames' else ''}number > 0"
-            )
+            expected = "a whole number from 1" if unit == "frames" else "a number above 0"
+            raise UsageError(f"a window of {size:g} {unit}: expected {expected}")
     if not (val.labels >= 0).any():
         raise UsageError(f"split {val.facts.get('split', 'val')}: no annotated frame to choose a window on")
     leak = None

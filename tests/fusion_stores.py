@@ -50,7 +50,7 @@ def add_instance(
     record = Record(
         state=state,
         recipe=recipe or {"stage": instance, "version": 1, "config": {}},
-        source={},
+        source=fields.pop("source", {}),
         fingerprint=fingerprint,
         rows=rows,
         **fields,

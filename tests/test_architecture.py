@@ -34,10 +34,14 @@ FUSION_MAY_IMPORT = {
 
 PREDICT_MAY_IMPORT = {
     "fusion/prediction.py": {"graph", "inputs", "running", "weights"},
+    "fusion/prediction_tables.py": {"inputs"},
+    "fusion/sharing.py": {"weights.table"},
+    "fusion/model_card.py": {"weights.table"},
     "fusion/cli.py": {"console"},
     "fusion/__init__.py": {"running.report.Progress"},
 }
-"""Predicting runs an extraction: what plans and runs it, and what shows its progress."""
+"""Predicting runs an extraction: what plans and runs it, and what shows its progress. A shared run
+names the licences of the weights that its features need."""
 
 ONE_USER = {
     "zarr": {"extract/arrays.py"},
@@ -55,7 +59,16 @@ ONE_USER = {
 }
 """Packages behind one door (av: one decodes, the demo's encodes; yaml: one per file format, and what guards them)."""
 
-PRINTS = {"cli.py", "cli_analysis.py", "cli_manifest.py", "cli_weights.py", "console.py", "endings.py"}
+PRINTS = {
+    "cli.py",
+    "cli_analysis.py",
+    "cli_manifest.py",
+    "cli_weights.py",
+    "cli_share.py",
+    "cli_tuning.py",
+    "console.py",
+    "endings.py",
+}
 """What a command is made of: its arguments, what it shows, how it ends. Everything else returns values or raises."""
 
 Tree = dict[str, str]

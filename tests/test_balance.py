@@ -82,7 +82,7 @@ def by_definition(labels, budget, seed):
     return rows
 
 
-@pytest.mark.parametrize("percent", [0, 3, 7.5, 40])
+@pytest.mark.parametrize("percent", [0, 3.5, 8, 40])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_by_definition(percent, seed):
     random = np.random.default_rng(seed)

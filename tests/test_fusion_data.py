@@ -1,6 +1,5 @@
 """Tables, windows and refusals, on stores written through the real store."""
 
-import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,11 +8,11 @@ import pytest
 import torch
 
 from extract.au import AUS
-from extract.errors import ConfigError, CorruptError, MachineError, StoreError, UnfinishedError, UsageError
+from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.store import Store
-from fusion import tables
 from fusion.config import FusionConfig
-from fusion.data import Samples, Windows, load_samples, moments
+from fusion.data import Samples, Windows, moments
+from fusion.loading import load_samples
 from fusion.selection import all_damage_named, feature_sources, first_difference, select_clips, shared_people
 from fusion.tables import Home
 from fusion.training import fit
@@ -142,57 +141,6 @@ def samples_of(table: torch.Tensor, windows: Windows) -> Samples:
     )
 
 
-def test_where_the_tables_lie_changes_nothing(store, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    add_video(store, "a", num_frames=9, valid=[1, 0, 1, 1, 0, 1, 1, 1, 1])
-    add_video(store, "b", num_frames=5, offset=2.0)
-    batches = []
-    for place in ("memory", "file", "auto"):
-        config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"tables": place})})
-        samples = load_samples(store, ["a", "b"], config)
-        assert samples.home.place == ("file" if place == "file" else "memory")
-        batches.append(samples.batch(np.array([3, 0, 12, 4])))
-    for other in batches[1:]:
-        for name, rows in batches[0].inputs.items():
-            torch.testing.assert_close(other.inputs[name].values, rows.values, rtol=0, atol=0)
-    assert list(tmp_path.glob("tmp*")) == []  # the file has no name and goes with its table
-
-
-def test_tables_go_to_a_file_when_memory_is_short(store, monkeypatch):
-    add_video(store, "a", num_frames=9)
-    monkeypatch.setattr(tables, "free_memory", lambda: 100)
-    assert load_samples(store, ["a"], CONFIG).home.place == "file"
-
-
-def test_a_disk_that_is_too_small_is_told_before_anything_is_read(store, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    add_video(store, "a", num_frames=9)
-    monkeypatch.setattr("os.posix_fallocate", full)
-    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"tables": "file"})})
-    with pytest.raises(MachineError, match=r"no room for 0\.0 GB of features \(No space left on device\); set TMPDIR"):
-        load_samples(store, ["a"], config)
-
-
-def test_a_gpu_for_the_tables_needs_one(store):
-    add_video(store, "a", num_frames=9)
-    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"tables": "gpu"})})
-    with pytest.raises(ConfigError, match=r"fusion\.training\.tables is gpu, and the device is cpu"):
-        load_samples(store, ["a"], config)
-
-
-def test_free_memory_is_that_of_the_machine_or_its_container(monkeypatch, tmp_path):
-    machine = tables.free_memory()
-    assert 50e6 < machine < 1e14
-    monkeypatch.setattr(tables, "_CGROUP", tmp_path)
-    (tmp_path / "memory.current").write_text("1000\n")
-    (tmp_path / "memory.max").write_text("1500\n")
-    assert tables.free_memory() == 500
-    (tmp_path / "memory.max").write_text("max\n")
-    assert tables.free_memory() == pytest.approx(machine, rel=0.5)
-
-
 def test_each_array_is_read_once_and_in_the_order_of_clips(store, monkeypatch):
     for clip in "abc":
         add_video(store, clip, num_frames=6)
@@ -201,70 +149,6 @@ def test_each_array_is_read_once_and_in_the_order_of_clips(store, monkeypatch):
     load_samples(store, ["a", "b", "c"], CONFIG)
     features = [key for key in read if key[2] == "feature"]
     assert features == [(clip, instance, "feature") for clip in "abc" for instance in ("swin", "hubert")]
-
-
-@pytest.mark.parametrize(
-    "window",
-    [{"before": 4, "after": 2, "stride": 2}, {"frames": 8, "span_s": 0.2}, {"frames": 3, "span_s": 0.04}],
-)
-def test_strided_windows_leave_rows_out(store, window):
-    """Against their definitions: every stride-th frame; or n moments spread evenly, each with the nearest frame."""
-    valid = {"a": [1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1], "b": [1] * 3}
-    for clip, flags in valid.items():
-        add_video(store, clip, num_frames=len(flags), valid=flags)
-    modality = {"kind": "context", "instance": "swin", "array": "feature"} | window
-    config = FusionConfig.model_validate({"modalities": {"face": {**modality}}})
-    samples = load_samples(store, ["a", "b"], config)
-    for i in range(len(samples)):
-        clip, t = samples.clips[samples.clip[i]], int(samples.frame[i])
-        flags = valid[clip]
-        if "stride" in window:
-            wanted = range(t - 8, t + 5, 2)
-        else:
-            span, count = Fraction(str(window["span_s"])), window["frames"]
-            moments = [Fraction(t, 25) - span + 2 * span * k / (count - 1) for k in range(count)]
-            # The nearest frame, the earlier of two that are equally near; none beyond half a frame of the ends.
-            wanted = [math.ceil(moment * 25 - Fraction(1, 2)) for moment in moments
-                      if -Fraction(1, 2) <= moment * 25 <= len(flags) - Fraction(1, 2)]  # fmt: skip
-        expected = [u for u in wanted if 0 <= u < len(flags) and flags[u]]
-        assert rows_of(samples, "face", i) == expected
-    assert samples.windows["face"].rows is not None
-
-
-def test_a_clip_without_the_strided_modality(store):
-    add_video(store, "a", num_frames=4)
-    add_video(store, "b", num_frames=3)
-    add_instance(store, "b", "swin", {}, state="empty", reason="no_video")
-    add_video(store, "c", num_frames=2)
-    modality = {"kind": "context", "instance": "swin", "array": "feature", "before": 1, "after": 1, "stride": 2}
-    samples = load_samples(store, ["a", "b", "c"], FusionConfig.model_validate({"modalities": {"face": modality}}))
-    assert [rows_of(samples, "face", i) for i in range(9)] == [[0, 2], [1, 3], [0, 2], [1, 3], [], [], [], [0], [1]]
-    batch = samples.batch(np.arange(9))
-    assert [gathered(batch.inputs["face"], i) for i in range(9)] == [rows_of(samples, "face", i) for i in range(9)]
-
-
-def test_rows_know_when_they_were_relative_to_their_frame(store):
-    add_video(store, "a", num_frames=6, valid=[1, 1, 0, 1, 1, 1])
-    samples = load_samples(store, ["a"], CONFIG)
-    rows = samples.batch(np.array([3, 0]), times=True).inputs
-    motion = rows["motion"]  # frames 1, 3, 4 around frame 3; 0, 1 around frame 0
-    torch.testing.assert_close(motion.times[:3, 0], torch.tensor([-2.0, 0.0, 1.0]) / 25)
-    torch.testing.assert_close(motion.times[:2, 1], torch.tensor([0.0, 1.0]) / 25)
-    sound = rows["sound"]
-    centres = (320 * torch.arange(30) + 200) / 16000
-    assert gathered(sound, 0) == [s for s in range(30) if 0.12 - 0.1 <= centres[s] < 0.12 + 0.1]
-    steps = torch.tensor(gathered(sound, 0)).long()
-    torch.testing.assert_close(sound.times[: len(steps), 0], centres[steps] - 0.12, atol=1e-6, rtol=0)
-
-
-def test_a_batch_in_any_order_carries_its_own_labels(store):
-    au = np.arange(8 * 12).reshape(8, 12).astype(np.int8) % 2
-    au[:, 3] = np.arange(8) % 3 - 1
-    add_video(store, "a", num_frames=8, au=au)
-    batch = load_samples(store, ["a"], CONFIG).batch(np.array([6, 0, 3]))
-    np.testing.assert_array_equal(batch.targets["au"].numpy(), au[[6, 0, 3]])
-    assert batch.inputs["face"].values[:, 0].tolist() == [6, 0, 3]
-    assert len(batch) == 3
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------

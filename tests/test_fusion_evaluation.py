@@ -12,9 +12,9 @@ from extract.au import AU_NAMES
 from extract.errors import StaleError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import load_samples
 from fusion.evaluation import evaluate
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
 from fusion.scoring import by_name, score

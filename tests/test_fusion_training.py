@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +13,13 @@ from extract.devices import pick_device
 from extract.errors import CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.store import Store
 from fusion import stepping, training
-from fusion.config import FusionConfig, TrainingConfig
+from fusion.config import FusionConfig
 from fusion.device import arithmetic
 from fusion.model import FusionModel
 from fusion.runs import Run
 from fusion.stepping import train_step
 from fusion.tasks import Objective, tasks_of
-from fusion.training import best_epoch, epoch_batches, fit, plateau_factor
+from fusion.training import fit
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 SWIN = {"kind": "frame", "instance": "swin", "array": "feature", "project": 32}
@@ -131,26 +130,6 @@ def test_the_score_of_val_is_the_mean_f1_of_its_annotated_frames(store):
     assert log[val.epoch - 1]["val_score"] == log[val.epoch - 1]["val_au"] == pytest.approx(val.scores.mean_f1)
 
 
-def test_best_epoch_is_the_first_of_the_best_or_the_last_without_val():
-    assert best_epoch([{"val_score": value} for value in (0.1, 0.3, 0.3, 0.2)]) == 2
-    assert best_epoch([{"val_score": None}] * 3) == 3
-
-
-def test_the_plateau_factor_is_torchs_scheduler():
-    settings = TrainingConfig(schedule="plateau")
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.8, patience=5)
-    losses = [1.0, 0.9, *[0.9 - 1e-5] * 9, 0.5, *np.linspace(0.6, 0.4999, 20).tolist(), 0.3, *[0.4] * 13]
-    history = []
-    for loss in losses:
-        assert plateau_factor(history, settings) == pytest.approx(optimizer.param_groups[0]["lr"])
-        history.append({"loss": 9.0, "val_loss": loss})
-        scheduler.step(loss)
-    assert plateau_factor(history, settings) < 0.6
-    assert plateau_factor(history, TrainingConfig()) == 1
-
-
 def test_the_learning_rate_rises_over_the_first_steps(store, monkeypatch):
     rates = []
     real = stepping.train_step
@@ -162,77 +141,6 @@ def test_the_learning_rate_rises_over_the_first_steps(store, monkeypatch):
     monkeypatch.setattr(stepping, "train_step", noting)
     fit(store, store.parent / "run", small_config(warmup_steps=6, lr=0.012, max_epochs=2))
     assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.010, 0.012, 0.012, 0.012])
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
-def frames_only(number: int, clips: int = 1) -> SimpleNamespace:
-    """What ``epoch_batches`` reads of samples."""
-    clip = np.arange(number) * clips // number
-    return SimpleNamespace(clip=clip, frame=np.arange(number), targets={})
-
-
-@pytest.mark.parametrize(("frames", "steps"), [(300, 10), (257, 1), (2, 1), (1000, 1), (256, 3)])
-def test_every_pass_of_an_epoch_sees_every_frame_once_in_even_batches(frames, steps):
-    config = FusionConfig(training=TrainingConfig(min_epoch_steps=steps))
-    batches = epoch_batches(frames_only(frames), np.arange(frames), config, epoch=1)
-    per_pass = -(-frames // 256)
-    passes = -(-steps // per_pass)
-    assert len(batches) == per_pass * passes
-    sizes = {len(batch) for batch in batches}
-    assert max(sizes) <= 256
-    assert max(sizes) - min(sizes) <= 1
-    counts = np.bincount(np.concatenate(batches), minlength=frames)
-    assert (counts == passes).all()
-
-
-def test_segments_are_runs_of_neighbours_and_see_every_frame_once():
-    config = FusionConfig.model_validate({
-        "data": {"sampler": "segments", "segment": 8},
-        "training": {"batch": 32, "min_epoch_steps": 1},
-    })
-    batches = epoch_batches(frames_only(500, 5), np.arange(500), config, epoch=1)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
-    steps = np.concatenate([np.diff(batch) for batch in batches])
-    assert (steps == 1).mean() > 0.8
-    again = epoch_batches(frames_only(500, 5), np.arange(500), config, epoch=2)
-    assert any(one.tolist() != other.tolist() for one, other in zip(batches, again, strict=False))
-
-
-def test_an_epoch_ends_after_so_many_steps():
-    config = FusionConfig(training=TrainingConfig(batch=32, max_epoch_steps=3))
-    assert len(epoch_batches(frames_only(500), np.arange(500), config, epoch=1)) == 3
-
-
-def test_stride_and_ml_ros_choose_what_is_trained_on():
-    """The worked example of situtech.md: of ten samples only the one with label C is cloned, twice."""
-    au = np.zeros((20, 12), dtype=np.int8)
-    au[:12, 0] = 1
-    au[12:16, :2] = 1
-    au[16:18, 1] = 1
-    au[18:, 1:3] = 1
-    samples = frames_only(20)
-    samples.targets, samples.labels = {"au": None}, torch.from_numpy(au)
-    config = FusionConfig.model_validate({"data": {"stride": 2, "ml_ros": 50}})
-    pool = training.training_pool(samples, config)
-    assert pool.tolist() == [*range(0, 20, 2), 18, 18]
-    with pytest.raises(UsageError, match=r"1 frames are left by data\.stride 20"):
-        training.training_pool(samples, FusionConfig.model_validate({"data": {"stride": 20}}))
-
-
-def test_epochs_are_shuffled_differently_and_repeatably():
-    config = FusionConfig(training=TrainingConfig(seed=5, min_epoch_steps=2))
-
-    def order(epoch, config=config):
-        return np.concatenate(epoch_batches(frames_only(100), np.arange(100), config, epoch))
-
-    first, again, second = order(1), order(1), order(2)
-    np.testing.assert_array_equal(first, again)
-    assert (first != second).any()
-    assert (first[:100] != first[100:]).any()
-    other = FusionConfig(training=TrainingConfig(seed=6, min_epoch_steps=2))
-    assert (first != order(1, other)).any()
 
 
 # ---- the same again, and going on ------------------------------------------------------------------------------------

@@ -144,6 +144,17 @@ def test_asymmetric_is_timms(gamma_neg, gamma_pos, shift):
     np.testing.assert_allclose(logits.grad.numpy(), expected.numpy(), rtol=2e-4, atol=1e-8)
 
 
+def test_asymmetric_of_logits_beyond_single_precision():
+    """The sigmoid of -200 is 0 there, and x ** .5 has no slope at 0."""
+    logits = torch.tensor([[-1e4, -200, 200, 1e4]], requires_grad=True)
+    for labels, elements in (([[0] * 4], (0, 0, 200, 1e4)), ([[1] * 4], (1e4, 200, 0, 0))):
+        for gamma in (0, 0.5, 2):
+            total = AsymmetricLoss(4, gamma, gamma, 0)(logits, torch.tensor(labels))
+            total.backward()
+            assert total.item() == pytest.approx(sum(elements) / 4)
+            assert logits.grad.isfinite().all()
+
+
 def test_asymmetric_by_hand_with_numbers_of_each_au():
     """Column 0: y = 1 at p = .8, (1 - p)^2 ln p. Column 1: y = 0 at p = .6, (p - .1)^3 ln(1 - .5). Column 2: p < m."""
     logits = torch.logit(torch.tensor([[0.8, 0.6, 0.2]], dtype=torch.float64))

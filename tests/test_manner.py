@@ -63,11 +63,12 @@ def test_fusion_has_q_v_and_json_everywhere():
     found = defaultdict(set)
     for command, option in options("fusion"):
         found[command] |= set(option.opts)
-    assert found.keys() == {
-        f"fusion {name}" for name in ("fit", "evaluate", "predict", "ablate", "crossval", "ensemble")
+    computing = {
+        f"fusion {name}" for name in ("fit", "evaluate", "predict", "submit", "ablate", "crossval", "ensemble")
     }
-    for names in found.values():
-        assert {"-q", "-v", "--json", "--device"} <= names
+    assert found.keys() == computing | {"fusion export", "fusion tune", "fusion correlate"}
+    for command, names in found.items():
+        assert {"-q", "-v", "--json", *(["--device"] if command in computing else [])} <= names
 
 
 @pytest.mark.parametrize("module", ["extract", "extract.cli", "fusion", "fusion.cli"])

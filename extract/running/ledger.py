@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from extract.errors import ClipError
 from extract.graph import upstream
@@ -154,19 +155,34 @@ class Ledger:
             bare,
             source=source,
             fingerprint=fingerprint(prepared.recipe_sha256, source),
-            provenance={**bare.provenance, "files": self._sources.files(self._clip, parts)},
+            provenance={
+                **bare.provenance,
+                "weights": self._named_weights(name, source),
+                "files": self._sources.files(self._clip, parts),
+            },
         )
+
+    def _named_weights(self, name: str, source: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The weights of an instance and its inputs, and for adapted ones whether they were trained on this source."""
+        weights = {n: self._own.prepared[n].weights for n in upstream(self._own.graph, [name])}
+        named: dict[str, dict[str, Any]] = {}
+        for instance, used in weights.items():
+            if used is not None:
+                named[instance] = {"spec": used.spec, "sha256": used.sha256}
+                saw = sorted(part for part, seen in used.adapted_on.items() if source.get(part) in seen)
+                if saw:
+                    named[instance]["saw"] = saw
+        return named
 
     def _bare_record(self, name: str) -> Record:
         prepared = self._own.prepared[name]
-        weights = {n: self._own.prepared[n].weights for n in upstream(self._own.graph, [name])}
-        named = {n: w for n, w in weights.items() if w}
+        weights = [self._own.prepared[n].weights for n in upstream(self._own.graph, [name])]
         provenance = {
             **self._provenance,
             "device": str(self._engine.device_of(prepared.instance.stage)),
             "levers": self._engine.levers_of(prepared.instance),
-            "weights": {n: {"spec": w.spec, "sha256": w.sha256} for n, w in named.items()},
-            "untrained": any(w.untrained for w in named.values()),
+            "weights": self._named_weights(name, {}),
+            "untrained": any(used.untrained for used in weights if used is not None),
         }
         part = self._plan.graph[name].stage.provided_by  # of the config's stage: what stands in for it provides nothing
         if part is not None and part_files(self._clip, part):

@@ -1,8 +1,9 @@
 """Aligned face pictures of 112 x 112 pixels."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from extract.inputs.crops import SIZE_PX
 from extract.models.dlib_faces import NUM_LANDMARKS
@@ -53,8 +54,25 @@ VERSION = 1
 """Of cut and given crops alike: they are one recipe."""
 
 
+WIDE: Final = "wide"
+FACE: Final = "face"
+"""What ``CropConfig.patch`` may be."""
+
+
 class CropConfig(StageConfig):
-    """Nothing to choose: the template fixes size and place."""
+    """The template fixes size and place of the crop; only the source of super-resolution can be chosen."""
+
+    patch: Literal["wide", "face"] = WIDE
+    """What super-resolution gets. ``wide``: the frame's own pixels around the face. ``face``: the crop of 112 pixels
+    itself, as from a clip that brings its crops; then frames of a movie go the way of given crops."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_wide(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Recipes of ``wide`` do not name it: stores made before there was a choice stay up to date."""
+        values: dict[str, Any] = plain(self)
+        if values["patch"] == WIDE:
+            del values["patch"]
+        return values
 
 
 class GivenCrop(SourceStage[CropConfig]):
@@ -76,13 +94,13 @@ class GivenCrop(SourceStage[CropConfig]):
 
     def arrays(self, images: "list[Tensor]") -> "dict[str, Tensor | list[Tensor]]":
         """The pictures, and where the face usually is in them."""
-        import torch
-
-        return {"image": images, "patch": images, "patch_box": torch.tensor([GIVEN_BOX_PX] * len(images))}
+        return {"image": images, "patch": images, "patch_box": given_boxes(len(images))}
 
 
 class Crop(RowsStage[CropConfig]):
     """What is cut out of a frame for its face: ``image`` for recognition, ``patch`` for super-resolution.
+
+    With ``patch: face`` the patch is the image, and its box is the one of given crops. Otherwise:
 
     ``image``: least-squares similarity (Umeyama 1991, without reflection) of five points to the template, bilinear,
     black outside the frame. ``patch``: the frame's own pixels in an upright square that holds the FFHQ square and its
@@ -125,14 +143,26 @@ class Crop(RowsStage[CropConfig]):
         turn, shift, valid = fit_similarity(five_points(marks), marks.new_tensor(TEMPLATE))
         images = sample(frames, torch.linalg.inv(turn), shift)
         point = (marks @ turn.mT + shift[:, None]) / SIZE_PX
-        cut, corner = patches(frames, marks.numpy())
+        images = images * uploaded(valid.numpy(), images.device)[:, None, None, None]
+        if self.config.patch == FACE:
+            cut, box = list(images), given_boxes(len(images))
+        else:
+            cut, corner = patches(frames, marks.numpy())
+            box = batch["faces.box"].cpu() - torch.from_numpy(np.tile(corner, 2)).float()
         return {
-            "image": images * uploaded(valid.numpy(), images.device)[:, None, None, None],
+            "image": images,
             "patch": cut,
-            "patch_box": batch["faces.box"].cpu() - torch.from_numpy(np.tile(corner, 2)).float(),
+            "patch_box": box,
             "point": point.float() * valid[:, None, None],
             "valid": valid,
         }
+
+
+def given_boxes(count: int) -> "Tensor":
+    """float32 [count, 4]: where the face usually is in a crop, in its pixels."""
+    import torch
+
+    return torch.tensor([GIVEN_BOX_PX] * count)
 
 
 def patches(images: "Sequence[Tensor]", landmarks: "NDArray[np.float64]") -> "tuple[list[Tensor], NDArray[np.int64]]":

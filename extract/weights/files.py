@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+ADAPTED = "adapted.json"
+"""File of a folder of adapted weights that says which clips they were trained on."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -35,6 +38,10 @@ class Weights:
     """File or folder; ``None`` for random weights."""
     drawn: "Mapping[str, np.ndarray[Any, Any]] | None" = field(default=None, repr=False, compare=False)
     """The tensors of random weights."""
+    adapted_on: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False, compare=False)
+    """Source part (``media``, ``crops``) -> sha256 of the clips that adapted weights were trained on, as the
+    folder's ``adapted.json`` says. A record notes which parts of its clip are among them, and ``fusion`` refuses to
+    score such clips."""
     pinned: bool = True
     """False for a key of the table whose bytes nobody has pinned: another file of that name would pass."""
 
@@ -63,6 +70,38 @@ class Weights:
         if not isinstance(found, dict):
             raise WeightsError(f"weights {self.spec!r}: {self.path / name} holds {found!r}, expected a JSON object")
         return found
+
+
+def adapted_on(path: Path) -> dict[str, frozenset[str]]:
+    """What ``adapted.json`` in a folder of weights says of the clips that they were trained on; empty without it.
+
+    ::
+
+        {"trained_on": {"media": ["<sha256>", ...], "crops": ["<sha256>", ...]}}
+
+    The hashes are those of a record's source. Both parts of a training clip should be listed, since another store may
+    be made from the other one.
+
+    Raises:
+        WeightsError: the file is damaged, or lists something else than hashes: which clips were seen is unknown.
+    """
+    file = path / ADAPTED
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["trained_on"]
+        return {part: frozenset(map(_sha256_text, hashes)) for part, hashes in found.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f'{file}: cannot be read ({error}); expected {{"trained_on": {{"media": [sha256, ...], "crops": [...]}}}}; '
+            "without it nobody can tell whether these weights saw a test clip"
+        ) from None
+
+
+def _sha256_text(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r:.80} is no sha256")
+    return value
 
 
 def cache_folder() -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from extract.errors import WeightsError
 from extract.names import nearest
 from extract.weights import table
-from extract.weights.files import Weights, arrays_sha256, cache_folder, path_sha256, tensor_file
+from extract.weights.files import Weights, adapted_on, arrays_sha256, cache_folder, path_sha256, tensor_file
 from extract.weights.hashes import remembered_sha256
 from extract.weights.lock import LOCK, flags_for, pinned_sha256, read_lock
 from extract.weights.table import RANDOM, TENSOR_FILES, WeightsRow
@@ -73,7 +73,14 @@ def resolve(
         raise WeightsError(f"weights {spec!r} are no key ({hint}) and no such path")
     if path.is_dir():
         tensor_file(path)
-    return Weights(spec, remembered_sha256(path, cache), "unknown (local)", "unknown (local)", path=path)
+    return Weights(
+        spec,
+        remembered_sha256(path, cache),
+        "unknown (local)",
+        "unknown (local)",
+        path=path,
+        adapted_on=adapted_on(path),
+    )
 
 
 def _resolve_key(

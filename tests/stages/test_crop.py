@@ -75,6 +75,28 @@ class TestCrop(RowsContract):
         return {"frames.image": torch.from_numpy(picture(seed, height)), "faces.landmarks": marks, "faces.box": box}
 
 
+class TestFacePatch(TestCrop):
+    """With ``patch: face``."""
+
+    def stage(self):
+        return Crop(CropConfig(patch="face"))
+
+
+def test_a_face_patch_is_the_crop_and_its_box_that_of_given_crops():
+    rows = [TestCrop().row(seed) for seed in (1, 2, 3)]
+    batch = {name: [row[name] for row in rows] for name in rows[0]}
+    batch |= {name: torch.stack(batch[name]) for name in ("faces.landmarks", "faces.box")}
+    found: dict[str, Any] = Crop(CropConfig(patch="face")).compute(batch)
+    wide: dict[str, Any] = Crop(CropConfig()).compute(batch)
+    for patch, image in zip(found["patch"], wide["image"], strict=True):
+        assert torch.equal(patch, image)
+    given = GivenCrop(CropConfig()).arrays(list(found["image"]))
+    assert torch.equal(found["patch_box"], given["patch_box"])  # type: ignore[arg-type]
+    assert found["patch_box"].dtype == wide["patch_box"].dtype
+    for name in ("image", "point", "valid"):
+        assert torch.equal(found[name], wide[name])
+
+
 @pytest.mark.parametrize(
     ("scale", "turn_rad", "shift"),
     [(1, 0, (100.25, 50.5)), (1.7, 0.3, (120, 30.3)), (0.6, -0.5, (60, 120)), (2.2, 3, (330, 260))],

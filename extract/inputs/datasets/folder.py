@@ -44,6 +44,8 @@ AUDIO_SUFFIXES = (
 
 PREDICTION_HEADER = "frame,pts_s,valid,"
 """How the tables of ``fusion predict`` begin."""
+OPENFACE_HEADER = "frame,face_id,timestamp,success,"
+"""The same with ``--columns openface``. OpenFace itself has ``confidence`` before ``success``."""
 
 _RANK = {suffix: rank for rank, suffix in enumerate(VIDEO_SUFFIXES + AUDIO_SUFFIXES)}
 
@@ -137,7 +139,7 @@ class _Beside:
         self.taken: set[PurePosixPath] = set()
         by_suffix = {_suffix(path): path for path in paths}
         self.table = by_suffix.get(".csv")
-        if self.table is not None and _begins(base / self.table).startswith(PREDICTION_HEADER):
+        if self.table is not None and _begins(base / self.table).startswith((PREDICTION_HEADER, OPENFACE_HEADER)):
             self.table = None
         self.table_is_words = self.table is not None and is_transcript_table(base / self.table)
         whisper = by_suffix.get(".json")
