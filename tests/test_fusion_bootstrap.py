@@ -137,7 +137,7 @@ def test_equal_videos_leave_no_doubt():
 
 
 def test_the_least_number_of_videos():
-    """A draw of one video over and over is infinitely far off; with more than one such in twenty, so is the interval."""
+    """A draw of one video over and over is infinitely far off; so is the interval, if such are over one in twenty."""
     assert min(n for n in range(2, 9) if n * (1 / n) ** n < 0.05) == LEAST_VIDEOS
 
 
