@@ -137,7 +137,7 @@ def test_equal_videos_leave_no_doubt():
 
 
 def test_the_least_number_of_videos():
-    """Draws of one video over and over are infinitely far off: more than one in twenty, and the interval is infinite."""
+    """Draws of one video over and over are infinitely far off: more than one in twenty means no interval."""
     assert min(n for n in range(2, 9) if n * (1 / n) ** n < 0.05) == LEAST_VIDEOS
 
 
