@@ -24,7 +24,7 @@ from extract.running.recipes import prepare
 from extract.running.report import Progress
 from extract.stages.swin import Swin
 from extract.store import Store
-from fusion.cli import app, render
+from fusion.cli import app
 from fusion.config import load_fusion_config
 from fusion.inference import predict_outputs
 from fusion.loading import load_samples
@@ -172,7 +172,7 @@ def test_fit_knows_drawn_clips(fitted, tmp_path):
     config = load_fusion_config(str(fitted / "config.yaml"), leave_out)
     (evaluation,) = fusion.fit(tmp_path / "store.zarr", tmp_path / "run", config)
     assert (evaluation.drawn, evaluation.clips, Run(tmp_path / "run").model().drawn) == (1, 2, 1)
-    assert "synthetic: 1 of 2 clips are drawn by a program" in render(evaluation)
+    assert "synthetic: 1 of 2 clips are drawn by a program" in evaluation.text()
 
 
 def test_predicting_again_computes_nothing(fitted, tmp_path, cache):
