@@ -99,7 +99,7 @@ class Branch(nn.Module):
         if not rows.values.shape[1]:  # no clip has the modality
             return absent.expand(rows.shape[1], -1), absent
         projected = laid_out(rows, self.project)
-        return self._encoded(projected, rows.lengths, rows.times), absent
+        return self._encoded(projected, rows.lengths, rows.times, rows.short), absent
 
     def in_its_place(self) -> Tensor:
         """[width]: the learned vector, what a row of zeros becomes (the paper), or zeros."""
@@ -108,12 +108,12 @@ class Branch(nn.Module):
         weight = self.project.weight
         zeros = self.project(weight.new_zeros(1, self.project.in_features))
         one = torch.ones(1, dtype=torch.int64, device=weight.device)
-        return self._encoded(zeros[None], one, weight.new_zeros(1, 1))[0]
+        return self._encoded(zeros[None], one, weight.new_zeros(1, 1), None)[0]
 
-    def _encoded(self, projected: Tensor, lengths: Tensor, times: Tensor | None) -> Tensor:
+    def _encoded(self, projected: Tensor, lengths: Tensor, times: Tensor | None, short: Tensor | None) -> Tensor:
         if self.encode is None:
             return projected[0]
-        return encode(self.encode, projected, lengths, times)
+        return encode(self.encode, projected, lengths, times, short)
 
 
 class FusionModel(nn.Module):
@@ -199,7 +199,7 @@ class FusionModel(nn.Module):
                 projection = self.projection(name)
                 zeros = projection(zeros.new_zeros(1, projection.in_features)).expand(len(zeros), -1).contiguous()
             # A frame that lacks the modality has one row of zeros, too.
-            found[name] = replace(rows, values=zeros, lengths=rows.lengths.clamp(min=1))
+            found[name] = replace(rows, values=zeros, lengths=rows.lengths.clamp(min=1), short=None)
         return found
 
     def branch(self, name: str) -> Branch:
