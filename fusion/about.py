@@ -34,11 +34,15 @@ class About:
     """Clip of the split that is not scored -> why."""
     leak: str | None = None
     """What was chosen or trained on clips that are scored here, where that was allowed."""
+    warned: tuple[str, ...] = ()
+    """What was found when the clips were admitted: people in several splits, crops of another kind, allowed leaks."""
 
     @classmethod
     def of(cls, scores: FrameScores, leak: str | None = None) -> "About":
-        """Read from the scores and their facts: ``run``, ``features``, ``split``, ``epoch``, ``untrained`` (a list),
-        ``drawn`` (a number of clips) and ``left_out`` (clip -> why); what is absent counts as nothing.
+        """Read from the scores and their facts.
+
+        The facts are ``run``, ``features``, ``split``, ``epoch``, ``untrained`` (a list of instances), ``drawn`` (a number
+        of clips), ``left_out`` (clip -> why) and ``warnings`` (sentences). What is absent counts as nothing.
 
         Raises:
             UsageError: no frame has a label of any task.
@@ -63,6 +67,7 @@ class About:
             drawn=int(scores.facts.get("drawn", 0)),
             left_out=dict(scores.facts.get("left_out", {})),
             leak=leak,
+            warned=tuple(scores.facts.get("warnings", ())),
         )
 
     def facts_json(self) -> dict[str, Any]:
@@ -89,7 +94,7 @@ class About:
 
     def warnings(self) -> list[str]:
         """A sentence for each thing that makes the numbers say less than they seem to."""
-        found = [self.leak] if self.leak else []
+        found = [*([self.leak] if self.leak else []), *self.warned]
         if self.untrained:
             found.append(
                 f"untrained: {', '.join(self.untrained)} (random weights: the numbers say nothing about the method)"

@@ -54,7 +54,7 @@ def ablate(
     unknown = [way for way in ways if way not in ablation.WAYS]
     if unknown:
         raise UsageError(f"way {unknown[0]}: no such way to leave a modality out; known: {', '.join(ablation.WAYS)}")
-    scorer = split_scorer(features, run, split=split, device=device, skip_failed=skip_failed)
+    scorer = split_scorer(features, run, split=split, device=device, skip_failed=skip_failed, allow_leak=allow_leak)
     config = scorer.fitted.config
     whole = scorer.scores()
     decide, leak = _decide(scorer, whole, post=post, allow_leak=allow_leak)
@@ -65,7 +65,9 @@ def ablate(
     def retrain_without(modalities: tuple[str, ...]) -> FrameScores:
         folder = scorer.run.path / "ablate" / f"without_{'_'.join(modalities)}"
         fit_once(features, folder, _without(config, modalities), device=device, skip_failed=skip_failed)
-        return split_scorer(features, folder, split=split, device=device, skip_failed=skip_failed).scores()
+        return split_scorer(
+            features, folder, split=split, device=device, skip_failed=skip_failed, allow_leak=allow_leak
+        ).scores()
 
     return ablation.ablate(
         whole,
@@ -96,7 +98,8 @@ def ensemble(
 
     Args:
         features: the store.
-        candidates: folders of runs, or files of scores (``.npz``) of other epochs or folds on the split ``choose_on``.
+        candidates: folders of runs or of kept epochs (``runs/NAME/epochs/07``), or files of scores (``.npz``) on the
+            split ``choose_on``. Runs that read the same features share their tables.
         choose_on: the split that the choice is made on.
         report_on: the split that it is scored on as well; None, or if there are files of scores: none.
         metric: what the choice maximises.
@@ -112,17 +115,30 @@ def ensemble(
     """
     paths = [Path(path) for path in candidates]
 
-    def scored(path: Path, split: str) -> Candidate:
-        if path.suffix == ".npz":
-            return Candidate(str(path), FrameScores.read(path))
-        scorer = split_scorer(features, path, split=split, device=device, skip_failed=skip_failed)
-        return Candidate(f"{path} epoch {scorer.fitted.epoch}", scorer.scores())
+    def all_scored(split: str) -> list[Candidate]:
+        found = []
+        scorer = None
+        for path in paths:
+            if path.suffix == ".npz":
+                found.append(Candidate(str(path), FrameScores.read(path)))
+                continue
+            scorer = split_scorer(
+                features,
+                path,
+                split=split,
+                device=device,
+                skip_failed=skip_failed,
+                allow_leak=allow_leak,
+                like=scorer,
+            )
+            found.append(Candidate(f"{path} epoch {scorer.fitted.epoch}", scorer.scores()))
+        return found
 
-    here = [scored(path, choose_on) for path in paths]
+    here = all_scored(choose_on)
     there: list[Candidate] = []
     leak = None
     if here and report_on is not None and not any(path.suffix == ".npz" for path in paths):
-        there = [scored(path, report_on) for path in paths]
+        there = all_scored(report_on)
         leak = check_disjoint(SelectedOn.of(here[0].scores), there[0].scores, allow_leak, "the checkpoints")
     return ensembles.ensemble(here, there, metric=metric, num_folds=num_folds, leak=leak)
 

@@ -193,6 +193,7 @@ def crossval(
         steps.append(decide(scores))
         evaluations.append(assess(scores, lambda _, found=steps[-1]: found))  # type: ignore[misc]
     left_out = {clip: why for one in every for clip, why in dict(one.facts.get("left_out", {})).items()}
+    warned = list(dict.fromkeys(text for one in every for text in one.facts.get("warnings", ())))
     untrained = sorted({name for one in every for name in one.facts.get("untrained", ())})
     facts = {
         **every[0].facts,
@@ -201,6 +202,7 @@ def crossval(
         "untrained": untrained,
         "drawn": sum(int(one.facts.get("drawn", 0)) for one in every),
         "left_out": left_out,
+        "warnings": warned,
     }
     facts.pop(FACT, None)
     scores = joined(every, facts)

@@ -48,9 +48,7 @@ class SplitScorer:
     samples: Samples
     device: torch.device
     facts: Mapping[str, Any]
-    """Of its scores."""
-    warnings: tuple[str, ...] = ()
-    """What a reader must know: other crops than in the fit, shared people, leaks that were allowed."""
+    """Of its scores; ``warnings`` tells of other crops than in the fit, shared people, leaks that were allowed."""
 
     def scores(self, without: Mapping[str, str] | None = None) -> FrameScores:
         """Run the network over every frame.
@@ -79,11 +77,13 @@ def split_scorer(
     allow_other_crops: bool = False,
     strict_splits: bool = False,
     allow_leak: bool = False,
+    like: SplitScorer | None = None,
 ) -> SplitScorer:
     """Read a run and the clips that it is to score. Arguments and errors are those of ``evaluate``.
 
     Args:
         splits: clip -> split, in place of the store's; other clips are in none.
+        like: its tables are used again if this run reads the same arrays of the same clips in the same windows.
     """
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
@@ -107,10 +107,24 @@ def split_scorer(
             strict_splits=strict_splits,
             allow_leak=allow_leak,
         )
-        samples = labelled_samples(store, selection, fitted)
+        if like is not None and like.store.path == store.path and _same_samples(like, fitted, selection):
+            samples = like.samples
+        else:
+            samples = labelled_samples(store, selection, fitted)
     names = (str(where.path), str(features), split)
-    facts = facts_of(names, fitted.epoch, samples.clips, sources, selection.left_out)
-    return SplitScorer(where, fitted, store, samples, pick_device(device), facts, tuple(warnings))
+    facts = {**facts_of(names, fitted.epoch, samples.clips, sources, selection.left_out), "warnings": [*warnings]}
+    return SplitScorer(where, fitted, store, samples, pick_device(device), facts)
+
+
+def _same_samples(like: SplitScorer, fitted: FittedModel, selection: Selection) -> bool:
+    """Whether ``labelled_samples`` would read for ``fitted`` what it has read for ``like``."""
+    one, other = like.fitted.config, fitted.config
+    return (
+        like.samples.clips == selection.clips
+        and [*one.used.items()] == [*other.used.items()]
+        and (one.data, one.tasks, one.training.tables) == (other.data, other.tasks, other.training.tables)
+        and like.fitted.sizes == fitted.sizes
+    )
 
 
 def evaluate(
@@ -160,26 +174,25 @@ def evaluate(
         strict_splits=strict_splits,
         allow_leak=allow_leak,
     )
-    scores, notices = scorer.scores(), scorer.warnings
+    scores = scorer.scores()
     if scorer.run.finished:  # an exported folder is left as it is
         scorer.run.save_scores(split, scores)
     modalities = scorer.fitted.config.used if withhold else {}
     withheld = {name: scorer.scores({name: "missing"}) for name in modalities}
     post = scorer.run.postprocess(scorer.fitted.aus) if scores.aus else None
     if post is None:
-        return assessment.assess(scores, withheld=withheld, notices=notices, published=published)
+        return assessment.assess(scores, withheld=withheld, published=published)
     if check_no_leak(post, scores, allow_leak=True) is not None and not allow_leak:
         notice = (
             "the network alone: its post-processing was selected on these clips or recordings, so that its numbers "
             "would flatter it (--allow-leak shows them)"
         )
-        return assessment.assess(scores, withheld=withheld, notices=(*notices, notice), published=published)
+        return assessment.assess(scores, withheld=withheld, notices=(notice,), published=published)
     return assessment.assess(
         scores,
         post.steps,
         withheld=withheld,
         leak=check_no_leak(post, scores, allow_leak),
-        notices=notices,
         post=tuple(describe(post)),
         published=published,
     )

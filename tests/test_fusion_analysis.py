@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_ensemble_chooses_on_val_and_reports_on_test():
     for au, (name, candidate) in enumerate(plain["chosen"].items()):
         assert on_test[0]["f1"][name] == pytest.approx(each[int("s1" in candidate)].f1[au])
     assert {path.name for path in Path("both").iterdir()} == {"ensemble.json", "ensemble.csv"}
+
+
+@pytest.mark.usefixtures("here")
+def test_runs_that_read_the_same_features_share_their_tables():
+    first = split_scorer("store.zarr", "runs/s0", device="cpu")
+    second = split_scorer("store.zarr", "runs/s1", device="cpu", like=first)
+    assert second.samples is first.samples
+    alone = split_scorer("store.zarr", "runs/s1", device="cpu")
+    np.testing.assert_array_equal(second.scores().logits, alone.scores().logits)
+    assert split_scorer("store.zarr", "runs/s1", split="val", device="cpu", like=first).samples is not first.samples
+    config = first.fitted.config
+    one_less = config.model_copy(update={"modalities": {**config.modalities, "sound": None}})
+    other = replace(first, fitted=replace(first.fitted, config=one_less))
+    assert split_scorer("store.zarr", "runs/s1", device="cpu", like=other).samples is not first.samples
 
 
 def test_scores_of_other_epochs_are_candidates_too(here):

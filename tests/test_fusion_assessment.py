@@ -118,7 +118,7 @@ def test_labels_that_are_all_missing_are_refused():
 
 
 def test_the_text_leads_with_the_answer_and_prints_what_weakens_it():
-    facts = {"untrained": ["swin"], "drawn": 2, "left_out": {"x": "no labels"}}
+    facts = {"untrained": ["swin"], "drawn": 2, "left_out": {"x": "no labels"}, "warnings": ["subject S lies in both"]}
     leak = "LEAK ALLOWED: thresholds and equations were selected on clip a of these very scores"
     found = assess(six_videos(facts=facts), three_steps, leak=leak)
     lines = found.text().splitlines()
@@ -130,8 +130,9 @@ def test_the_text_leads_with_the_answer_and_prints_what_weakens_it():
         f"best trivial predictor {100 * value:.1f} (all one)"
     )
     assert lines[1] == f"run runs/a (epoch 3), split test of store.zarr: {found.frames} annotated frames of 8 clips"
-    assert lines[2:6] == [
+    assert lines[2:7] == [
         leak,
+        "subject S lies in both",
         "untrained: swin (random weights: the numbers say nothing about the method)",
         "synthetic: 2 of 8 clips are drawn by a program",
         "left out: clip x: no labels",
