@@ -1,6 +1,6 @@
 """``extract manifest``: from a folder or data set to a manifest."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,12 +102,144 @@ def manifest_affwild2(
             print(f"  {what}, {official}: {number:,} (others counted {KNOWN[what][official]})")
     for note in found.notes:
         print(f"note: {note}")
-    for name, why in list(found.left_out.items())[:SHOWN]:
-        print(f"left out: {name}: {why}")
-    if len(found.left_out) > SHOWN:
-        print(f"left out: {len(found.left_out) - SHOWN} more")
+    _show_left_out(found.left_out)
     _show_made(out, made)
     return 0
+
+
+FoldOf = Annotated[
+    int | None, typer.Option("--fold", help="Published fold that is the test split: 1, 2 or 3. (default: no splits)")
+]
+ValShare = Annotated[
+    float,
+    typer.Option("--val", help="With --fold: share of the other people that is the val split; 0 for none."),
+]
+ValSeed = Annotated[int, typer.Option("--seed", help="Seed of who is in the val split.", min=0)]
+CropsFps = Annotated[float | None, typer.Option("--fps", help="Frame rate of crops that have no movie.")]
+
+
+@app.command("disfa")
+@reported("extract")
+def manifest_disfa(
+    root: Annotated[Path, typer.Argument(help="Folder of DISFA: ActionUnit_Labels, movies.")],
+    out: ManifestOut,
+    update: Update = False,
+    threshold: Annotated[
+        int, typer.Option("--threshold", help="Least intensity, 1 to 5, that counts as present; state it in results.")
+    ] = 2,
+    side: Annotated[str, typer.Option("--side", help="Camera.", metavar="left|right")] = "left",
+    fold: FoldOf = None,
+    val: ValShare = HELD_OUT_SHARE,
+    seed: ValSeed = 0,
+    fps: CropsFps = None,
+) -> int:
+    """Intensities and presence of twelve action units, movies or given crops, the published folds."""
+    from extract.inputs.datasets.disfa import KNOWN, scan_disfa
+
+    if side not in {"left", "right"}:
+        raise UsageError(f"--side {side}: expected left or right; {suggestion(side, ['left', 'right'])}")
+    known = _known_people(out, update=update)
+    scan = scan_disfa(
+        root,
+        _label_folder(out),
+        threshold=threshold,
+        side="left" if side == "left" else "right",
+        fold=fold,
+        val=val,
+        seed=seed,
+        fps=fps,
+        known=known,
+    )
+    comment = (
+        f"DISFA, by `extract manifest disfa`. Present: intensity {threshold} or more. {_fold_text(fold, val, seed)}"
+    )
+    return _made_of_codes(scan, comment, KNOWN, root, out, update=update, fold=fold)
+
+
+@app.command("bp4d")
+@reported("extract")
+def manifest_bp4d(
+    root: Annotated[Path, typer.Argument(help="Folder of BP4D: AUCoding, movies or cropped faces.")],
+    out: ManifestOut,
+    update: Update = False,
+    first_frame: Annotated[
+        int, typer.Option("--first-frame", help="Number that the codes give to a movie's first frame: 0 or 1.")
+    ] = 1,
+    fold: FoldOf = None,
+    val: ValShare = HELD_OUT_SHARE,
+    seed: ValSeed = 0,
+    fps: CropsFps = None,
+) -> int:
+    """Codes of the part of each task that was coded, intensities where there are any, the published folds."""
+    from extract.inputs.datasets.bp4d import KNOWN, scan_bp4d
+
+    known = _known_people(out, update=update)
+    scan = scan_bp4d(
+        root, _label_folder(out), first_frame=first_frame, fold=fold, val=val, seed=seed, fps=fps, known=known
+    )
+    comment = f"BP4D, by `extract manifest bp4d`. Codes count frames from {first_frame}. {_fold_text(fold, val, seed)}"
+    return _made_of_codes(scan, comment, KNOWN, root, out, update=update, fold=fold)
+
+
+def _known_people(out: Path, *, update: bool) -> dict[str, str]:
+    """Person -> split of an existing manifest; without ``update`` that is refused, before a scan that may take long."""
+    from extract.inputs.manifest import load_manifest, refuse_existing
+
+    if not update:
+        refuse_existing(out)
+    there = load_manifest(out) if update and out.exists() else ()
+    return {clip.subject: clip.split for clip in there if clip.subject is not None and clip.split is not None}
+
+
+def _label_folder(out: Path) -> Path:
+    """Where the label files of the manifest ``out`` lie: beside it."""
+    from extract.inputs.manifest import absolute
+
+    return absolute(out.parent / f"{out.stem}_labels", Path.cwd())
+
+
+def _fold_text(fold: int | None, val: float, seed: int) -> str:
+    return "No splits." if fold is None else f"Test: fold {fold} of 3; val: {val:g} of the other people, seed {seed}."
+
+
+def _made_of_codes(
+    scan: Any,  # noqa: ANN401 - datasets.coded.CodedScan, whose module is imported late
+    comment: str,
+    published: Mapping[str, str],
+    root: Path,
+    out: Path,
+    *,
+    update: bool,
+    fold: int | None,
+) -> int:
+    """Write manifest and label files, and print what there is."""
+    from extract.inputs.datasets.coded import own_file, write_labels
+    from extract.inputs.manifest.update import make
+
+    write_labels(scan.label_files)  # first: a manifest names files that are there
+    made = make(
+        out, scan.clips, f"{comment} With `--update` it adds what is new.", root=root, own=own_file, update=update
+    )
+    splits = ", ".join(f"{name} {sum(c.split == name for c in scan.clips)}" for name in ("train", "val", "test"))
+    print(f"{root if made.known else out}: {len(scan.clips)} clips{f' ({splits})' if fold is not None else ''}")
+    for what, number in scan.counts.items():
+        print(f"  {what}: {number:,} (published: {published[what]})")
+    if fold is None:
+        print("note: no splits; --fold 1, 2 or 3 takes the published ones")
+    names = ",".join(map(str, scan.aus))
+    rated = any(clip.labels.intensity is not None for clip in scan.clips)
+    also = " --set 'labels.also=[intensity]'" if rated else ""
+    print(f"next: extract run --manifest {out} --set 'labels.aus=[{names}]'{also}")
+    _show_left_out(scan.left_out)
+    _show_made(out, made)
+    return 0
+
+
+def _show_left_out(left_out: Mapping[str, str]) -> None:
+    for name, why in list(left_out.items())[:SHOWN]:
+        print(f"left out: {name}: {why}")
+    if len(left_out) > SHOWN:
+        print(f"left out: {len(left_out) - SHOWN} more")
 
 
 def _split_rule(

@@ -1,6 +1,7 @@
 """One clip of a store, for reading: records, arrays with their times, tables of frames."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract import names
-from extract.arrays import FRAME_AXIS, Arrays, Layout
+from extract.arrays import FRAME_AXIS, Array, Arrays, Layout
 from extract.damage import Damage, InstanceCheck
 from extract.errors import CorruptError, StoreError, UnfinishedError, UsageError, run_command
 from extract.frame_table import TIMES, FrameTable
@@ -20,6 +21,9 @@ from extract.stage import VALID
 CENTRE = "centre_s"
 START, END = "start_s", "end_s"
 """Arrays that hold the times of the rows beside them: the middle of a step, the span of a word."""
+
+OF_AUS = frozenset({"au", "intensity"})
+"""Arrays of imported labels with a column per action unit."""
 
 BESIDE = frozenset({VALID.name, CENTRE, START, END})
 """Arrays that say something about the rows of the others."""
@@ -97,6 +101,14 @@ class ClipView:
         valid = self._read_whole(instance, VALID.name, record).astype(np.bool_) if can_lack_rows else None
         return Rows(values, valid, partial(self._times_s, instance, array, values))
 
+    def layout(self, instance: str, array: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and type of a finished array, without reading its values. Errors as of ``read``."""
+        record = self._finished(instance, f"{instance}/{array}")
+        if not self.arrays.has(self.id, instance, array):
+            raise StoreError(self._nothing_to_read(instance, array, record))
+        with self._opened(instance, array, record) as opened:
+            return tuple(opened.shape), np.dtype(opened.dtype)
+
     def frame_table(self, *instances: str) -> FrameTable:
         """Every array on the frame clock that the instances hold, as columns beside the frames' times.
 
@@ -109,6 +121,7 @@ class ClipView:
             raise UsageError(f"clip {self.id}: frame_table() needs at least one instance, of {known}")
         columns: dict[str, NDArray[Any]] = {}
         dims: dict[str, tuple[str, ...]] = {}
+        aus: dict[str, tuple[int, ...]] = {}
         for instance in instances:
             layouts = self._layouts(instance)
             on_frames = [array for array, layout in layouts.items() if layout.clock == FRAME_AXIS]
@@ -125,7 +138,9 @@ class ClipView:
                     self._check_length(instance, array, values, pts_s)
                     columns[f"{instance}.{array}"] = values
                     dims[f"{instance}.{array}"] = layouts[array].dims
-        return FrameTable(self.id, columns, dims)
+                    if array in OF_AUS and values.shape[1:] == (len(record.aus),):
+                        aus[f"{instance}.{array}"] = record.aus
+        return FrameTable(self.id, columns, dims, aus)
 
     def _times_s(self, instance: str, array: str, values: NDArray[Any]) -> NDArray[np.float64] | None:
         """``Rows.times_s`` of an array."""
@@ -221,10 +236,16 @@ class ClipView:
         return f"clip {self.id}, {what}: nothing to read, {instance} is {why}"
 
     def _read_whole(self, instance: str, array: str, record: Record) -> NDArray[Any]:
+        with self._opened(instance, array, record) as opened:
+            return np.asarray(opened[...])
+
+    @contextmanager
+    def _opened(self, instance: str, array: str, record: Record) -> Iterator[Array]:
+        """An array whose metadata and files fit its record; what fails while it is read is damage."""
         damage = InstanceCheck(self.arrays, self.id, instance).array(array, record, contents=False)
         if damage:
             raise CorruptError(str(damage[0]))
         try:
-            return np.asarray(self.arrays.open(self.id, instance, array)[...])
+            yield self.arrays.open(self.id, instance, array)
         except (ValueError, OSError) as error:
             raise CorruptError(str(Damage(self.id, instance, array, -1, str(error)))) from None

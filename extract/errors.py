@@ -10,7 +10,7 @@ EMPTY_REASONS = {
     "no_face_chosen": "the manifest says `face: none`",
     "no_transcript": "the clip brings no transcript",
     "no_words": "the transcript has no words, or none that a frame's window meets",
-    "no_labels": "the manifest names no label file",
+    "no_labels": "the manifest names no label file (`va` and `intensity` count where `labels.also` names them)",
     "no_rows": "no row was fit for this stage",
     "too_short": "the recording is shorter than one step of the model",
 }

@@ -1,7 +1,7 @@
 """A clip's arrays as columns with one row per frame, for notebooks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.au import AU_NAMES
+from extract.au import au_name
 from extract.errors import WeightsError
 
 TIMES = "pts_s"
@@ -25,6 +25,8 @@ class FrameTable:
     instance has it, says which rows hold values: the others are 0."""
     dims: Mapping[str, tuple[str, ...]]
     """Column -> names of its axes after the first."""
+    aus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Column of action units -> their numbers, in the order of its values: ``labels.au``, ``labels.intensity``."""
 
     def __getitem__(self, column: str) -> NDArray[Any]:
         if column not in self.columns:
@@ -42,7 +44,7 @@ class FrameTable:
         """A ``pandas.DataFrame`` with a row per frame.
 
         An array with several values per frame becomes a column for each: ``swin.feature.0``, ``landmarks.point.0.1``;
-        the action units of ``labels.au`` become ``labels.AU01`` ...
+        the action units of ``labels.au`` become ``labels.AU01`` ..., of ``labels.intensity`` ``labels.intensity.AU01``.
 
         Raises:
             WeightsError: pandas is not installed.
@@ -52,7 +54,7 @@ class FrameTable:
         except ModuleNotFoundError as error:
             raise WeightsError("FrameTable.to_pandas needs pandas: pip install pandas") from error
         parts = [
-            pandas.DataFrame(values.reshape(len(values), -1), columns=_flat_names(name, values))
+            pandas.DataFrame(values.reshape(len(values), -1), columns=self._flat_names(name))
             for name, values in self.columns.items()
         ]
         frame = pandas.concat(parts, axis=1)
@@ -78,17 +80,12 @@ class FrameTable:
                 continue
             axes = [f"{name}.{dim}" for dim in self.dims[name]]
             variables[name] = (("frame", *axes), values)
-            if _are_action_units(name, values):
-                coordinates[axes[0]] = (axes[0], np.array(AU_NAMES))
+            if name in self.aus:
+                coordinates[axes[0]] = (axes[0], np.array([au_name(number) for number in self.aus[name]]))
         return xarray.Dataset(variables, coords=coordinates, attrs={"clip": self.clip})
 
-
-def _are_action_units(name: str, values: NDArray[Any]) -> bool:
-    return name.endswith(".au") and values.shape[1:] == (len(AU_NAMES),)
-
-
-def _flat_names(name: str, values: NDArray[Any]) -> list[str]:
-    """A name for every value of a row."""
-    if _are_action_units(name, values):
-        return [f"{name.removesuffix('au')}{unit}" for unit in AU_NAMES]
-    return [".".join([name, *map(str, place)]) for place in product(*map(range, values.shape[1:]))]
+    def _flat_names(self, name: str) -> list[str]:
+        """A name for every value of a row."""
+        if name in self.aus:
+            return [f"{name.removesuffix('au').removesuffix('.')}.{au_name(number)}" for number in self.aus[name]]
+        return [".".join([name, *map(str, place)]) for place in product(*map(range, self.columns[name].shape[1:]))]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
+from extract.au import AUS
 from extract.errors import CorruptError
 
 State = Literal["done", "empty", "failed", "partial"]
@@ -53,6 +54,14 @@ class Record:
         """Instances whose adapted weights were trained on this very clip: its own and those of its inputs."""
         named = self.provenance.get("weights", {})
         return tuple(instance for instance, weights in named.items() if weights.get("saw"))
+
+    @property
+    def aus(self) -> tuple[int, ...]:
+        """Numbers of the action units that the columns of ``au`` and ``intensity`` hold, for imported labels.
+
+        The recipe names them where they are not the usual twelve.
+        """
+        return tuple(self.recipe.get("config", {}).get("aus", AUS))
 
     def comes_from(self, other: "Record") -> bool | None:
         """Whether this instance was computed from ``other``'s values; None where its recipe names no such input."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from extract.au import AUS
 from extract.errors import WeightsError
 from extract.timeline import FRAMES, Clock
 
@@ -22,9 +23,19 @@ if TYPE_CHECKING:
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's config: frozen, unknown keys refused. Every field is part of the recipe."""
+    """Base of every stage's config: frozen, unknown keys refused. Its fields are part of the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after stores were made without them: no part of the recipe while they hold their default, so
+    that those stores stay up to date."""
+
+    def of_recipe(self) -> dict[str, Any]:
+        """The fields as JSON values, without those of ``added`` at their default."""
+        fields = type(self).model_fields
+        usual = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=usual)
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
@@ -86,8 +97,8 @@ class Stage(ABC, Generic[ConfigT]):
     config_type: ClassVar[type[StageConfig]]
     inputs: ClassVar[tuple[str, ...]] = ()
     """``slot.array`` each. The slot is the instance of that name unless the config's ``inputs`` names another."""
-    parts: ClassVar[tuple[str, ...]] = ()
-    """Source parts of the clip read directly: ``media``, ``labels``, ``choice.face`` ..."""
+    parts: tuple[str, ...] = ()
+    """Source parts of the clip read directly: ``media``, ``labels``, ``choice.face`` ...; by the config, if need be."""
     device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     follows_device: ClassVar[bool] = False
     """Computes on the run's device, where the frames are, in its own number types: no precision in its recipe."""
@@ -118,6 +129,11 @@ class Stage(ABC, Generic[ConfigT]):
     @abstractmethod
     def outputs(self) -> tuple[Output, ...]:
         """The arrays it gives; sizes and types may depend on the config."""
+
+    @property
+    def aus(self) -> tuple[int, ...]:
+        """Numbers of the action units that it wants of the clip's label files, in the order of its columns."""
+        return AUS
 
     @property
     def weights(self) -> str | None:

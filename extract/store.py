@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from extract import blocks, names
@@ -183,6 +184,10 @@ class Store:
     def read(self, clip: str, instance: str, array: str) -> Rows:
         """Values, validity and times of a finished array. Errors as of ``ClipView.read``."""
         return ClipView(self.arrays, clip).read(instance, array)
+
+    def layout(self, clip: str, instance: str, array: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and type of a finished array, without reading its values. Errors as of ``ClipView.read``."""
+        return ClipView(self.arrays, clip).layout(instance, array)
 
     # ---- damage ------------------------------------------------------------------------------------------------
 

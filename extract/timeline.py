@@ -118,3 +118,24 @@ def neighbours(num_frames: int, before: int, after: int) -> NDArray[np.int64]:
     """Rows t - before .. t + after of every frame t, cut at the clip's ends: [T, 2] half-open row ranges."""
     t = np.arange(num_frames, dtype=np.int64)
     return np.stack([np.maximum(t - before, 0), np.minimum(t + after + 1, num_frames)], axis=-1)
+
+
+def spread(pts_s: ArrayLike, frames: int, span_s: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """``frames`` frames spread evenly over [t - span_s, t + span_s] around every frame t, each the nearest in time.
+
+    A moment outside the recording (by more than half a frame, at its ends) has no frame. ``pts_s`` [T] must increase.
+
+    Returns:
+        [T, frames] frame numbers and [T, frames] whether there is one; frame numbers increase along a row.
+    """
+    times = nanoseconds(pts_s)
+    if not len(times):
+        return np.empty((0, frames), dtype=np.int64), np.empty((0, frames), dtype=np.bool_)
+    wanted = times[:, None] + nanoseconds(np.linspace(-span_s, span_s, frames))  # [T, frames]
+    right = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+    left = right - 1
+    right = np.minimum(right, len(times) - 1)
+    nearest = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+    half = int(np.median(np.diff(times))) // 2 if len(times) > 1 else 0
+    inside = (wanted >= times[0] - half) & (wanted <= times[-1] + half)
+    return nearest, inside

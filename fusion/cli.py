@@ -2,16 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from extract import endings
 from extract.flags import AsJson, Device, Offline, Quiet, Verbose, reported
-from fusion import cli_share
-
-if TYPE_CHECKING:
-    from fusion.evaluation import Evaluation
+from fusion import cli_analysis, cli_share, cli_tuning
+from fusion.cli_analysis import AllowLeak, AllowOtherCrops, Features, RunPath, SkipFailed, StrictSplits
 
 app = typer.Typer(
     help="Action unit models on stored features: fit one, evaluate it, predict with it.",
@@ -19,23 +17,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Features = Annotated[str, typer.Option("--features", help="Feature store.")]
-RunPath = Annotated[Path | None, typer.Option("--run", help="Folder of the run. (default: the newest in runs/)")]
-SkipFailed = Annotated[
-    bool, typer.Option("--skip-failed", help="Leave out clips whose features failed or are unfinished.")
-]
-
-StrictSplits = Annotated[
-    bool, typer.Option("--strict-splits", help="Refuse a subject or source video that lies in several splits.")
-]
-AllowLeak = Annotated[
-    bool, typer.Option("--allow-leak", help="Score clips that adapted weights were trained on; the table says so.")
-]
-AllowOtherCrops = Annotated[
-    bool,
-    typer.Option("--allow-other-crops", help="Use a run fitted on given crops on cut ones, or the other way round."),
-]
 
 
 @app.command()
@@ -61,6 +42,10 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="Override a setting, as in training.lr=1e-4; may be repeated.", metavar="A.B=C"),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Fit so many runs, OUTPUT_seed0 and so on; print mean and deviation.", min=2),
+    ] = None,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
     strict_splits: StrictSplits = False,
@@ -70,59 +55,31 @@ def fit(
     as_json: AsJson = False,
 ) -> int:
     """Fit the fusion network on the split train, with early stopping on the split val. An interrupted fit continues."""
-    del verbose  # `reported` reads it
-    from fusion import training
+    from fusion import progress, training
+    from fusion import seeds as over
 
-    found = training.fit(
-        features,
-        output,
-        config,
-        set=set_ or (),
-        device=device,
-        skip_failed=skip_failed,
-        strict_splits=strict_splits,
-        allow_leak=allow_leak,
-    )
-    if as_json:
+    with progress.shown(quiet or as_json) as shown:
+        choices: dict[str, Any] = {
+            "set": set_ or (),
+            "device": device,
+            "skip_failed": skip_failed,
+            "strict_splits": strict_splits,
+            "allow_leak": allow_leak,
+            "progress": shown,
+        }
+        if seeds is not None:
+            several = over.fit_seeds(features, seeds, output, config, **choices)
+        else:
+            found = training.fit(features, output, config, **choices)
+    if seeds is not None:
+        if as_json:
+            _print_json(several.as_json())
+        elif not quiet:
+            print(several.text(verbose))
+    elif as_json:
         _print_json({evaluation.split: evaluation.as_json() for evaluation in found})
     elif not quiet:
-        print("\n\n".join(render(evaluation) for evaluation in found))
-    return 0
-
-
-@app.command()
-@reported("fusion")
-def evaluate(
-    run: RunPath = None,
-    features: Features = "store.zarr",
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
-    device: Device = "auto",
-    skip_failed: SkipFailed = False,
-    allow_other_crops: AllowOtherCrops = False,
-    strict_splits: StrictSplits = False,
-    allow_leak: AllowLeak = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    as_json: AsJson = False,
-) -> int:
-    """Print F1 of every action unit by both definitions, beside trivial predictors that never look at a face."""
-    del quiet, verbose  # `reported` reads them
-    from fusion import evaluation
-
-    found = evaluation.evaluate(
-        features,
-        run,
-        split=split,
-        device=device,
-        skip_failed=skip_failed,
-        allow_other_crops=allow_other_crops,
-        strict_splits=strict_splits,
-        allow_leak=allow_leak,
-    )
-    if as_json:
-        _print_json(found.as_json())
-    else:
-        print(render(found))
+        print("\n\n".join(evaluation.text(verbose) for evaluation in found))
     return 0
 
 
@@ -199,58 +156,21 @@ def predict(
     return found.exit_code
 
 
-def render(evaluation: "Evaluation") -> str:
-    """The table of an evaluation: percentages, a column per AU; a dash where an AU has no annotation."""
-    from extract.au import AU_NAMES
-    from fusion.evaluation import by_name
-
-    scores = evaluation.scores
-    lines = [
-        f"run {evaluation.run} (epoch {evaluation.epoch}), features {evaluation.features}, split {evaluation.split}: "
-        f"{evaluation.frames} annotated frames of {evaluation.clips} clips",
-        _row("", [*AU_NAMES, "mean"]),
-    ]
-    titles = {"zeros": "all zero", "ones": "all one", "majority": "majority", "prior": "random at prior"}
-    for title, metric, values in (("F1", "f1", scores.f1), ("F1_our", "f1_our", scores.f1_our)):
-        lines.append(_row(title, _percent(by_name(values))))
-        lines += [
-            _row(f"  {titles[name]}", _percent(by_name(found[metric]))) for name, found in scores.baselines.items()
-        ]
-    if evaluation.interval is not None:
-        low, high = _percent({"low": evaluation.interval[0], "high": evaluation.interval[1]})
-        lines.append(f"mean F1, 95 % bootstrap interval over {evaluation.clips} clips: {low} to {high}")
-    lines += [
-        _row("annotated", [str(count) for count in scores.annotated]),
-        _row("positive", [str(count) for count in scores.positive]),
-    ]
-    missing = [f"{name} {count}" for name, count in evaluation.missing.items() if count]
-    if missing:
-        lines.append(f"frames without a modality, scored all the same: {', '.join(missing)}")
-    lines += [f"left out: clip {clip}: {reason}" for clip, reason in evaluation.left_out.items()]
-    if evaluation.untrained:
-        lines.append(
-            f"untrained: {', '.join(evaluation.untrained)} (random weights: the numbers say nothing about the method)"
-        )
-    if evaluation.drawn:
-        lines.append(f"synthetic: {evaluation.drawn} of {evaluation.clips} clips are drawn by a program")
-    lines += [f"warning: {line}" for line in evaluation.warnings]
-    return "\n".join(lines)
-
-
-def _row(title: str, cells: list[str]) -> str:
-    return f"{title:<17}" + "".join(f"{cell:>6}" for cell in cells)
-
-
-def _percent(values: "dict[str, float | None]") -> list[str]:
-    return ["-" if value is None else f"{100 * value:.1f}" for value in values.values()]
+for command in (
+    cli_analysis.evaluate,
+    cli_tuning.tune,
+    cli_analysis.ablate,
+    cli_tuning.correlate,
+    cli_analysis.crossval,
+    cli_analysis.ensemble,
+    cli_share.export,
+    cli_share.submit,
+):
+    app.command()(command)
 
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
-
-
-app.command()(cli_share.export)
-app.command()(cli_share.submit)
 
 
 def main() -> None:

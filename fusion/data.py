@@ -1,14 +1,17 @@
-"""From the store to batches: a split's features in RAM, and which of their rows belong to each annotated frame.
+"""From tables to batches: a split's features, and which of their rows belong to each frame.
 
-Only valid rows enter a table. The rows of a window stay adjacent, so a window of any kind is one half-open range of
-table rows, an empty range means that the modality is missing, and a batch is one gather::
+Only valid rows enter a table, so the rows of a window stay adjacent, an empty range means that the modality is
+missing, and a batch is one gather per modality, where the table lies::
 
     stored     0 1 2 3 4 5 6          valid    1 1 0 0 1 1 1
     table      0 1 . . 2 3 4          window [1, 5) of the clip = rows [1, 3) of the table
+
+Strided windows are ranges of a list of rows (``Windows.rows``) instead of the table itself.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,252 +19,260 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extract.au import AUS
-from extract.errors import ConfigError, StoreError
-from extract.names import suggestion
-from extract.store import Store
-from extract.timeline import centred_windows, neighbours
-from fusion.config import AnyModality, ContextModality, FusionConfig, StepsModality, TokensModality
-from fusion.selection import FRAMES, LABELS
+from fusion.tables import Home
 
 ArrayName: TypeAlias = tuple[str, str]
 """Instance and array."""
+Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """One modality's rows for a batch, sequence after sequence. A sample without rows has no sequence."""
+class Windows:
+    """The rows of one modality that belong to each of N samples."""
 
-    rows: Tensor
-    """[R, D], as stored."""
+    ranges: Ints
+    """[N, 2]: half-open ranges; start == stop where the sample lacks the modality."""
+    rows: Ints | None = None
+    """[P]: the table rows that the ranges count, where windows leave rows out; None: ranges count table rows."""
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """[N]: rows per sample."""
+        return self.ranges[:, 1] - self.ranges[:, 0]
+
+    @cached_property
+    def longest(self) -> int:
+        """Rows of the longest window; 0 if no sample has the modality."""
+        return int(self.lengths.max(initial=0))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One modality's rows of B samples, laid out on a rectangle [L, B], time first.
+
+    Column b holds the window of sample b from the top; what lies below its length is a repetition that no result may
+    depend on (a sample without the modality has length 0). One call of an encoder runs the whole rectangle.
+    """
+
+    values: Tensor
+    """[L * B, D] in the type of the store; or, with ``place``, [U, D]: distinct rows. D is 0 if no clip at all has the
+    modality."""
     lengths: Tensor
-    """[n] int64, on the CPU, each at least 1; their sum is R."""
-    samples: Tensor
-    """[n] int64: the sample that each sequence belongs to, as an index into the batch, increasing."""
+    """[B] int64."""
+    shape: tuple[int, int]
+    """L, B; L is at least 1."""
+    place: Tensor | None = None
+    """[L * B] int64: which of the distinct rows lies at each place of the rectangle."""
+    times: Tensor | None = None
+    """[L, B] float32: seconds between each row and its sample's frame, where an encoder reads them; tokens, which have
+    no time of their own, are spread evenly over [-1, 1]."""
+    projected: bool = False
+    """Whether ``values`` have gone through the projection already."""
 
-    def to(self, device: torch.device) -> "Sequences":
-        """A copy with its rows on ``device``; lengths and samples stay on the CPU, where the layout is computed."""
-        return Sequences(self.rows.to(device), self.lengths, self.samples.to(device))
+    def to(self, device: torch.device) -> "Rows":
+        """A copy on ``device``."""
+        return replace(
+            self,
+            values=self.values.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+            place=None if self.place is None else self.place.to(device, non_blocking=True),
+            times=None if self.times is None else self.times.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B annotated frames."""
+    """B frames."""
 
-    inputs: dict[str, Sequences]
+    inputs: dict[str, Rows]
     """By modality."""
-    labels: Tensor
-    """[B, 12] int8: 0, 1, or -1 where not annotated."""
+    targets: dict[str, Tensor]
+    """Task -> labels: ``au`` [B, A] int8 (0, 1, -1 not annotated) and what else is trained on."""
+    size: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.size
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on ``device``."""
-        inputs = {name: sequences.to(device) for name, sequences in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device))
+        return Batch(
+            {name: rows.to(device) for name, rows in self.inputs.items()},
+            {task: target.to(device, non_blocking=True) for task, target in self.targets.items()},
+            self.size,
+        )
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The annotated frames of some clips, N in all, ordered by clip and frame."""
+    """Frames of some clips, N in all, ordered by clip and frame."""
 
     clips: tuple[str, ...]
-    clip: NDArray[np.int64]
+    clip: Ints
     """[N]: index into ``clips``."""
-    frame: NDArray[np.int64]
+    frame: Ints
     """[N]: row on the clip's frame clock."""
-    labels: Tensor
-    """[N, 12] int8."""
+    pts_s: NDArray[np.float64]
+    """[N] seconds."""
+    targets: Mapping[str, Tensor]
+    """Task -> [N] or [N, width]; see ``NOT_ANNOTATED``."""
+    aus: tuple[int, ...]
+    """Numbers of the action units, in the order of the columns of ``au`` and ``intensity``."""
     tables: Mapping[ArrayName, Tensor]
-    """[R, D]: the valid rows of all clips, each flattened, in the dtype of the store."""
+    """[R, D]: the valid rows of all clips, each flattened, in the dtype of the store, on the device of ``home``."""
+    row_times: Mapping[ArrayName, NDArray[np.float64] | None]
+    """[R] seconds on the clip's clock, of tables whose rows have a time."""
     sources: Mapping[str, ArrayName]
     """Modality -> the key of its table. Modalities that read the same array share a table."""
-    ranges: Mapping[str, NDArray[np.int64]]
-    """Modality -> [N, 2]: the range [start, stop) of table rows of each sample."""
+    windows: Mapping[str, Windows]
+    """By modality."""
+    home: Home
+    pinned: bool = False
+    """Whether batches are gathered into pinned memory, from which a GPU copies without being waited for."""
+    placed: "Placed" = field(default_factory=lambda: Placed(), repr=False, compare=False)
+    """What has been copied to a GPU."""
 
     def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, index: NDArray[np.int64]) -> Batch:
-        """The samples at ``index`` [B], in that order."""
-        inputs = {name: gather(self.tables[source], self.ranges[name][index]) for name, source in self.sources.items()}
-        return Batch(inputs, self.labels[torch.from_numpy(index)])
-
-    def missing(self) -> dict[str, int]:
-        """Modality -> number of samples without it."""
-        return {name: int((ranges[:, 0] == ranges[:, 1]).sum()) for name, ranges in self.ranges.items()}
-
-
-def gather(table: Tensor, ranges: NDArray[np.int64]) -> Sequences:
-    """The table rows of each range [start, stop) in ``ranges`` [B, 2], read in one selection."""
-    lengths = ranges[:, 1] - ranges[:, 0]
-    samples = np.flatnonzero(lengths)
-    starts, lengths = ranges[samples, 0], lengths[samples]
-    offsets = np.cumsum(lengths) - lengths  # of each sequence in the result
-    rows = np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths)
-    selected = table.index_select(0, torch.from_numpy(rows))
-    return Sequences(selected, torch.from_numpy(lengths), torch.from_numpy(samples))
-
-
-# ---- tables and windows --------------------------------------------------------------------------------------------
-
-
-def load_samples(store: Store, clips: Sequence[str], config: FusionConfig, *, labelled: bool = True) -> Samples:
-    """Read the annotated frames of ``clips``, and every feature that they need, into RAM.
-
-    Args:
-        labelled: False takes every frame and reads no labels; all labels are then -1.
-
-    Raises:
-        ConfigError: a modality names an array that does not exist or that has another clock.
-        StoreError: arrays of one clip, or of different clips, do not fit together.
-        CorruptError: stored bytes are damaged.
-    """
-    tables = {source: _Table(source) for source in _sources(config).values()}
-    ranges: dict[str, list[NDArray[np.int64]]] = {name: [] for name in config.used}
-    labels, clip_index, frames = [], [], []
-    for number, clip in enumerate(clips):
-        pts_s = store.read(clip, FRAMES, "pts_s").values  # [T]
-        au = np.full((len(pts_s), len(AUS)), -1, dtype=np.int8)  # [T, 12]
-        frame = np.arange(len(pts_s))
-        if labelled:
-            au = _labels(store, clip, len(pts_s))
-            annotated = (au >= 0).all(axis=1) if config.data.drop_partial_frames else (au >= 0).any(axis=1)
-            frame = np.flatnonzero(annotated)
-        for table in tables.values():
-            table.read(store, clip)
-        for name, modality in config.used.items():
-            windows = _windows(store, clip, name, modality, pts_s, tables[modality.instance, modality.array])
-            ranges[name].append(windows[frame])
-        labels.append(au[frame])
-        clip_index.append(np.full(len(frame), number, dtype=np.int64))
-        frames.append(frame)
-    return Samples(
-        clips=tuple(clips),
-        clip=_joined(clip_index, (0,), np.int64),
-        frame=_joined(frames, (0,), np.int64),
-        labels=torch.from_numpy(_joined(labels, (0, len(AUS)), np.int8)),
-        tables={source: table.tensor() for source, table in tables.items()},
-        sources=_sources(config),
-        ranges={name: _joined(windows, (0, 2), np.int64) for name, windows in ranges.items()},
-    )
-
-
-def _labels(store: Store, clip: str, num_frames: int) -> NDArray[np.int8]:
-    """``labels/au`` [T, 12]."""
-    au = store.read(clip, LABELS, "au").values
-    if au.shape != (num_frames, len(AUS)):
-        raise StoreError(f"clip {clip}: labels/au is {au.shape}, expected [{num_frames} frames, {len(AUS)} AUs]")
-    return au
-
-
-def _sources(config: FusionConfig) -> dict[str, ArrayName]:
-    return {name: (modality.instance, modality.array) for name, modality in config.used.items()}
-
-
-class _Table:
-    """The valid rows of one array, clip after clip, and where the rows of the clip read last are in it."""
-
-    def __init__(self, source: ArrayName) -> None:
-        self.instance, self.array = source
-        self.parts: list[NDArray[Any]] = []
-        self.size = 0
-        self.before: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
-        """[rows + 1]: table rows before each stored row of the last clip, and before its end; invalid rows add none."""
-
-    def read(self, store: Store, clip: str) -> None:
-        """Append a clip's valid rows; an ``empty`` instance without arrays has none."""
-        record = store.record(clip, self.instance)
-        if record is not None and record.state == "empty" and not store.has(clip, self.instance, self.array):
-            self.before = np.full(1, self.size)
-            return
-        if not store.has(clip, self.instance, self.array):
-            provided = record.provenance.get("provided") if record else None
-            hint = suggestion(self.array, store.array_names(clip, self.instance))
-            if provided:
-                hint = f"the clip was given {provided}, which come without it; {hint}"
-            raise ConfigError(f"clip {clip}: instance {self.instance} has no array {self.array!r}; {hint}")
-        values, valid = store.read(clip, self.instance, self.array)
-        if values.dtype.kind != "f":
-            raise ConfigError(
-                f"{self.instance}/{self.array} holds {values.dtype}; a modality needs floating-point numbers"
-            )
-        flat = values.reshape(len(values), -1)  # [rows, D]
-        if self.parts and flat.shape[1] != self.parts[0].shape[1]:
-            raise StoreError(
-                f"clip {clip}: {self.instance}/{self.array} has {flat.shape[1]} values per row, "
-                f"the clips before it have {self.parts[0].shape[1]}"
-            )
-        kept = np.ones(len(flat), dtype=np.bool_) if valid is None else valid
-        self.before = self.size + np.concatenate([[0], np.cumsum(kept)])
-        self.size = int(self.before[-1])
-        if kept.any():
-            self.parts.append(flat if kept.all() else flat[kept])
+        return len(self.clip)
 
     @property
-    def rows(self) -> int:
-        """Stored rows of the last clip; 0 if the array does not exist."""
-        return len(self.before) - 1
+    def labels(self) -> Tensor:
+        """[N, A] int8: action units."""
+        return self.targets["au"]
 
-    def tensor(self) -> Tensor:
-        """All rows in one tensor. Each part is freed once it is copied: a split may fill most of the RAM."""
-        if not self.parts:
-            return torch.empty(0, 0)
-        whole = np.empty((self.size, self.parts[0].shape[1]), dtype=self.parts[0].dtype)
-        stop = self.size
-        while self.parts:
-            part = self.parts.pop()
-            whole[stop - len(part) : stop] = part
-            stop -= len(part)
-        return torch.from_numpy(whole)
+    @cached_property
+    def annotated(self) -> Ints:
+        """The samples with a label of any task."""
+        return np.flatnonzero(annotated(self.targets))
 
+    def missing(self, samples: Ints | slice = slice(None)) -> dict[str, int]:
+        """Modality -> number of samples without it, of all or of some."""
+        return {name: int((windows.lengths[samples] == 0).sum()) for name, windows in self.windows.items()}
 
-def _windows(
-    store: Store,
-    clip: str,
-    name: str,
-    modality: AnyModality,
-    pts_s: NDArray[np.float64],
-    table: _Table,
-) -> NDArray[np.int64]:
-    """The range [start, stop) of table rows of each frame of ``clip``, [T, 2]."""
-    if table.rows == 0:
-        return np.full((len(pts_s), 2), table.size, dtype=np.int64)
-    if isinstance(modality, StepsModality):
-        if not store.has(clip, modality.instance, "centre_s"):
-            raise ConfigError(
-                f"modality {name}: {modality.instance} has no `centre_s` and so no steps; should its kind be frame?"
-            )
-        centre_s = store.read(clip, modality.instance, "centre_s").values  # [S]
-        windows = centred_windows(centre_s, pts_s, modality.before_s, modality.after_s)
-        expected, what = len(centre_s), "step"
-    elif isinstance(modality, TokensModality):
-        if not store.has(clip, modality.instance, "range"):
-            raise ConfigError(
-                f"modality {name}: {modality.instance} has no `range` and so no tokens; should its kind be frame?"
-            )
-        windows = store.read(clip, modality.instance, "range").values.astype(np.int64)  # [T, 2]
-        expected, what = table.rows, "token"
-        outside = windows.size and (windows.min() < 0 or windows.max() > table.rows)
-        if len(windows) != len(pts_s) or outside or (windows[:, 1] < windows[:, 0]).any():
-            raise StoreError(
-                f"clip {clip}: {modality.instance}/range does not fit {table.rows} tokens and {len(pts_s)} frames"
-            )
-    else:
-        before, after = (modality.before, modality.after) if isinstance(modality, ContextModality) else (0, 0)
-        windows = neighbours(len(pts_s), before, after)
-        expected, what = len(pts_s), "frame"
-    if table.rows != expected:
-        raise ConfigError(
-            f"modality {name}, kind {modality.kind}: {modality.instance}/{modality.array} of clip {clip} has "
-            f"{table.rows} rows, expected {expected}, one per {what}; is another kind meant?"
+    def batch(
+        self, index: Ints, *, lengths: Mapping[str, int] | None = None, times: bool = False, distinct: bool = False
+    ) -> Batch:
+        """The samples at ``index`` [B], in that order, gathered from each table in one selection.
+
+        Nothing waits for a GPU: the numbers of the samples are all that is copied there, and rows are counted there.
+
+        Args:
+            lengths: modality -> L; None lets each rectangle end with its longest window.
+            times: whether ``Rows.times`` is wanted.
+            distinct: gather each row once, however many windows hold it.
+        """
+        here = torch.from_numpy(index)
+        at = sent(here, self.home.device)
+        return Batch(
+            {name: self._rows(name, index, at, (lengths or {}).get(name), times, distinct) for name in self.windows},
+            {task: target.index_select(0, here) for task, target in self.targets.items()},
+            len(index),
         )
-    return table.before[windows]
+
+    def _rows(self, name: str, index: Ints, at: Tensor, length: int | None, times: bool, distinct: bool) -> Rows:
+        table = self.tables[self.sources[name]]
+        rows, lengths = self.window_rows(name, index, at, length)
+        found_times = self.times(name, rows, lengths, at) if times else None
+        if not len(table):  # no clip has the modality
+            values = torch.zeros((rows.numel(), 0), dtype=table.dtype, device=table.device)
+            return Rows(values, lengths, (len(rows), len(index)), None, found_times)
+        place: Tensor | None = None
+        wanted = rows.flatten()
+        if distinct:
+            # Counted on the host: how many distinct rows there are is a shape.
+            on_host, _ = self.window_rows(name, index, torch.from_numpy(index), length)
+            once, inverse = np.unique(on_host.numpy(), return_inverse=True)
+            wanted, place = (sent(torch.from_numpy(each.reshape(-1)), table.device) for each in (once, inverse))
+        values = gather(table, wanted, pinned=self.pinned)
+        return Rows(values, lengths, (len(rows), len(index)), place, found_times)
+
+    def window_rows(self, name: str, index: Ints, at: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """The table rows of a modality's windows on a rectangle [L, B], and their lengths [B]; see ``Rows``.
+
+        Args:
+            index: the samples [B].
+            at: the same, on the device on which the rows are counted.
+            length: L; None: that of the longest window.
+
+        Raises:
+            ValueError: a window does not fit.
+        """
+        windows = self.windows[name]
+        longest = int(windows.lengths[index].max(initial=0))
+        length = max(1, longest if length is None else length)
+        if longest > length:
+            raise ValueError(f"a window of {longest} rows does not fit a rectangle of length {length}")
+        ranges = self.placed(windows.ranges, at.device).index_select(0, at)  # [B, 2]
+        lengths = ranges[:, 1] - ranges[:, 0]
+        step = torch.arange(length, device=at.device)[:, None]
+        # An empty range may lie behind the last row.
+        counted = torch.where(lengths > 0, ranges[:, 0] + torch.minimum(step, lengths - 1), 0)  # [L, B]
+        if windows.rows is None:
+            return counted, lengths
+        if not len(windows.rows):
+            return torch.zeros_like(counted), lengths
+        return self.placed(windows.rows, at.device)[counted], lengths
+
+    def times(self, name: str, rows: Tensor, lengths: Tensor, at: Tensor) -> Tensor:
+        """[L, B] float32: seconds between the table rows [L, B] of a modality and their samples; see ``Rows.times``.
+
+        Args:
+            lengths: rows per sample [B]; a sample without any has times of 0.
+            at: the samples [B], on the device of ``rows``.
+        """
+        clock = self.row_times[self.sources[name]]
+        if clock is None:
+            step = torch.arange(len(rows), device=rows.device, dtype=torch.float64)[:, None]  # [L, 1]
+            found = 2 * step / (lengths - 1).clamp(min=1) - 1
+            return torch.where(lengths > 1, found, 0.0).float()
+        if not len(clock):
+            return torch.zeros(rows.shape, device=rows.device)
+        found = self.placed(clock, rows.device)[rows] - self.placed(self.pts_s, rows.device)[at]
+        return torch.where(lengths > 0, found, 0.0).float()
 
 
-def _joined(parts: list[NDArray[Any]], shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate([np.empty(shape, dtype=dtype), *parts])
+class Placed:
+    """Arrays on devices: each is copied once."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, torch.device], tuple[NDArray[Any], Tensor]] = {}
+
+    def __call__(self, array: NDArray[Any], device: torch.device) -> Tensor:
+        """``array`` as a tensor; on the CPU the same memory."""
+        if device.type == "cpu":
+            return torch.from_numpy(array)
+        key = (id(array), device)
+        if key not in self._copies:  # which holds the array, so that no other one gets its number
+            self._copies[key] = (array, torch.from_numpy(array).to(device))
+        return self._copies[key][1]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the CPU on ``device``, without waiting for what a GPU is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def gather(table: Tensor, rows: Tensor, *, pinned: bool = False) -> Tensor:
+    """The ``rows`` [R] of a table, in one selection where it lies."""
+    if table.device.type != "cpu":
+        return table.index_select(0, rows)
+    shape = (len(rows), table.shape[1])
+    if pinned:
+        out = torch.empty(shape, dtype=table.dtype, pin_memory=True)
+    else:
+        # Of NumPy's memory, in huge pages: to touch 200 MB of small ones for the first time takes longer than to copy.
+        out = torch.from_numpy(np.empty(shape, dtype=table[:0].numpy().dtype))
+    return torch.index_select(table, 0, rows, out=out)
+
+
+NOT_ANNOTATED: Mapping[str, int] = {"au": -1, "expr": -1, "va": -5, "intensity": -1}
+"""Task -> the value that stands for a missing label (ABAW's own, for valence and arousal)."""
+
+
+def annotated(targets: Mapping[str, Tensor]) -> NDArray[np.bool_]:
+    """[N]: which samples have a label of any task."""
+    found = [(target != NOT_ANNOTATED[task]).flatten(1).any(dim=1) if target.ndim > 1 else target != NOT_ANNOTATED[task]
+             for task, target in targets.items()]  # fmt: skip
+    return torch.stack(found).any(dim=0).numpy()
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -283,7 +294,7 @@ def moments(table: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     squares = torch.zeros_like(mean)
     seen = 0
     for rows in torch.split(table, chunk):
-        part = rows.double()
+        part = rows.cpu().double()
         part_mean = part.mean(dim=0)
         shift = part_mean - mean
         total = seen + len(part)

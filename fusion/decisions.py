@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.calibration import sigmoid
 from fusion.postprocess import FILE, PostProcess, describe
 from fusion.scores import FrameScores
+from fusion.temperature import sigmoid
 
 THRESHOLD = 0.5
 """On a probability, of a run without post-processing: logit 0."""

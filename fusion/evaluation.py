@@ -1,28 +1,28 @@
-"""The scores of a fitted run on a split: F1 per AU by both definitions, beside trivial predictors."""
+"""Runs a fitted network over a split, after checking that features and clips are ones that it may be scored on."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 
-from extract.au import AU_NAMES, AUS
-from extract.au.metrics import Confusion, Floats, confusion, trivial_baselines
 from extract.devices import pick_device
 from extract.errors import StaleError, UsageError
 from extract.store import Store
-from fusion import sharing
+from fusion import assessment, sharing
 from fusion.admission import before_scoring
+from fusion.assessment import Evaluation
 from fusion.crop_kinds import without_patch
-from fusion.data import Samples, load_samples
+from fusion.data import Samples
 from fusion.device import arithmetic
-from fusion.model import FusionModel
+from fusion.inference import frame_scores, predict_outputs
+from fusion.loading import load_samples
+from fusion.postprocess import check_no_leak, describe
 from fusion.runs import FittedModel, Run
+from fusion.scores import FrameScores
 from fusion.selection import (
     FRAMES,
     FeatureSource,
@@ -39,208 +39,59 @@ logger = logging.getLogger("fusion")
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Metrics of some predictions. An AU without any annotation is NaN and is left out of means."""
+class SplitScorer:
+    """A fitted network and every frame of a split's clips, checked to go together."""
 
-    f1: Floats
-    """[12] in [0, 1]."""
-    f1_our: Floats
-    """[12] in [0, 1]."""
-    baselines: Mapping[str, Mapping[str, Floats]]
-    """Trivial predictor -> ``f1`` and ``f1_our``, [12] each."""
-    annotated: NDArray[np.int64]
-    """[12]: frames in which each AU is annotated."""
-    positive: NDArray[np.int64]
-    """[12]: frames in which it is annotated as active."""
-
-    @property
-    def mean_f1(self) -> float:
-        """The mean of ``f1``, the challenge's metric."""
-        return mean(self.f1)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values by AU name (``AU01``); NaN becomes None."""
-        return {
-            "f1": by_name(self.f1),
-            "f1_our": by_name(self.f1_our),
-            "baselines": {
-                name: {metric: by_name(values) for metric, values in found.items()}
-                for name, found in self.baselines.items()
-            },
-            "annotated": dict(zip(AU_NAMES, self.annotated.tolist(), strict=True)),
-            "positive": dict(zip(AU_NAMES, self.positive.tolist(), strict=True)),
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A run's scores on one split, with the facts that a reader needs to judge them."""
-
-    run: str
-    features: str
-    split: str
-    epoch: int
-    scores: Scores
-    draws: Floats
-    """[D] mean F1 of each bootstrap draw over clips; empty for a single clip."""
-    clips: int
-    frames: int
-    """Annotated frames. All of them count, with or without a face."""
-    missing: Mapping[str, int]
-    """Modality -> number of frames without it."""
-    untrained: tuple[str, ...]
-    """Instances whose encoder has random weights: the numbers say nothing about the method."""
-    drawn: int
-    """Number of clips whose pictures a program drew: the numbers say nothing about people."""
-    left_out: Mapping[str, str]
-    """Clip of the split that is not scored -> why."""
+    run: Run
+    fitted: FittedModel
+    store: Store
+    samples: Samples
+    device: torch.device
+    facts: Mapping[str, Any]
+    """Of its scores."""
     warnings: tuple[str, ...] = ()
-    """What else a reader must know: other crops than in the fit, shared people, leaks that were allowed."""
+    """What a reader must know: other crops than in the fit, shared people, leaks that were allowed."""
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval over clips of the mean F1; None for a single clip."""
-        return interval(self.draws) if len(self.draws) else None
+    def scores(self, without: Mapping[str, str] | None = None) -> FrameScores:
+        """Run the network over every frame.
 
-    def as_json(self) -> dict[str, Any]:
-        """The same as plain values, for ``--json`` and ``metrics.json``."""
-        return {
-            "run": self.run,
-            "features": self.features,
-            "split": self.split,
-            "epoch": self.epoch,
-            "clips": self.clips,
-            "frames": self.frames,
-            "missing": dict(self.missing),
-            "untrained": list(self.untrained),
-            "drawn": self.drawn,
-            "left_out": dict(self.left_out),
-            "warnings": list(self.warnings),
-            "f1_interval_95": None if self.interval is None else list(self.interval),
-            **self.scores.as_json(),
-        }
+        Args:
+            without: modality -> how it is taken away, as ``FusionModel.forward`` has it.
+        """
+        began = monotonic()
+        with arithmetic(self.device):
+            model = self.fitted.model.to(self.device)
+            batch = self.fitted.config.training.batch
+            outputs = predict_outputs(model, self.samples, self.device, batch, without=without)
+        logger.debug("%d frames scored in %.1f s", len(self.samples), monotonic() - began)
+        facts = {**self.facts, "without": dict(without)} if without else self.facts
+        return frame_scores(self.store, self.samples, outputs, self.fitted.tasks, self.fitted.config, facts)
 
 
-def score(labels: ArrayLike, predictions: ArrayLike) -> Scores:
-    """Score ``predictions`` [N, 12] (0 or 1) against ``labels`` [N, 12] (0, 1, -1), element by element."""
-    counts = confusion(labels, predictions)
-    seen = counts.annotated > 0
-    baselines = trivial_baselines(labels)
-    return Scores(
-        f1=np.where(seen, counts.f1, np.nan),
-        f1_our=np.where(seen, counts.f1_our, np.nan),
-        baselines={
-            name: {metric: np.where(seen, values, np.nan) for metric, values in found.items()}
-            for name, found in baselines.items()
-        },
-        annotated=counts.annotated.astype(np.int64),
-        positive=(counts.true_positive + counts.false_negative).astype(np.int64),
-    )
-
-
-def bootstrap(
-    labels: ArrayLike, predictions: ArrayLike, clip: NDArray[np.int64], draws: int = 2000, seed: int = 0
-) -> Floats:
-    """Mean F1 of each draw when clips are drawn with replacement (Efron 1979).
-
-    Clips are drawn, not frames, because frames of one clip are alike. A few clips give a rough interval; clips of the
-    same few people give one that is too narrow for other people.
-
-    Args:
-        labels: [N, 12]: 0, 1 or -1.
-        predictions: [N, 12]: 0 or 1.
-        clip: [N]: the clip of each frame.
-
-    Returns:
-        [draws] in [0, 1]; of length 0 if there is only one clip.
-    """
-    truth, guess = np.asarray(labels), np.asarray(predictions)
-    numbers = np.unique(clip)
-    if len(numbers) < 2:
-        return np.empty(0)
-    each = [confusion(truth[clip == number], guess[clip == number]) for number in numbers]
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=draws)  # [draws, clips]
-    counts = Confusion(
-        *(
-            drawn @ np.stack([getattr(one, count.name) for one in each])  # [draws, 12]
-            for count in fields(Confusion)
-        )
-    )
-    seen = confusion(truth, guess).annotated > 0
-    found: Floats = counts.f1[:, seen].mean(axis=1) if seen.any() else np.zeros(draws)
-    return found
-
-
-def interval(draws: Floats) -> tuple[float, float]:
-    """Low and high end of the middle 95 % of bootstrap draws (percentile method)."""
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def mean(values: Floats) -> float:
-    """Mean over the AUs that have a value; 0 if none has one."""
-    found = values[~np.isnan(values)]
-    return float(found.mean()) if len(found) else 0.0
-
-
-def by_name(values: Floats) -> dict[str, float | None]:
-    """AU name -> value of ``values`` [12], and ``mean``; NaN becomes None."""
-    plain = [None if np.isnan(value) else float(value) for value in values]
-    return {**dict(zip(AU_NAMES, plain, strict=True)), "mean": mean(values)}
-
-
-@torch.inference_mode()
-def predict_logits(
-    model: FusionModel, samples: Samples, device: torch.device, batch_size: int = 256
-) -> NDArray[np.float32]:
-    """Logits of every sample, [N, 12], in the order of ``samples``. The model is left in eval mode."""
-    model.eval()
-    logits = np.empty((len(samples), len(AUS)), dtype=np.float32)
-    for start in range(0, len(samples), batch_size):
-        index = np.arange(start, min(start + batch_size, len(samples)))
-        batch = samples.batch(index).to(device)
-        logits[index] = model(batch.inputs, len(batch)).cpu().numpy()
-    return logits
-
-
-def evaluate(
+def split_scorer(
     features: str | Path,
     run: str | Path | None = None,
     *,
     split: str = "test",
     device: str = "auto",
     skip_failed: bool = False,
+    splits: Mapping[str, str] | None = None,
     allow_other_crops: bool = False,
     strict_splits: bool = False,
     allow_leak: bool = False,
-) -> Evaluation:
-    """Score a fitted run on one split of a feature store; an AU counts as active where its logit is >= 0.
+) -> SplitScorer:
+    """Read a run and the clips that it is to score. Arguments and errors are those of ``evaluate``.
 
     Args:
-        features: the store.
-        run: folder of the run; None is the newest in ``runs/``.
-        split: ``train``, ``val`` or ``test``.
-        device: ``auto``, ``cpu`` or ``cuda:N``.
-        skip_failed: leave out clips whose features failed or are unfinished.
-        allow_other_crops: accept crops of another kind than in the fit (given against cut); the result says so.
-        strict_splits: refuse a subject or source video of the run's own clips, which is otherwise a warning.
-        allow_leak: accept clips that the features' adapted weights were trained on; the result says so.
-
-    Raises:
-        UsageError: no such run or split, no annotated frame in the split, the run was trained on clips of it, adapted
-            weights were, or ``strict_splits`` found shared people.
-        UnfinishedError: clips with unfinished features, unless ``skip_failed``.
-        StaleError: the run was fitted on features of another recipe, or crops of another kind, than the store holds.
-        CorruptError: the run or the store is damaged; the message names every damaged record and block.
+        splits: clip -> split, in place of the store's; other clips are in none.
     """
-    began = monotonic()
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
     store = Store.open(features)
     instances = fitted.config.instances
     with all_damage_named(store, [split], instances):
-        selection = select_clips(store, split, instances, skip_failed=skip_failed)
+        tasks = tuple(fitted.config.tasks)
+        selection = select_clips(store, split, instances, skip_failed=skip_failed, tasks=tasks, splits=splits)
         require_clips(store, selection)
         sources = feature_sources(store, selection.clips, (FRAMES, *instances))
         check_features(fitted, sources, f"run {where.path}")
@@ -256,43 +107,114 @@ def evaluate(
             strict_splits=strict_splits,
             allow_leak=allow_leak,
         )
-        samples = annotated_samples(store, selection, fitted)
-    torch_device = pick_device(device)
-    with arithmetic(torch_device):
-        logits = predict_logits(fitted.model.to(torch_device), samples, torch_device, fitted.config.training.batch)
-    logger.debug(
-        "%d frames of %d clips read and scored in %.1f s", len(samples), len(samples.clips), monotonic() - began
-    )
+        samples = labelled_samples(store, selection, fitted)
     names = (str(where.path), str(features), split)
-    found = assess(names, fitted.epoch, samples, logits, sources, selection.left_out)
-    return replace(found, warnings=tuple(warnings))
+    facts = facts_of(names, fitted.epoch, samples.clips, sources, selection.left_out)
+    return SplitScorer(where, fitted, store, samples, pick_device(device), facts, tuple(warnings))
+
+
+def evaluate(
+    features: str | Path,
+    run: str | Path | None = None,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    skip_failed: bool = False,
+    withhold: bool = False,
+    published: bool = False,
+    allow_other_crops: bool = False,
+    strict_splits: bool = False,
+    allow_leak: bool = False,
+) -> Evaluation:
+    """Score a fitted run on one split of a feature store: the network alone, and after each step that the run ships.
+
+    Clips or recordings that the steps were selected on are scored by the network alone, unless ``allow_leak``.
+
+    Args:
+        features: the store.
+        run: folder of the run; None is the newest in ``runs/``.
+        split: ``train``, ``val`` or ``test``.
+        device: ``auto``, ``cpu`` or ``cuda:N``.
+        skip_failed: leave out clips whose features failed or are unfinished.
+        withhold: also score without each modality, as if no frame had it; the network runs once more for each.
+        published: print published numbers beside; for Aff-Wild2.
+        allow_other_crops: accept crops of another kind than in the fit (given against cut); the result says so.
+        strict_splits: refuse a subject or source video of the run's own clips, which is otherwise a warning.
+        allow_leak: accept clips that the features' adapted weights were trained on, and show what was selected on
+            these very clips; every table then says so.
+
+    Raises:
+        UsageError: no such run or split, no annotated frame in the split, the run was trained on clips of it, adapted
+            weights were, or ``strict_splits`` found shared people.
+        UnfinishedError: clips with unfinished features, unless ``skip_failed``.
+        StaleError: the run was fitted on features of another recipe, or crops of another kind, than the store holds.
+        CorruptError: the run or the store is damaged; the message names every damaged record and block.
+    """
+    scorer = split_scorer(
+        features,
+        run,
+        split=split,
+        device=device,
+        skip_failed=skip_failed,
+        allow_other_crops=allow_other_crops,
+        strict_splits=strict_splits,
+        allow_leak=allow_leak,
+    )
+    scores, notices = scorer.scores(), scorer.warnings
+    if scorer.run.finished:  # an exported folder is left as it is
+        scorer.run.save_scores(split, scores)
+    modalities = scorer.fitted.config.used if withhold else {}
+    withheld = {name: scorer.scores({name: "missing"}) for name in modalities}
+    post = scorer.run.postprocess(scorer.fitted.aus) if scores.aus else None
+    if post is None:
+        return assessment.assess(scores, withheld=withheld, notices=notices, published=published)
+    if check_no_leak(post, scores, allow_leak=True) is not None and not allow_leak:
+        notice = (
+            "the network alone: its post-processing was selected on these clips or recordings, so that its numbers "
+            "would flatter it (--allow-leak shows them)"
+        )
+        return assessment.assess(scores, withheld=withheld, notices=(*notices, notice), published=published)
+    return assessment.assess(
+        scores,
+        post.steps,
+        withheld=withheld,
+        leak=check_no_leak(post, scores, allow_leak),
+        notices=notices,
+        post=tuple(describe(post)),
+        published=published,
+    )
 
 
 def assess(
     names: tuple[str, str, str],
     epoch: int,
-    samples: Samples,
-    logits: NDArray[np.float32],
+    scores: FrameScores,
     sources: Mapping[str, FeatureSource],
     left_out: Mapping[str, str],
 ) -> Evaluation:
-    """The scores of ``logits`` [N, 12] on ``samples``; ``names`` are those of the run, the store and the split."""
+    """The metrics of the annotated frames of ``scores``; ``names`` are those of the run, the store and the split."""
+    facts = facts_of(names, epoch, scores.clips, sources, left_out)
+    return assessment.assess(replace(scores, facts={**scores.facts, **facts}))
+
+
+def facts_of(
+    names: tuple[str, str, str],
+    epoch: int,
+    clips: Collection[str],
+    sources: Mapping[str, FeatureSource],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """What a reader must know of scores, as plain values: ``About.of`` reads them back."""
     run, features, split = names
-    labels, predictions = samples.labels.numpy(), logits >= 0
-    return Evaluation(
-        run=run,
-        features=features,
-        split=split,
-        epoch=epoch,
-        scores=score(labels, predictions),
-        draws=bootstrap(labels, predictions, samples.clip),
-        clips=len(samples.clips),
-        frames=len(samples),
-        missing=samples.missing(),
-        untrained=untrained(sources),
-        drawn=len(set(samples.clips) & set(sources[FRAMES].drawn)),
-        left_out=left_out,
-    )
+    return {
+        "run": run,
+        "features": features,
+        "split": split,
+        "epoch": epoch,
+        "untrained": list(untrained(sources)),
+        "drawn": len(set(clips) & set(sources[FRAMES].drawn)),
+        "left_out": dict(left_out),
+    }
 
 
 def check_features(fitted: FittedModel, sources: Mapping[str, FeatureSource], whose: str) -> None:
@@ -324,15 +246,15 @@ def check_unseen(fitted: FittedModel, selection: Selection, whose: str) -> None:
         )
 
 
-def annotated_samples(store: Store, selection: Selection, fitted: FittedModel) -> Samples:
-    """The annotated frames of the selected clips.
+def labelled_samples(store: Store, selection: Selection, fitted: FittedModel) -> Samples:
+    """Every frame of the selected clips, with its labels.
 
     Raises:
         UsageError: no frame is annotated.
         StaleError: rows have another size than the run was fitted on.
     """
-    samples = load_samples(store, selection.clips, fitted.config)
-    if not len(samples):
+    samples = load_samples(store, selection.clips, fitted.config, frames="all")
+    if not len(samples.annotated):
         raise UsageError(f"split {selection.split}: no annotated frame in {len(selection.clips)} clips")
     check_sizes(samples, fitted)
     return samples

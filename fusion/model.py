@@ -1,185 +1,277 @@
-"""The fusion network of USC (ABAW5): a branch per modality, their concatenation, a small head.
+"""The fusion networks: from the rows of several modalities to the outputs of one or more tasks.
 
-Architecture after Table and section 3 of "Multi-modal Facial Action Unit Detection with Large Pre-trained Models for
-the 5th ABAW" and its public code; sequences are not padded, unlike in that code (tests/test_usc_defects.py).
+``branches`` is the network of USC (ABAW5), after section 3 and the table of "Multi-modal Facial Action Unit Detection
+with Large Pre-trained Models for the 5th ABAW" and its public code: a branch per modality, their concatenation, a small
+head. ``transformer``, ``mlp`` and ``linear`` stand beside it with the same interface.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from extract.au import AUS
 from fusion.config import FrameModality, FusionConfig, Modality, ModelConfig
-from fusion.data import Sequences
+from fusion.data import Rows
+from fusion.encoders import TIMES, encode, make_encoder, masked, reads_times, time_features
+
+LARGE_SHIFT = 1000.0
+"""Means beyond so many deviations are subtracted from the rows instead of being folded into the projection."""
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """The layout of sequences on a rectangle [L, n], time first, so that one call runs them all.
+class Projection(nn.Linear):
+    """Linear(D, size) of standardised rows, with the standardisation folded into weight and bias.
 
-    Each direction of a GRU has its own rectangle, in its own reading order; short sequences end early::
-
-        forwards   a0 a1 a2       backwards  a2 a1 a0
-                   b0  .  .                  b0  .  .
-
-    No output at or after a dot is used, and a GRU sees only what came before: no result depends on the dots. The
-    values equal those of each sequence run alone, and sequences of equal length leave no dots.
+    ``(x - mean) * scale`` is never computed row by row: ``W (x - m) s + b = (W s) x + (b - (W s) m)``. Where a mean is
+    more than ``LARGE_SHIFT`` deviations the two terms would cancel in float32, so rows are then shifted first.
     """
-
-    forwards: Tensor
-    """[L * n] the row at each place of the forwards rectangle; at a dot, any row."""
-    backwards: Tensor
-    """[L * n] the same for the backwards rectangle."""
-    forwards_place: Tensor
-    """[R] the place of each row on the forwards rectangle."""
-    backwards_place: Tensor
-    """[R] the same for the backwards rectangle."""
-    first: Tensor
-    """[n] first row of each sequence."""
-    last: Tensor
-    """[n] last row of each sequence."""
-    shape: tuple[int, int]
-    """L, n."""
-
-    @classmethod
-    def of(cls, lengths: Tensor, device: torch.device) -> "_Grid":
-        """Lay out sequences of ``lengths`` [n] (on the CPU) whose rows follow one another."""
-        n, longest = len(lengths), int(lengths.max())
-        last = lengths.cumsum(0) - 1  # [n]
-        first = last - lengths + 1
-        sequence = torch.repeat_interleave(torch.arange(n), lengths)  # [R]
-        position = torch.arange(len(sequence)) - first[sequence]  # [R]
-        time = torch.minimum(torch.arange(longest)[:, None], lengths - 1)  # [L, n], constant after a sequence's end
-        return cls(
-            forwards=(first + time).flatten().to(device),
-            backwards=(last - time).flatten().to(device),
-            forwards_place=(position * n + sequence).to(device),
-            backwards_place=((lengths[sequence] - 1 - position) * n + sequence).to(device),
-            first=first.to(device),
-            last=last.to(device),
-            shape=(longest, n),
-        )
-
-
-class BiGRU(nn.Module):
-    """Layers of GRUs that read each sequence in both directions and give one vector per sequence.
-
-    Each direction is a separate module because each has its own grid. Dropout between layers is applied here because
-    cuDNN's own dropout keeps a random state that no checkpoint can save.
-    """
-
-    def __init__(self, size: int, hidden: int, layers: int, dropout: float, readout: str) -> None:
-        super().__init__()
-        sizes = [size] + [2 * hidden] * (layers - 1)
-        self.forwards = nn.ModuleList(nn.GRU(width, hidden) for width in sizes)
-        self.backwards = nn.ModuleList(nn.GRU(width, hidden) for width in sizes)
-        self.dropout = nn.Dropout(dropout)
-        self.readout = readout
-        self.hidden = hidden
-
-    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Map ``rows`` [R, size], sequences of ``lengths`` [n] (on the CPU) one after another, to [n, 2 * hidden]."""
-        grid = _Grid.of(lengths, rows.device)
-        for layer, (forwards, backwards) in enumerate(zip(self.forwards, self.backwards, strict=True)):
-            if layer:
-                rows = self.dropout(rows)
-            ahead = forwards(rows.index_select(0, grid.forwards).view(*grid.shape, -1))[0].flatten(
-                0, 1
-            )  # [L * n, hidden]
-            back = backwards(rows.index_select(0, grid.backwards).view(*grid.shape, -1))[0].flatten(0, 1)
-            # Each is [L * n, hidden] in its own reading order; both go back to the order of the rows.
-            both = ahead.index_select(0, grid.forwards_place), back.index_select(0, grid.backwards_place)
-            rows = torch.cat(both, dim=1)  # [R, 2 * hidden]
-        if self.readout == "last_output":
-            return rows[grid.last]
-        return torch.cat([rows[grid.last, : self.hidden], rows[grid.first, self.hidden :]], dim=1)
-
-
-class Branch(nn.Module):
-    """One modality: standardise, project, and encode if it is a sequence; a fixed vector where it is missing."""
 
     mean: Tensor
     scale: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__(size, width)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self.standardised = False
+
+    def standardise_by(self, mean: Tensor, deviation: Tensor) -> None:
+        """Set the training split's mean and standard deviation, [D] each; inputs then have mean 0 and deviation 1."""
+        self.mean.copy_(mean)
+        self.scale.copy_(deviation.reciprocal())
+        self._look()
+
+    def _look(self) -> None:
+        self.standardised = bool((self.mean != 0).any() or (self.scale != 1).any())
+        self.shifts = bool(((self.mean * self.scale).abs() > LARGE_SHIFT).any())
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._look()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[R, width] of ``rows`` [R, D], in the type of the store."""
+        rows = rows.to(self.weight.dtype)
+        if not self.standardised:
+            return functional.linear(rows, self.weight, self.bias)
+        weight = self.weight * self.scale
+        if self.shifts:
+            return functional.linear(rows - self.mean, weight, self.bias)
+        return functional.linear(rows, weight, self.bias - weight.mv(self.mean))
+
+
+def laid_out(rows: Rows, project: Projection) -> Tensor:
+    """The projected rows on their rectangle, [L, B, width]."""
+    projected = rows.values if rows.projected else cast(Tensor, project(rows.values))
+    if rows.place is not None:
+        projected = projected.index_select(0, rows.place)
+    return projected.view(*rows.shape, -1)
+
+
+class Branch(nn.Module):
+    """One modality: project, and encode if it is a sequence; something in its place where it is missing."""
+
     missing: Tensor
 
     def __init__(self, size: int, modality: Modality, config: ModelConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-        self.project = nn.Linear(size, modality.project)
-        self.encode: BiGRU | None = None
+        self.project = Projection(size, modality.project)
+        self.encode: nn.Module | None = None
         self.width = modality.project
+        self.reads_times = False
         if not isinstance(modality, FrameModality):
-            self.encode = BiGRU(modality.project, config.hidden, config.layers, config.dropout, config.readout)
-            self.width = 2 * config.hidden
+            kind = modality.encoder or config.encoder
+            self.encode = make_encoder(kind, modality.project, config)
+            self.width = cast(int, self.encode.width)
+            self.reads_times = reads_times(kind)
+        self.missing_is = config.missing
         absent = torch.zeros(self.width)
         if config.missing == "learned":
             self.missing = nn.Parameter(absent)
         else:
             self.register_buffer("missing", absent)
 
-    def standardise_by(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set the training split's mean and standard deviation, [D] each; inputs then have mean 0 and deviation 1."""
-        self.mean.copy_(mean)
-        self.scale.copy_(deviation.reciprocal())
+    def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The representation [B, width] of each sample, and what stands for the modality where it is missing."""
+        absent = self.in_its_place()
+        if not rows.values.shape[1]:  # no clip has the modality
+            return absent.expand(rows.shape[1], -1), absent
+        projected = laid_out(rows, self.project)
+        return self._encoded(projected, rows.lengths, rows.times), absent
 
-    def forward(self, sequences: Sequences, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The representation [B, width] of each sample, and which samples have the modality, bool [B]."""
-        rows = sequences.rows
-        present = torch.zeros(batch_size, dtype=torch.bool, device=rows.device)
-        present[sequences.samples] = True
-        representation = self.missing.expand(batch_size, -1)
-        if len(sequences.samples):
-            projected = self.project((rows.to(self.mean.dtype) - self.mean) * self.scale)  # [R, project]
-            encoded = projected if self.encode is None else self.encode(projected, sequences.lengths)
-            representation = representation.index_copy(0, sequences.samples, encoded)
-        return representation, present
+    def in_its_place(self) -> Tensor:
+        """[width]: the learned vector, what a row of zeros becomes (the paper), or zeros."""
+        if self.missing_is != "zero_input":
+            return self.missing
+        weight = self.project.weight
+        zeros = self.project(weight.new_zeros(1, self.project.in_features))
+        one = torch.ones(1, dtype=torch.int64, device=weight.device)
+        return self._encoded(zeros[None], one, weight.new_zeros(1, 1))[0]
+
+    def _encoded(self, projected: Tensor, lengths: Tensor, times: Tensor | None) -> Tensor:
+        if self.encode is None:
+            return projected[0]
+        return encode(self.encode, projected, lengths, times)
 
 
 class FusionModel(nn.Module):
-    """Logits of the 12 AUs from the modalities of ``config``.
+    """The outputs of all tasks, side by side, from the modalities of ``config``.
 
     Args:
         sizes: modality -> features per row, D.
         config: ``modalities`` and ``model`` are used; the head's input follows the order of ``modalities``.
+        num_outputs: sum of the widths of the tasks (12 for the action units alone).
     """
 
-    def __init__(self, sizes: Mapping[str, int], config: FusionConfig) -> None:
+    def __init__(self, sizes: Mapping[str, int], config: FusionConfig, num_outputs: int = 12) -> None:
         super().__init__()
         settings = config.model
-        self.branches = nn.ModuleDict({
-            name: Branch(sizes[name], modality, settings) for name, modality in config.used.items()
-        })
+        self.kind = settings.kind
+        self.num_outputs = num_outputs
         self.modality_dropout = settings.modality_dropout
+        self.branches = nn.ModuleDict()
+        if settings.kind == "transformer":
+            self.tokens = nn.ModuleDict({name: Tokens(sizes[name], settings) for name in config.used})
+            self.joint = Joint(settings, num_outputs)
+            return
+        widths = {
+            # A small baseline's first layer is its projection.
+            name: {"mlp": settings.head, "linear": num_outputs}.get(settings.kind, modality.project)
+            for name, modality in config.used.items()
+        }
+        self.branches = nn.ModuleDict({
+            name: Branch(sizes[name], modality.model_copy(update={"project": widths[name]}), settings)
+            for name, modality in config.used.items()
+        })
         width = sum(self.branch(name).width for name in config.used)
-        self.head = nn.Sequential(
-            nn.Linear(width, settings.head),
-            nn.ReLU(),
-            nn.BatchNorm1d(settings.head),
-            nn.Dropout(settings.dropout),
-            nn.Linear(settings.head, len(AUS)),
-        )
+        if settings.kind == "linear":
+            self.head: nn.Module = nn.Identity()
+        elif settings.kind == "mlp":
+            self.head = nn.Sequential(nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(width, num_outputs))
+        else:
+            self.head = nn.Sequential(
+                nn.Linear(width, settings.head),
+                nn.ReLU(),
+                nn.BatchNorm1d(settings.head),
+                nn.Dropout(settings.dropout),
+                nn.Linear(settings.head, num_outputs),
+            )
 
-    def forward(self, inputs: Mapping[str, Sequences], batch_size: int) -> Tensor:
-        """Logits [B, 12]. Each row depends only on its own sample, except through the head's BatchNorm in training."""
-        logits: Tensor = self.head(torch.cat(list(self.represent(inputs, batch_size).values()), dim=1))
-        return logits
+    def forward(self, inputs: Mapping[str, Rows], without: Mapping[str, str] | None = None) -> Tensor:
+        """Outputs [B, num_outputs]; a sample's depend only on itself, but for the head's BatchNorm in training.
 
-    def represent(self, inputs: Mapping[str, Sequences], batch_size: int) -> dict[str, Tensor]:
-        """Modality -> the output of its branch, [B, width]."""
+        Args:
+            inputs: by modality.
+            without: modality -> ``missing`` (as if no frame had it) or ``zero_input`` (its rows are zeros, as the
+                paper's ablation has it).
+        """
+        found = self.represent(self._ablated(inputs, without or {}))
+        if self.kind == "transformer":
+            return cast(Tensor, self.joint(found))
+        return cast(Tensor, self.head(torch.cat([*found.values()], dim=1)))
+
+    def represent(self, inputs: Mapping[str, Rows]) -> dict[str, Tensor]:
+        """Modality -> what the head reads of it: [B, width], or the transformer's tokens [L, B, width + 1]."""
         found = {}
-        for name in self.branches:
-            branch = self.branch(name)
-            representation, present = branch(inputs[name], batch_size)
+        for name in self.tokens if self.kind == "transformer" else self.branches:
+            present = inputs[name].lengths > 0
             if self.training and self.modality_dropout:
-                kept = torch.rand(batch_size, device=present.device) >= self.modality_dropout
-                representation = torch.where((present & kept)[:, None], representation, branch.missing)
-            found[name] = representation
+                present &= torch.rand(len(present), device=present.device) >= self.modality_dropout
+            if self.kind == "transformer":
+                found[name] = cast(Tokens, self.tokens[name])(inputs[name], present)
+                continue
+            representation, absent = self.branch(name)(inputs[name])
+            found[name] = torch.where(present[:, None], representation, absent.to(representation.dtype))
+        return found
+
+    def _ablated(self, inputs: Mapping[str, Rows], without: Mapping[str, str]) -> dict[str, Rows]:
+        """The inputs without some modalities, each taken away in its way."""
+        found = dict(inputs)
+        for name, how in without.items():
+            rows = found[name]
+            if how == "missing":
+                found[name] = replace(rows, lengths=torch.zeros_like(rows.lengths))
+                continue
+            zeros = torch.zeros_like(rows.values)
+            if rows.projected:
+                projection = self.projection(name)
+                zeros = projection(zeros.new_zeros(1, projection.in_features)).expand(len(zeros), -1).contiguous()
+            # A frame that lacks the modality has one row of zeros, too.
+            found[name] = replace(rows, values=zeros, lengths=rows.lengths.clamp(min=1))
         return found
 
     def branch(self, name: str) -> Branch:
         """The branch of one modality."""
         return cast(Branch, self.branches[name])
+
+    def projection(self, name: str) -> Projection:
+        """The projection of one modality's rows."""
+        if self.kind == "transformer":
+            return cast(Tokens, self.tokens[name]).project
+        return self.branch(name).project
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether ``Rows.times`` are needed."""
+        return self.kind == "transformer" or any(self.branch(name).reads_times for name in self.branches)
+
+
+class Tokens(nn.Module):
+    """The transformer's tokens of one modality: projected rows, their relative time, which modality they are."""
+
+    missing: Tensor
+
+    def __init__(self, size: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.project = Projection(size, config.width)
+        self.time = nn.Linear(TIMES, config.width)
+        self.origin = nn.Parameter(torch.zeros(config.width))
+        nn.init.normal_(self.origin, std=0.02)
+        self.missing_is = config.missing
+        if config.missing == "learned":
+            self.missing = nn.Parameter(torch.zeros(config.width))
+        else:
+            self.register_buffer("missing", torch.zeros(config.width))
+
+    def forward(self, rows: Rows, present: Tensor) -> Tensor:
+        """[L, B, width + 1]: tokens, and 1 where there is one; a missing modality is a single token of its own."""
+        if rows.times is None:
+            raise ValueError("the transformer needs the relative times of its rows")
+        tokens = self.time(time_features(rows.times))  # [L, B, width]
+        if rows.values.shape[1]:  # else no clip has the modality
+            tokens = tokens + laid_out(rows, self.project)
+        absent = self.missing
+        if self.missing_is == "zero_input":
+            absent = self.project(self.origin.new_zeros(1, self.project.in_features))[0]
+            absent = absent + self.time(time_features(rows.times.new_zeros(1)))[0]  # at the frame's own time
+        first = torch.arange(rows.shape[0], device=present.device)[:, None] == 0  # [L, 1]
+        tokens = torch.where(present[:, None], tokens, absent.to(tokens.dtype)) + self.origin
+        there = masked(torch.ones_like(tokens[..., :1]), rows.lengths, 0.0)
+        there = torch.where(present[:, None], there, first[..., None].to(there.dtype))
+        return torch.cat([tokens, there], dim=2)
+
+
+class Joint(nn.Module):
+    """One small transformer over the tokens of all modalities, read out at a token of its own (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, num_outputs: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, config.dropout, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.reader = nn.Parameter(torch.zeros(config.width))
+        nn.init.normal_(self.reader, std=0.02)
+        self.head = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Dropout(config.dropout), nn.Linear(config.width, num_outputs)
+        )
+
+    def forward(self, found: Mapping[str, Tensor]) -> Tensor:
+        """Outputs [B, num_outputs] from the tokens of each modality."""
+        tokens = torch.cat([*found.values()], dim=0).transpose(0, 1)  # [B, sum of L, width + 1]
+        reader = self.reader.expand(len(tokens), 1, -1).to(tokens.dtype)
+        absent = torch.cat([torch.zeros_like(tokens[:, :1, -1]), 1 - tokens[..., -1]], dim=1) > 0.5
+        read = self.encoder(torch.cat([reader, tokens[..., :-1]], dim=1), src_key_padding_mask=absent)
+        return cast(Tensor, self.head(read[:, 0]))

@@ -57,5 +57,4 @@ def _centred(values: ArrayLike) -> tuple[Floats, Floats]:
     count = np.maximum(there.sum(axis=0), 1)
     centred = np.where(there, filled - filled.sum(axis=0) / count, 0.0)
     deviation = np.sqrt((centred**2).sum(axis=0) / count)
-    varies = deviation > 1e-12 * np.abs(filled).max(axis=0, initial=0.0)  # else it is the rounding of the mean
-    return np.where(varies, centred / np.where(varies, deviation, 1.0), 0.0), there.astype(np.float64)
+    return centred / np.where(deviation > 0, deviation, 1.0), there.astype(np.float64)

@@ -117,7 +117,10 @@ def heatmap(
             fontsize=7.5,
             color="white" if abs(filled[row, column]) > 0.75 else "black",
         )
-    axes.set_xticks(range(len(columns)), columns, rotation=60 if len(columns) > 6 else 0)
+    axes.set_xticks(range(len(columns)), columns)
+    if max(map(len, columns), default=0) > 3:  # side by side they would run into each other
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -150,8 +153,8 @@ def save_figure(figure: "Figure", folder: str | Path, name: str) -> list[Path]:
 
 
 def _short(value: float, digits: int) -> str:
-    """``.32``, ``-.05``, ``1.00``: no leading zero, no negative zero."""
+    """``.32``, ``-.05``, ``1.00``, but ``0.5``: no leading zero before two digits, no negative zero."""
     text = f"{value:.{digits}f}"
     if not float(text):
         text = text.lstrip("-")
-    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+    return text.replace("0.", ".", 1) if digits > 1 and abs(float(text)) < 1 else text

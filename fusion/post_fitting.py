@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from extract.au import au_name
+from extract.au.calibration import reliability
 from extract.au.metrics import confusion
 from extract.errors import UsageError
-from fusion.calibration import (
-    TEMPERATURES,
-    best_temperatures,
-    calibration_error,
-    negative_log_likelihood,
-    sigmoid,
-)
 from fusion.leaks import SelectedOn
 from fusion.pairs import PAPER_PAIRS, Checked, Pairs, check_pairs, corrected, equation, known_pairs, mine_pairs
 from fusion.post_config import PostConfig
 from fusion.postprocess import PostProcess
 from fusion.scores import FrameScores
 from fusion.smoothing import Windows, smoothed
+from fusion.temperature import (
+    TEMPERATURES,
+    best_temperatures,
+    negative_log_likelihood,
+    sigmoid,
+)
 from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -131,7 +131,7 @@ def _fixed_thresholds(settled: PostConfig, aus: Sequence[int]) -> tuple[Floats, 
 
 
 def _judge(val: FrameScores, thresholds: Floats | None) -> Callable[[int, Floats], float]:
-    """F1 on ``val`` of one AU's probabilities [N]: at its threshold, or at its best one (None). NaN without positives."""
+    """F1 on ``val`` of one AU's probabilities [N], at its threshold or its best one (None); NaN without a positive."""
 
     def f1_of(number: int, probabilities: Floats) -> float:
         column = val.aus.index(number)
@@ -191,8 +191,8 @@ def _calibration(val: FrameScores, logits: Floats, temperature: Floats) -> dict[
         "temperature": temperature,
         "nll_before": negative_log_likelihood(val.labels, logits),
         "nll_after": negative_log_likelihood(val.labels, logits / temperature),
-        "ece_before": calibration_error(val.labels, sigmoid(logits)),
-        "ece_after": calibration_error(val.labels, sigmoid(logits / temperature)),
+        "ece_before": reliability(val.labels, sigmoid(logits)).error,
+        "ece_after": reliability(val.labels, sigmoid(logits / temperature)).error,
     }
     return {
         name: {key: _or_none(values[column]) for key, values in columns.items()}

@@ -22,12 +22,12 @@ from extract.au import au_name
 from extract.config import Frozen, validated
 from extract.errors import CorruptError, UsageError
 from fusion import post_config
-from fusion.calibration import sigmoid
 from fusion.leaks import SelectedOn, check_disjoint
 from fusion.pairs import Pairs, corrected, equation
 from fusion.post_config import NoFace
 from fusion.scores import FrameScores
 from fusion.smoothing import Unit, Windows, smoothed
+from fusion.temperature import sigmoid
 from fusion.thresholds import UNTUNED
 
 Floats: TypeAlias = NDArray[np.float64]

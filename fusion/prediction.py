@@ -32,7 +32,7 @@ from fusion.decisions import decide, shipped_with
 from fusion.model_card import weights_in
 from fusion.postprocess import describe
 from fusion.prediction_tables import COLUMNS, Columns, Predicted, file_names, refuse_foreign, write
-from fusion.runs import FittedModel, Run, aus_of
+from fusion.runs import FittedModel, Run
 from fusion.selection import FRAMES, first_difference
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def predict(
     crops, columns = crops_choice(crops), columns_choice(columns)  # Python does not check them
     where = Run(run) if run is not None else Run.newest()
     fitted = sharing.fitted_model(where)
-    shipped = None if raw else shipped_with(where.path, aus_of(fitted))
+    shipped = None if raw else shipped_with(where.path, fitted.aus)
     for line in describe(shipped) if shipped is not None else ():
         logger.info("post-processing: %s", line)
     torch_device = pick_device(device)

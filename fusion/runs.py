@@ -5,18 +5,22 @@
     runs/NAME/config.yaml      the section ``fusion:`` that was used; ``-c runs/NAME/config.yaml`` repeats the fit
               checkpoint.pt    the state of training, to continue after an interruption
               model.pt         the network of the best epoch and the recipes of its features, to evaluate and predict
-              log.jsonl        one line per epoch
+              log.jsonl        one line per epoch; log.csv the same as a table; events/ for TensorBoard
+              epochs/NN/       the network of each epoch, with ``training.keep_epochs``
+              scores/          outputs for every frame of the splits val and test (``fusion.scores``)
+              postprocess.json smoothing, thresholds and what else is applied to the outputs
               metrics.json     the result; written last, so a run that has it is finished
 
 Every file is replaced by a rename: a crash leaves the previous version.
 """
 
+import csv
 import io
 import itertools
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -34,10 +38,15 @@ from extract.files import LocalFiles
 from extract.names import nearest, suggestion
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
+from fusion.postprocess import FILE as POSTPROCESS
+from fusion.postprocess import PostProcess
+from fusion.scores import FrameScores
+from fusion.tasks import Task, num_outputs, tasks_of
 
 RUNS = Path("runs")
 CONFIG, CHECKPOINT, MODEL, LOG, METRICS = "config.yaml", "checkpoint.pt", "model.pt", "log.jsonl", "metrics.json"
-SCHEMA = 1
+LOG_TABLE, SCORES, EVENTS, EPOCHS = "log.csv", "scores", "events", "epochs"
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,15 @@ class FittedModel:
     """Instances whose encoder has random weights."""
     drawn: int = 0
     """Number of those clips whose pictures were drawn by a program."""
+    aus: tuple[int, ...] = AUS
+    """Numbers of the action units, in the order of the outputs."""
     crops: Mapping[str, str] = field(default_factory=dict)
     """Instance made from face crops -> kind of its clips' crops (fusion/crop_kinds.py); empty in runs made before."""
 
-
-def aus_of(fitted: FittedModel) -> tuple[int, ...]:
-    """Numbers of the action units that a run knows, in the order of its outputs."""
-    del fitted  # every run has the challenge's twelve
-    return AUS
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it predicts."""
+        return tasks_of(self.config, self.aus)
 
 
 class Run:
@@ -141,8 +151,40 @@ class Run:
         return validated(FusionConfig, whole["fusion"], where)
 
     def save_log(self, history: list[dict[str, Any]]) -> None:
-        """Write one line per epoch. The file is replaced whole, since a resumed run may repeat an epoch."""
+        """Write one line per epoch, as JSON and as CSV. A file is replaced whole: a resumed run may repeat an epoch."""
         self._files.write(LOG, "".join(json.dumps(epoch) + "\n" for epoch in history).encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self._files.write(LOG_TABLE, table.getvalue().encode())
+
+    def save_scores(self, split: str, scores: FrameScores) -> None:
+        """Write the outputs for every frame of a split."""
+        self._files.write(f"{SCORES}/{split}.npz", scores.as_bytes())
+
+    def save_postprocess(self, post: PostProcess) -> None:
+        """Write what is applied to the outputs."""
+        self._files.write(POSTPROCESS, (json.dumps(post.as_json(), indent=1) + "\n").encode())
+
+    def postprocess(self, aus: Sequence[int]) -> PostProcess | None:
+        """What is applied to the outputs for ``aus``; None if the run has none.
+
+        Raises:
+            UsageError: the file is for other AUs.
+            CorruptError: the file is damaged.
+        """
+        path = self.path / POSTPROCESS
+        return PostProcess.read(path, aus) if path.is_file() else None
+
+    def scores(self, split: str) -> FrameScores | None:
+        """The outputs for every frame of a split; None if they were not saved.
+
+        Raises:
+            CorruptError: the file is damaged.
+        """
+        path = self.path / SCORES / f"{split}.npz"
+        return FrameScores.read(path) if path.is_file() else None
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
@@ -154,9 +196,20 @@ class Run:
         """Write the state of training."""
         self._save(CHECKPOINT, state)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.path / CHECKPOINT).is_file()
+
     def checkpoint(self) -> dict[str, Any] | None:
         """The state given to ``save_checkpoint``, with tensors on the CPU; None before the end of the first epoch."""
-        return self._load(CHECKPOINT) if (self.path / CHECKPOINT).is_file() else None
+        return self._load(CHECKPOINT) if self.has_checkpoint else None
+
+    def save_epoch(self, fitted: FittedModel) -> None:
+        """Keep the network of an epoch in a folder of its own, which is read like a run."""
+        kept = Run(self.path / EPOCHS / f"{fitted.epoch:02d}")
+        if not kept.started:
+            kept.begin(fitted.config)
+        kept.save_model(fitted)
 
     def save_model(self, fitted: FittedModel) -> None:
         """Write the network of the best epoch so far."""
@@ -171,6 +224,7 @@ class Run:
                 "weights": dict(fitted.weights),
                 "untrained": list(fitted.untrained),
                 "drawn": fitted.drawn,
+                "aus": list(fitted.aus),
                 "crops": dict(fitted.crops),
                 "model": fitted.model.state_dict(),
             },
@@ -188,7 +242,8 @@ class Run:
             raise UsageError(f"run {self.path}: {self._what_is_missing()}")
         state = self._load(MODEL)
         config = FusionConfig.model_validate_json(state["config"])
-        model = FusionModel(state["sizes"], config)
+        aus = tuple(state["aus"])
+        model = FusionModel(state["sizes"], config, num_outputs(tasks_of(config, aus)))
         model.load_state_dict(state["model"])
         return FittedModel(
             model=model.eval(),
@@ -200,7 +255,8 @@ class Run:
             weights=state["weights"],
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
-            crops=state.get("crops", {}),
+            aus=aus,
+            crops=state["crops"],
         )
 
     def _what_is_missing(self) -> str:

@@ -36,7 +36,7 @@ class FrameScores:
     present: Mapping[str, NDArray[np.bool_]]
     """Modality -> [N]: whether the frame has it."""
     face: NDArray[np.bool_]
-    """[N]: whether every modality that reads pictures is present; all True if none reads pictures."""
+    """[N]: whether every modality that reads pictures is present; if none does, whether any is."""
     logits: NDArray[np.float32]
     """[N, A]: of the action units; A is 0 for a run without that task."""
     labels: NDArray[np.int8]

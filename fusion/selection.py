@@ -38,12 +38,22 @@ class Selection:
 
 
 def select_clips(
-    store: Store, split: str, instances: Iterable[str], *, skip_failed: bool = False, labelled: bool = True
+    store: Store,
+    split: str,
+    instances: Iterable[str],
+    *,
+    skip_failed: bool = False,
+    labelled: bool = True,
+    tasks: Sequence[str] = ("au",),
+    splits: Mapping[str, str] | None = None,
 ) -> Selection:
-    """The clips of ``split`` whose labels (unless not ``labelled``) and ``instances`` are all finished.
+    """The clips of ``split`` whose ``instances`` are finished, and unless not ``labelled`` labels of one of ``tasks``.
 
     ``empty`` counts as finished: the recording lacks something, and the model knows how to do without it. Of a
     ``failed`` or unfinished instance nothing is known.
+
+    Args:
+        splits: clip -> split, in place of the store's; other clips are in none.
 
     Raises:
         UsageError: no such split can exist.
@@ -58,7 +68,7 @@ def select_clips(
     to_compute: set[str] = set()
     crashed = False
     for clip in store.clips():
-        if store.attributes(clip).get("split") != split:
+        if (store.attributes(clip).get("split") if splits is None else splits.get(clip)) != split:
             continue
         found = []
         for instance in instances:
@@ -70,7 +80,7 @@ def select_clips(
             crashed |= record is not None and record.reason == "crashed"
         if found:
             problems[clip] = ", ".join(found)
-        elif labelled and not store.has(clip, LABELS, "au"):
+        elif labelled and not any(store.has(clip, LABELS, task) for task in tasks):
             unlabelled.append(clip)
         else:
             usable.append(clip)

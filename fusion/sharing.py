@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, get_type_hints
@@ -31,7 +31,8 @@ from extract.weights.table import RANDOM, TABLE
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
 from fusion.model_card import card
-from fusion.runs import METRICS, MODEL, FittedModel, Run, aus_of
+from fusion.runs import METRICS, MODEL, FittedModel, Run
+from fusion.tasks import num_outputs, tasks_of
 
 FACTS, TENSORS, CARD, POSTPROCESS = "fusion.json", "model.safetensors", "README.md", "postprocess.json"
 OURS = frozenset({FACTS, TENSORS, CARD, POSTPROCESS})
@@ -77,7 +78,7 @@ def export(run: str | Path | None, output: str | Path) -> Path:
     facts: dict[str, Any] = {
         "format": FORMAT,
         "schema": SCHEMA,
-        "aus": [au_name(number) for number in aus_of(fitted)],
+        "aus": [au_name(number) for number in fitted.aus],
         "run": described(fitted),
         "scores": _without_paths(scores),
         "versions": versions(),
@@ -214,10 +215,12 @@ def _read(folder: Path) -> FittedModel:
             first = error.errors()[0]
             place = ".".join(map(str, (field.name, *first["loc"])))
             raise CorruptError(f"{path}: run.{place}: {first['msg']}", again) from None
-    return FittedModel(model=_network(folder / TENSORS, values["config"], values["sizes"], again), **values)
+    return FittedModel(
+        model=_network(folder / TENSORS, values["config"], values["sizes"], values["aus"], again), **values
+    )
 
 
-def _network(path: Path, config: FusionConfig, sizes: Mapping[str, int], again: str) -> FusionModel:
+def _network(path: Path, config: FusionConfig, sizes: Mapping[str, int], aus: Sequence[int], again: str) -> FusionModel:
     """Build the network and fill in its tensors, strictly."""
     import safetensors
     import safetensors.torch
@@ -228,11 +231,12 @@ def _network(path: Path, config: FusionConfig, sizes: Mapping[str, int], again: 
         raise CorruptError(f"{path}: damaged ({error})", again) from None
     if set(sizes) != set(config.used):
         raise CorruptError(f"{path.parent / FACTS}: sizes of {', '.join(sizes)}, modalities {', '.join(config.used)}")
+    width = num_outputs(tasks_of(config, aus))
     with torch.device("meta"):  # sizes are compared before memory is taken for them
-        expected = FusionModel(sizes, config).state_dict()
+        expected = FusionModel(sizes, config, width).state_dict()
     for difference in _differences(expected, tensors):
         raise CorruptError(f"{path}: {difference}: {FACTS} describes another network", again)
-    model = FusionModel(sizes, config)
+    model = FusionModel(sizes, config, width)
     model.load_state_dict(tensors)
     return model.eval()
 

@@ -31,7 +31,7 @@ from fusion.clip_scores import score_clips
 from fusion.decisions import decide, shipped_with
 from fusion.evaluation import check_features
 from fusion.postprocess import PostProcess
-from fusion.runs import Run, aus_of
+from fusion.runs import Run
 from fusion.scores import FrameScores
 from fusion.selection import FRAMES, feature_sources, select_clips
 from fusion.submission_files import HEADER, LOCATION_HEADER, Form, form_of, location, read_expected, read_sample, some
@@ -229,7 +229,7 @@ def _videos(
     warnings = before_scoring(
         fitted, store, selection, sources, whose, allow_other_crops=allow_other_crops, allow_leak=allow_leak
     )
-    shipped = shipped_with(where.path, aus_of(fitted))
+    shipped = shipped_with(where.path, fitted.aus)
     return _of_scores(score_clips(store, selection.clips, fitted, pick_device(device)), shipped), warnings
 
 

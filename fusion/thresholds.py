@@ -59,18 +59,17 @@ def best_thresholds(labels: ArrayLike, probabilities: ArrayLike) -> Tuned:
 
 def _best_of_one(truth: NDArray[np.int8], scores: Floats) -> tuple[float, float]:
     annotated = truth >= 0
-    order = np.argsort(-scores[annotated])
-    sorted_scores, positive = scores[annotated][order], truth[annotated][order] == 1
-    num_positive = int(positive.sum())
-    if not num_positive:
+    every, positive = np.sort(scores[annotated]), np.sort(scores[truth == 1])
+    if not len(positive):
         return UNTUNED, 0.0
-    last = np.append(np.flatnonzero(np.diff(sorted_scores)), len(sorted_scores) - 1)  # of each distinct score
-    called = last + 1  # frames at or above it
+    first = np.append(0, np.flatnonzero(np.diff(every)) + 1)  # of each distinct score, rising
+    upper = every[first]
+    called = len(every) - first  # frames at or above it
+    hits = len(positive) - np.searchsorted(positive, upper)  # and the positives among them
     # 2TP / (2TP + FP + FN), where TP + FP are the frames called active and TP + FN the positives. Both are whole
     # numbers, so that equal F1 are equal floats.
-    f1 = 2 * np.cumsum(positive)[last] / (called + num_positive)
-    upper = sorted_scores[last]
-    lower = np.append(upper[1:], 0.0)
+    f1 = 2 * hits / (called + len(positive))
+    lower = np.append(0.0, upper[:-1])
     middle = lower + (upper - lower) / 2
     middle = np.where(middle > lower, middle, upper)  # of two neighbouring floats the middle is one of them
     best = np.flatnonzero(f1 == f1.max())

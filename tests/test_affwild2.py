@@ -85,6 +85,33 @@ def test_what_belongs_together(tree):
     }
 
 
+def test_valence_and_arousal_are_taken_along(tree, tmp_path):
+    """Of the faces with action units; a face whose sets differ is named, since one of them decides."""
+    assert all(clip.labels.va is None for clip in scan_affwild2(tree).clips)
+    folder = tree / "Third ABAW Annotations" / "VA_Estimation_Challenge"
+    for official, names in (("Train_Set", ["102", "146", "no AUs"]), ("Validation_Set", ["video45_1"])):
+        (folder / official).mkdir(parents=True)
+        for name in names:
+            (folder / official / f"{name}.txt").write_text("valence,arousal\n" + "0.25,-1\n-5,-5\n" * (T // 2))
+    found = scan_affwild2(tree)
+    assert {clip.id: clip.labels.va for clip in found.clips if clip.labels.va} == {
+        "102": folder / "Train_Set/102.txt",
+        "146": folder / "Train_Set/146.txt",
+        "video45_1": folder / "Validation_Set/video45_1.txt",
+    }
+    assert next(clip.split for clip in found.clips if clip.id == "146") == "test"
+    assert "left out, no AU labels, only others: 1 (first: no AUs)" in found.notes
+    assert "without valence and arousal: 4 of 7 clips" in "\n".join(found.notes)
+    differ = "valence and arousal in another official set than the AUs, whose split counts: 1 (first: 146)"
+    assert differ in found.notes
+    manifest = tmp_path / "m.yaml"
+    assert CliRunner().invoke(app, ["manifest", "affwild2", str(tree), "-o", str(manifest)]).exit_code == 0
+    report = extract.run(manifest, tmp_path / "s.zarr", stages=["labels"], set=["labels.also=[va]"])
+    assert report.exit_code == 0
+    values = extract.open_store(tmp_path / "s.zarr").read("146", "labels", "va").values
+    assert values.tolist() == [[0.25, -1], [-5, -5]] * (T // 2)
+
+
 def test_the_training_set_is_parted_by_source_video(tree):
     """Both faces of a movie on one side, whatever the seed; the seed says which."""
     seen = set()
@@ -286,7 +313,7 @@ def test_what_is_lacking_is_named(tree):
     )
     assert found.notes[2].startswith("without transcript: 5 of 8 clips (first: 102, 122-60-1920x1080-1, 146)")
     assert found.notes[4:] == (
-        "left out, no AU labels, only expressions: 1 (first: 7-60-1920x1080)",
+        "left out, no AU labels, only others: 1 (first: 7-60-1920x1080)",
         f"not used, another of the same name: 1 (first: {tree / 'videos/146.avi'})",
         "in both Train_Set and Validation_Set, so results will be too good: 1 (first: 10-60-1280x720)",
     )

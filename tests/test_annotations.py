@@ -7,7 +7,7 @@ import pytest
 
 from extract.au import AUS
 from extract.errors import ClipError
-from extract.inputs.annotations import read_au, read_expr
+from extract.inputs.annotations import read_au, read_expr, read_intensity, read_va
 
 HEADER = "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
 """The header of Aff-Wild2, written out: the order of AUS is checked against it, not derived from it."""
@@ -156,21 +156,21 @@ def test_a_long_line_is_not_shown_whole(write):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("read", [read_au, read_expr])
+@pytest.mark.parametrize("read", [read_au, read_expr, read_intensity, read_va])
 def test_not_text(write, read):
     with pytest.raises(ClipError, match="found bytes that are not UTF-8 text") as caught:
         read(write(b"\x89PNG\r\n\xff\xfe\x00"))
     assert caught.value.reason == "bad_labels"
 
 
-@pytest.mark.parametrize("read", [read_au, read_expr])
+@pytest.mark.parametrize("read", [read_au, read_expr, read_intensity, read_va])
 def test_no_file(tmp_path, read):
     with pytest.raises(ClipError, match=r"none\.csv: no such label file; check the clip's `labels`") as caught:
         read(tmp_path / "none.csv")
     assert caught.value.reason == "missing_file"
 
 
-@pytest.mark.parametrize("read", [read_au, read_expr])
+@pytest.mark.parametrize("read", [read_au, read_expr, read_intensity, read_va])
 def test_a_folder(tmp_path, read):
     with pytest.raises(ClipError, match=r"cannot read the label file .*irectory") as caught:
         read(tmp_path)
@@ -214,3 +214,84 @@ def test_20_000_frames_read_back(write):
     path = write(HEADER + "\n" + "\n".join(",".join(map(str, row)) for row in labels.tolist()))
     np.testing.assert_array_equal(read_au(path).au, labels)
     np.testing.assert_array_equal(read_au(path).au, np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int8))
+
+
+DISFA = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
+
+
+def test_other_action_units_in_the_order_asked_for(write):
+    path = write("AU05,AU1,AU45,AU9\n1,0,1,-1\n0,1,0,1\n")
+    assert read_au(path, (9, 5, 20)).au.tolist() == [[-1, 1, -1], [1, 0, -1]]
+    assert read_au(path, (9, 5, 20)).left_out == ("AU1", "AU45")
+    assert read_au(path, DISFA).left_out == ("AU45",)
+    with pytest.raises(ClipError, match=r"expected a header of AU columns such as .*, from AU20, AU17"):
+        read_au(path, (20, 17))
+
+
+def test_intensities(write):
+    read = read_intensity(write("AU01_r,AU2,AU04_c,AU45_r\n0,5,1,9\n-1,3,0,9\n"))
+    assert read.au.dtype == np.int8
+    assert read.au[:, :3].tolist() == [[0, 5, -1], [-1, 3, -1]]
+    assert read.left_out == ("AU04_c", "AU45_r")
+
+
+BAD_INTENSITY = {
+    "six": ("AU1\n6\n", 2, "value '6'", "one whole number from -1 (not annotated) to 5"),
+    "fraction": ("AU1\n0\n2.5\n", 3, "value '2.5'", "one whole number from -1"),
+    "presence": ("AU01_c\n1\n", 1, "'AU01_c'", "a header of AU columns"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "found", "expected"), BAD_INTENSITY.values(), ids=BAD_INTENSITY)
+def test_malformed_intensities(write, text, line, found, expected):
+    path = write(text)
+    with pytest.raises(ClipError, match=re.escape(f"{path}:{line}: found {found}") + ".*" + re.escape(expected)):
+        read_intensity(path)
+
+
+def test_listed_frames_leave_the_others_unannotated(write):
+    """As BP4D's codes, which begin in the middle of the video."""
+    read = read_au(write("frame_index,AU2,AU1\n3,0,1\n00004, 1,1\n7,-1,0\n"))
+    assert read.listed
+    assert read.au[:, :3].tolist() == [[-1] * 3] * 3 + [[1, 0, -1], [1, 1, -1]] + [[-1] * 3] * 2 + [[0, -1, -1]]
+    assert not read_au(write("frame,AU1\n0,1\n")).listed
+    assert read_au(write("frame_index,AU1\n")).au.shape == (0, 12)
+
+
+@pytest.mark.parametrize("frame", ["3", "2", "-1", "x", "", "3.0", "5000000"])
+def test_listed_frames_increase(write, frame):
+    path = write(f"frame_index,AU1\n3,1\n{frame},1\n")
+    expected = (
+        f"{path}:3: found frame_index '{frame}', expected a frame_index from 4 to 4,999,999: counted from 0, in order"
+    )
+    with pytest.raises(ClipError, match=re.escape(expected)):
+        read_au(path)
+
+
+def test_valence_and_arousal(write):
+    va = read_va(write("valence,arousal\n0.5,-0.25\n-5,-5\n-1, 1\n-5.0,0\n"))
+    assert va.dtype == np.float32
+    assert va.tolist() == [[0.5, -0.25], [-5, -5], [-1, 1], [-5, 0]]
+    assert read_va(write("Valence, Arousal\r\n")).shape == (0, 2)
+
+
+BAD_VA = {
+    "other header": ("arousal,valence\n0,0\n", 1, "'arousal,valence'", "the header `valence,arousal`"),
+    "no header": ("0.1,0.2\n", 1, "'0.1,0.2'", "the header `valence,arousal`"),
+    "empty": ("", 1, "an empty file", "the header `valence,arousal`"),
+    "beyond": ("valence,arousal\n0,0\n0,1.01\n", 3, "value '1.01'", "a number from -1 to 1, or -5 (not annotated)"),
+    "another mark": ("valence,arousal\n-2,0\n", 2, "value '-2'", "a number from -1 to 1, or -5"),
+    "nan": ("valence,arousal\n0,nan\n", 2, "value 'nan'", "a number from -1 to 1"),
+    "text": ("valence,arousal\n0,high\n", 2, "value 'high'", "a number from -1 to 1"),
+    "one column": ("valence,arousal\n0\n", 2, "1 columns in '0'", "2 as in the header"),
+    "three columns": ("valence,arousal\n0,0,0\n", 2, "3 columns in '0,0,0'", "2 as in the header"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "found", "expected"), BAD_VA.values(), ids=BAD_VA)
+def test_malformed_valence_and_arousal(write, text, line, found, expected):
+    path = write(text)
+    expected = re.escape(f"{path}:{line}: found {found}, expected {expected}")
+    with pytest.raises(ClipError, match=expected) as caught:
+        read_va(path)
+    assert caught.value.reason == "bad_labels"

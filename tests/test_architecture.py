@@ -59,7 +59,16 @@ ONE_USER = {
 }
 """Packages behind one door (av: one decodes, the demo's encodes; yaml: one per file format, and what guards them)."""
 
-PRINTS = {"cli.py", "cli_manifest.py", "cli_weights.py", "cli_share.py", "console.py", "endings.py"}
+PRINTS = {
+    "cli.py",
+    "cli_analysis.py",
+    "cli_manifest.py",
+    "cli_weights.py",
+    "cli_share.py",
+    "cli_tuning.py",
+    "console.py",
+    "endings.py",
+}
 """What a command is made of: its arguments, what it shows, how it ends. Everything else returns values or raises."""
 
 Tree = dict[str, str]

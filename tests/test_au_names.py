@@ -10,7 +10,7 @@ from extract.au import AU_NAMES, AUS, au_name, au_number
 from extract.demo.clips import _au_table
 from extract.demo.schedule import Schedule
 from extract.inputs.annotations import read_au
-from fusion.evaluation import score
+from fusion.scoring import score
 from tests.conftest import ROOT
 
 

@@ -354,6 +354,35 @@ def test_what_xarray_is_given(table, monkeypatch):
     assert coordinates["labels.au.axis1"][1].tolist() == AUS
 
 
+def test_action_units_are_named_as_the_record_says(clip, store, monkeypatch):
+    """Twelve of DISFA's are not the usual twelve; an array of another width has no names."""
+    aus = [1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26]
+    arrays = {
+        "au": np.zeros((T, 12), np.int8),
+        "intensity": np.ones((T, 12), np.int8),
+        "va": np.zeros((T, 2), np.float32),
+    }
+    add_instance(store, "a", "labels", arrays, recipe={"stage": "labels", "config": {"aus": aus}})
+    table = clip.frame_table("labels")
+    assert table.aus == {"labels.au": tuple(aus), "labels.intensity": tuple(aus)}
+    given = {}
+    fake = SimpleNamespace(
+        DataFrame=lambda values, columns: given.update(dict(zip(columns, values.T, strict=True))),
+        concat=lambda *_, **__: SimpleNamespace(index=SimpleNamespace()),
+    )
+    monkeypatch.setitem(sys.modules, "pandas", fake)
+    table.to_pandas()
+    names = [f"AU{number:02d}" for number in aus]
+    assert set(given) == {
+        *("pts_s", "labels.va.0", "labels.va.1"),
+        *(f"labels.{name}" for name in names),
+        *(f"labels.intensity.{name}" for name in names),
+    }
+    assert (given["labels.intensity.AU05"] == 1).all()
+    add_instance(store, "a", "labels", {"au": np.zeros((T, 9), np.int8)}, recipe={"stage": "labels", "config": {}})
+    assert clip.frame_table("labels").aus == {}
+
+
 def test_a_table_is_shown_in_short(table):
     shown = repr(table).splitlines()
     assert shown[0] == f"clip a, {T} frames"

@@ -18,7 +18,7 @@ from extract.stage import VALID, Output, RowsStage, StageConfig
 from extract.stages.detections import Detections
 from extract.timeline import FRAMES
 from fusion.config import FusionConfig
-from fusion.data import load_samples
+from fusion.loading import load_samples
 from tests import toy_stages
 from tests.given_crops import CONFIG, draw_crops, run
 from tests.media_files import greys, pictures, tone, write_clip

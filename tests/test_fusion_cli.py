@@ -1,6 +1,7 @@
 """The command line: what it prints, and what it ends with."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from extract.au import AU_NAMES
 from extract.errors import ConfigError
 from fusion import training
 from fusion.cli import app
@@ -48,16 +50,28 @@ def fusion(*arguments: str) -> Result:
 def test_fit_then_evaluate():
     fitted = fusion("fit", "-c", "small.yaml", "-o", "runs/first")
     assert fitted.exit_code == 0, fitted.output
-    assert "split val: 12 annotated frames of 1 clips" in fitted.stdout
+    assert "split val of store.zarr: 12 annotated frames of 1 clip" in fitted.stdout
     assert "epoch 2/2: loss" in fitted.stderr
     shown = fusion("evaluate")
     assert shown.exit_code == 0, shown.output
     lines = shown.stdout.splitlines()
-    assert lines[0].startswith("run runs/first (epoch")
-    assert lines[1].split() == [f"AU{au:02d}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)] + ["mean"]
-    titles = [line[:17].strip() for line in lines[2:]]
+    assert re.match(r"mean F1 \d+\.\d % \(1 source video\), best trivial predictor \d+\.\d \(all one\)", lines[0])
+    assert lines[1].startswith("run runs/first (epoch")
+    assert "no interval: 1 source video; an interval takes 4 or more" in lines
+    head = next(number for number, line in enumerate(lines) if line.split() == [*AU_NAMES, "mean"])
+    steps = ["F1 base", "F1 +smooth", "F1 +AUcorr", "F1 +threshold"]
     trivial = ["all zero", "all one", "majority", "random at prior"]
-    assert titles == ["F1", *trivial, "F1_our", *trivial, "annotated", "positive"]
+    titles = [line[:18].strip() for line in lines[head + 1 :]]
+    assert titles[:6] == [*steps, "all one", "F1_our"]
+    assert titles[6] in trivial
+    assert titles[7:] == ["positive frames"]
+    verbose = fusion("evaluate", "-v").stdout.splitlines()
+    titles = [line[:18].strip() for line in verbose[head + 1 : verbose.index("", head)]]
+    more = ["precision", "recall", "PR-AUC", "calibration error", "annotated", "positive"]
+    assert titles == [*steps, *trivial, "F1_our", *trivial, *more]
+    written = Path("runs/first/evaluate")
+    assert {path.name for path in written.iterdir()} == {f"test.{kind}" for kind in ("json", "csv", "png", "svg")}
+    assert json.loads((written / "test.json").read_text())["step"] == "+threshold"
 
 
 def test_json_holds_the_numbers_of_the_table(folder):
@@ -67,7 +81,8 @@ def test_json_holds_the_numbers_of_the_table(folder):
     kept = json.loads((folder / "runs/first/metrics.json").read_text())
     assert kept["val"]["f1"] == found["f1"]
     table = fusion("evaluate", "--split", "val").stdout.splitlines()
-    f1 = [None if cell == "-" else float(cell) for cell in table[2].split()[1:]]
+    row = next(line for line in table if line.startswith("F1 "))
+    f1 = [None if cell == "-" else float(cell) for cell in row.split()[1:]]
     assert f1 == pytest.approx([100 * value for value in found["f1"].values()], abs=0.051)
 
 
@@ -80,18 +95,18 @@ def test_quiet_prints_only_the_result(folder):
 
 @pytest.mark.usefixtures("folder")
 def test_an_interrupted_fit_ends_with_130_and_goes_on_with_its_own_config(monkeypatch):
-    real = training.train_epoch
+    real = training.epoch_batches
 
     def interrupted(*arguments):
-        if arguments[5] == 2:
+        if arguments[-1] == 2:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "train_epoch", interrupted)
+    monkeypatch.setattr(training, "epoch_batches", interrupted)
     stopped = fusion("fit", "-c", "small.yaml", "-o", "runs/first")
     assert stopped.exit_code == 130
     assert "run the same command to continue" in stopped.stderr
-    monkeypatch.setattr(training, "train_epoch", real)
+    monkeypatch.setattr(training, "epoch_batches", real)
     refused = fusion("fit", "-o", "runs/first", "-c", "small.yaml", "--set", "training.lr=0.5")
     assert refused.exit_code == 2
     assert "training.lr: 0.001 against 0.5" in refused.stderr
@@ -167,7 +182,26 @@ def test_a_modality_can_be_left_out(tmp_path):
         ({"modalities": {"x": {"kind": "frame", "instance": "a", "array": "b", "before": 1}}}, "before: unknown key"),
         ({"model": {"readout": "mean"}}, "model.readout: Input should be 'final_state' or 'last_output'"),
         ({"training": {"batch": 1}}, "training.batch: .*greater than or equal to 2, found 1"),
-        ({"loss": {"pos_weight": [1, 2]}}, "loss.pos_weight: .*expected 12 positive numbers"),
+        ({"loss": {"pos_weight": [1, -2]}}, "loss.pos_weight: .*expected positive numbers, one per AU"),
+        ({"model": {"missing": "zeros"}}, "model.missing: .*zeros is now named zero_output"),
+        ({"model": {"kind": "linear"}}, "model.kind linear takes one modality of kind frame, found frame, frame"),
+        ({"model": {"kind": "transformer", "width": 30}}, "width 30 is not a multiple of heads 4"),
+        ({"model": {"encoder": "attention", "heads": 5}}, "2 . hidden = 128 is not a multiple of heads 5"),
+        ({"tasks": {}}, "tasks: none; name at least one of au, expr, va, intensity"),
+        ({"tasks": {"au": 0}}, "tasks: weights must be positive"),
+        ({"tasks": {"pain": 1}}, "tasks.pain.*: Input should be 'au'"),
+        (
+            {"modalities": {"x": {"kind": "context", "instance": "a", "array": "b", "frames": 8}}},
+            "frames and span_s go together",
+        ),
+        (
+            {
+                "modalities": {
+                    "x": {"kind": "context", "instance": "a", "array": "b", "frames": 8, "span_s": 2, "stride": 2}
+                }
+            },
+            "by before, after and stride, or by frames and span_s, not by both",
+        ),
     ],
 )
 def test_what_a_config_must_not_say(tmp_path, section, message):

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from extract.au import AUS
 from extract.errors import ConfigError, CorruptError, StoreError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import gather, load_samples, moments
+from fusion.data import Samples, Windows, moments
+from fusion.loading import load_samples
 from fusion.selection import all_damage_named, feature_sources, first_difference, select_clips, shared_people
+from fusion.tables import Home
 from fusion.training import fit
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
@@ -45,8 +48,17 @@ def add_video(store: Store, clip: str, *, num_frames: int, valid=None, au=None, 
 
 def rows_of(samples, modality: str, i: int) -> list[float]:
     """First feature of every row that sample ``i`` gets of a modality."""
-    start, stop = samples.ranges[modality][i]
-    return samples.tables[samples.sources[modality]][start:stop, 0].tolist()
+    windows = samples.windows[modality]
+    rows = np.arange(*windows.ranges[i])
+    rows = rows if windows.rows is None else windows.rows[rows]
+    return samples.tables[samples.sources[modality]][rows, 0].tolist()
+
+
+def gathered(rows, i: int) -> list[float]:
+    """The same, from a batch."""
+    length = int(rows.lengths[i])
+    values = rows.values if rows.place is None else rows.values[rows.place]
+    return values.view(*rows.shape, -1)[:length, i, 0].tolist()
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -87,27 +99,56 @@ def test_rows_of_more_axes_are_flattened(store):
     np.testing.assert_array_equal(samples.tables["swin", "feature"].numpy(), tokens.reshape(3, 20))
 
 
-def test_a_batch_is_the_slices_of_its_windows():
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("length", [None, 12])
+def test_a_batch_is_the_slices_of_its_windows(distinct, length):
+    """On a rectangle, time first; below a window's end lies some row of the table, never anything else."""
     random = np.random.default_rng(0)
-    table = torch.from_numpy(random.standard_normal((50, 3)))
+    table = torch.from_numpy(random.standard_normal((50, 3)).astype(np.float32))
     start = random.integers(0, 50, 40)
     ranges = np.stack([start, np.minimum(start + random.integers(0, 9, 40), 50)], axis=1)
     ranges[7] = (50, 50)
-    found = gather(table, ranges)
-    slices = [table[a:b] for a, b in ranges if b > a]
-    assert found.samples.tolist() == [i for i, (a, b) in enumerate(ranges) if b > a]
-    assert found.lengths.tolist() == [len(part) for part in slices]
-    torch.testing.assert_close(found.rows, torch.cat(slices), rtol=0, atol=0)
+    samples = samples_of(table, Windows(ranges))
+    index = random.permutation(40)
+    rows = samples.batch(index, lengths={"m": length} if length else None, distinct=distinct).inputs["m"]
+    assert rows.shape == (length or 8, 40)
+    assert rows.lengths.tolist() == (ranges[index, 1] - ranges[index, 0]).tolist()
+    assert (len(rows.values) < 51) == distinct
+    values = rows.values if rows.place is None else rows.values[rows.place]
+    for column, sample in enumerate(index):
+        inside = values.view(*rows.shape, 3)[: rows.lengths[column], column]
+        torch.testing.assert_close(inside, table[slice(*ranges[sample])], rtol=0, atol=0)
+    assert all((value == table).all(dim=1).any() for value in values)
+    with pytest.raises(ValueError, match="a window of 8 rows does not fit a rectangle of length 5"):
+        samples.batch(index, lengths={"m": 5})
 
 
-def test_a_batch_in_any_order_carries_its_own_labels(store):
-    au = np.arange(8 * 12).reshape(8, 12).astype(np.int8) % 2
-    au[:, 3] = np.arange(8) % 3 - 1
-    add_video(store, "a", num_frames=8, au=au)
-    batch = load_samples(store, ["a"], CONFIG).batch(np.array([6, 0, 3]))
-    np.testing.assert_array_equal(batch.labels.numpy(), au[[6, 0, 3]])
-    assert batch.inputs["face"].rows[:, 0].tolist() == [6, 0, 3]
-    assert len(batch) == 3
+def samples_of(table: torch.Tensor, windows: Windows) -> Samples:
+    """Samples of one modality ``m``."""
+    number = len(windows.ranges)
+    return Samples(
+        clips=("a",),
+        clip=np.zeros(number, dtype=np.int64),
+        frame=np.arange(number),
+        pts_s=np.arange(number) / 25,
+        targets={"au": torch.zeros(number, 12, dtype=torch.int8)},
+        aus=AUS,
+        tables={("m", "x"): table},
+        row_times={("m", "x"): None},
+        sources={"m": ("m", "x")},
+        windows={"m": windows},
+        home=Home("memory", torch.device("cpu"), ""),
+    )
+
+
+def test_each_array_is_read_once_and_in_the_order_of_clips(store, monkeypatch):
+    for clip in "abc":
+        add_video(store, clip, num_frames=6)
+    read, real = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda *key: (read.append(key[1:]), real(*key))[1])
+    load_samples(store, ["a", "b", "c"], CONFIG)
+    features = [key for key in read if key[2] == "feature"]
+    assert features == [(clip, instance, "feature") for clip in "abc" for instance in ("swin", "hubert")]
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
@@ -135,14 +176,14 @@ def test_empty_instances_are_missing_not_zero(store):
     samples = load_samples(store, ["a", "b"], CONFIG)
     assert samples.missing() == {"face": 3, "motion": 3, "sound": 3}
     assert len(samples.tables["swin", "feature"]) == 4  # rows without a face take no memory
-    assert samples.batch(np.arange(7)).inputs["face"].samples.tolist() == [0, 1, 2, 3]
+    assert samples.batch(np.arange(7)).inputs["face"].lengths.tolist() == [1, 1, 1, 1, 0, 0, 0]
 
 
 def test_nothing_at_all_of_a_modality(store):
     add_video(store, "a", num_frames=3)
     add_instance(store, "a", "hubert", {}, state="empty", reason="no_audio")
     batch = load_samples(store, ["a"], CONFIG).batch(np.arange(3))
-    assert len(batch.inputs["sound"].samples) == 0
+    assert batch.inputs["sound"].lengths.tolist() == [0, 0, 0]
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -326,8 +367,8 @@ def test_tokens_are_the_rows_that_range_names(tmp_path):
     assert samples.missing() == {"words": 5 + 2 + 5}
     batch = samples.batch(np.arange(5, 10))
     words = batch.inputs["words"]
-    assert words.samples.tolist() == [0, 1, 3]
-    assert words.rows[:, 0].tolist() == [0, 1, 0, 1, 1, 2, 3, 4, 5]
+    assert words.lengths.tolist() == [2, 2, 0, 5, 0]
+    assert [gathered(words, i) for i in range(5)] == [[0, 1], [0, 1], [], [1, 2, 3, 4, 5], []]
     assert len(samples.tables["roberta", "token"]) == 6
 
 

@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score
 
 from extract.au import AU_NAMES
 from extract.errors import StaleError, UnfinishedError, UsageError
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import load_samples
-from fusion.evaluation import bootstrap, by_name, evaluate, interval, predict_logits, score
+from fusion.evaluation import evaluate
+from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from fusion.runs import FittedModel, Run
+from fusion.scoring import by_name, score
 from fusion.selection import feature_sources
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 CONFIG = FusionConfig.model_validate({
     "modalities": {"swin": {"kind": "frame", "instance": "swin", "array": "feature", "project": 12}},
-    "model": {"head": 12, "modality_dropout": 0, "missing": "zeros"},
+    "model": {"head": 12, "modality_dropout": 0, "missing": "zero_output"},
 })
 
 
@@ -102,8 +103,8 @@ def test_frames_without_a_face_count(fitted):
 def test_predictions_keep_the_order_of_the_samples(fitted):
     features, run = fitted
     store = Store.open(features)
-    samples = load_samples(store, ["b", "c"], CONFIG)
-    logits = predict_logits(Run(run).model().model, samples, torch.device("cpu"), batch_size=7)
+    samples = load_samples(store, ["b", "c"], CONFIG, frames="all")
+    logits = predict_outputs(Run(run).model().model, samples, torch.device("cpu"), batch_size=7)
     expected = np.concatenate([store.read(clip, "swin", "feature").values for clip in "bc"])
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -119,7 +120,7 @@ def test_aus_without_annotation_are_null_and_in_no_mean():
     assert found["f1"]["mean"] == pytest.approx((2 / 3 + 1 + 1) / 3) == scores.mean_f1
     assert found["baselines"]["zeros"]["f1_our"]["AU01"] == pytest.approx(1 / 3)
     assert found["annotated"]["AU06"] == 0
-    assert by_name(np.full(12, np.nan))["mean"] == 0
+    assert by_name(np.full(12, np.nan), AU_NAMES)["mean"] == 0
     assert list(found["f1"]) == [*AU_NAMES, "mean"]
     json.dumps(found, allow_nan=False)
 
@@ -192,26 +193,3 @@ def test_the_newest_run_is_taken(tmp_path):
         (folder / "model.pt").touch()
         os.utime(folder / "model.pt", (1e9 - age, 1e9 - age))
     assert Run.newest(tmp_path / "runs").path.name == "young"
-
-
-def test_the_interval_is_over_clips():
-    """Two clips: a quarter of the draws is one of them alone, so the ends are their own F1s (scikit-learn's)."""
-    random = np.random.default_rng(3)
-    labels = random.integers(0, 2, (300, 12))
-    clip = np.repeat([4, 9], 150)
-    guess = np.where(random.random((300, 12)) < np.where(clip == 4, 0.1, 0.4)[:, None], 1 - labels, labels)
-    alone = [f1_score(labels[clip == c], guess[clip == c], average="macro") for c in (9, 4)]
-    assert alone[0] < alone[1] - 0.1
-    assert interval(bootstrap(labels, guess, clip)) == pytest.approx(alone, abs=1e-12)
-    assert len(bootstrap(labels, guess, np.zeros(300, dtype=int))) == 0
-    twice = [np.tile(a, (10, 1)) for a in (labels, guess)]
-    ends = interval(bootstrap(*twice, np.repeat(np.arange(10), 300)))  # ten equal clips: no doubt at all
-    assert ends == pytest.approx([f1_score(labels, guess, average="macro")] * 2, abs=1e-12)
-
-
-def test_the_interval_leaves_out_what_nobody_annotated():
-    labels = np.full((40, 12), -1)
-    labels[:, 3] = np.arange(40) % 2
-    guess = np.broadcast_to((np.arange(40) % 2)[:, None], (40, 12))
-    assert interval(bootstrap(labels, guess, np.arange(40) // 10)) == (1.0, 1.0)
-    assert interval(bootstrap(np.full((40, 12), -1), guess, np.arange(40) // 10)) == (0.0, 0.0)

@@ -1,5 +1,6 @@
 """The network against the original's outputs, and against itself: what shares a batch must not matter."""
 
+import dataclasses
 import zlib
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from fusion.config import FusionConfig
-from fusion.data import Sequences
-from fusion.model import BiGRU, FusionModel
+from fusion.data import Rows
+from fusion.model import LARGE_SHIFT, FusionModel, Projection
 
 SIZES = {"swin": 49 * 768, "ghfeat": 14 * 1024, "ghfeat_context": 14 * 1024, "hubert": 1280, "roberta": 1024}
 KINDS = {"swin": "frame", "ghfeat": "frame", "ghfeat_context": "context", "hubert": "steps", "roberta": "steps"}
@@ -93,7 +94,7 @@ class Golden:
             "modalities": {
                 name: {"kind": KINDS[name], "instance": name, "array": "x", "project": PROJECT[name]} for name in names
             },
-            "model": {"readout": "last_output", "missing": "zeros"},
+            "model": {"readout": "last_output", "missing": "zero_output"},
         })
         model = FusionModel(SIZES, config).eval()
         state = {
@@ -109,10 +110,10 @@ class Golden:
         assert (unset - {"head.2.num_batches_tracked"}, loaded.unexpected_keys) == (set(), [])
         return model
 
-    def alone(self, *names: str) -> dict[str, Sequences]:
+    def alone(self, *names: str) -> dict[str, Rows]:
         return {name: sequences(self.inputs[name], KINDS[name]) for name in names}
 
-    def padded(self, *names: str) -> dict[str, Sequences]:
+    def padded(self, *names: str) -> dict[str, Rows]:
         """As the original collates: zeros behind, which it reads like any other step."""
         found = {}
         for name in names:
@@ -124,11 +125,20 @@ class Golden:
         return found
 
 
-def sequences(parts: list[torch.Tensor], kind: str = "steps") -> Sequences:
+GARBAGE = 1e4
+"""What lies below a sequence's end: no result may depend on it."""
+
+
+def sequences(parts: list[torch.Tensor], kind: str = "steps") -> Rows:
     """One sequence per part; for ``frame`` one per row."""
-    rows = torch.cat(parts)
-    lengths = torch.ones(len(rows), dtype=torch.int64) if kind == "frame" else torch.tensor([len(p) for p in parts])
-    return Sequences(rows, lengths, torch.arange(len(lengths)))
+    parts = [row[None] for part in parts for row in part] if kind == "frame" else parts
+    longest = max(1, *(len(part) for part in parts))
+    square = torch.full((longest, len(parts), parts[0].shape[1]), GARBAGE)
+    for column, part in enumerate(parts):
+        square[: len(part), column] = part
+    lengths = torch.tensor([len(part) for part in parts])
+    times = torch.linspace(-1, 1, longest)[:, None].expand(longest, len(parts))
+    return Rows(square.flatten(0, 1), lengths, (longest, len(parts)), None, times)
 
 
 def relative(found: torch.Tensor, expected: np.ndarray) -> float:
@@ -149,7 +159,7 @@ def test_weights_and_inputs_are_generated_as_the_file_says(golden: Golden):
 
 @torch.inference_mode()
 def test_logits_without_padding_are_the_originals(golden: Golden):
-    logits = golden.model(*SIZES)(golden.alone(*SIZES), 3)
+    logits = golden.model(*SIZES)(golden.alone(*SIZES))
     assert relative(logits, golden.values["logits_alone"]) < 1e-5
     assert relative(logits, golden.values["logits"]) > 1e-2  # what padding did there
 
@@ -157,8 +167,8 @@ def test_logits_without_padding_are_the_originals(golden: Golden):
 @torch.inference_mode()
 def test_logits_and_parts_are_the_originals_when_fed_its_padding(golden: Golden):
     model, inputs = golden.model(*SIZES), golden.padded(*SIZES)
-    assert relative(model(inputs, 3), golden.values["logits"]) < 1e-5
-    for name, part in model.represent(inputs, 3).items():
+    assert relative(model(inputs), golden.values["logits"]) < 1e-5
+    for name, part in model.represent(inputs).items():
         assert relative(part, golden.values[f"rep_{REPRESENTATIONS[name]}"]) < 1e-5, name
 
 
@@ -171,43 +181,7 @@ def test_logits_and_parts_are_the_originals_when_fed_its_padding(golden: Golden)
 )
 @torch.inference_mode()
 def test_the_smaller_networks_of_the_original(golden: Golden, names, key):
-    assert relative(golden.model(*names)(golden.padded(*names), 3), golden.values[key]) < 1e-5
-
-
-# ---- the encoder against torch's own ---------------------------------------------------------------------------------
-
-
-def reference(encoder: BiGRU, layers: int) -> torch.nn.GRU:
-    """torch's bidirectional GRU with our weights."""
-    first = encoder.forwards[0]
-    other = torch.nn.GRU(first.input_size, encoder.hidden, layers, bidirectional=True)
-    state = {}
-    for layer in range(layers):
-        for modules, suffix in ((encoder.forwards, ""), (encoder.backwards, "_reverse")):
-            for key, value in modules[layer].state_dict().items():
-                state[key.replace("_l0", f"_l{layer}{suffix}")] = value
-    other.load_state_dict(state)
-    return other
-
-
-@pytest.mark.parametrize("readout", ["final_state", "last_output"])
-@pytest.mark.parametrize("lengths", [[5, 1, 3, 5, 2], [4, 4, 4], [1], [7]])
-def test_encoder_equals_a_bidirectional_gru_run_on_each_sequence_alone(readout, lengths):
-    torch.manual_seed(0)
-    encoder = BiGRU(6, 4, 3, dropout=0.0, readout=readout)
-    parts = [torch.randn(length, 6) for length in lengths]
-    rows = torch.cat(parts).requires_grad_()
-    found = encoder(rows, torch.tensor(lengths))
-    gru = reference(encoder, 3)
-    expected = []
-    for part in rows.split(lengths):
-        output, state = gru(part[:, None])
-        expected.append(torch.cat([state[-2, 0], state[-1, 0]]) if readout == "final_state" else output[-1, 0])
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-6)
-    weights = torch.randn_like(found)
-    ours = torch.autograd.grad((found * weights).sum(), rows)[0]
-    theirs = torch.autograd.grad((torch.stack(expected) * weights).sum(), rows)[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert relative(golden.model(*names)(golden.padded(*names)), golden.values[key]) < 1e-5
 
 
 # ---- standardisation and missing modalities --------------------------------------------------------------------------
@@ -220,61 +194,101 @@ def small(**settings) -> FusionModel:
             "face": {"kind": "frame", "instance": "swin", "array": "feature", "project": 5},
             "sound": {"kind": "steps", "instance": "hubert", "array": "feature", "project": 4},
         },
-        "model": {"hidden": 3, "head": 8, **settings},
+        "model": {"hidden": 3, "head": 8, "width": 8, "heads": 2, **settings},
     })
     model = FusionModel({"face": 6, "sound": 7}, config)
-    torch.nn.init.normal_(model.head[2].running_mean)
-    for name in model.branches:
-        if model.branch(name).missing.requires_grad:
-            torch.nn.init.normal_(model.branch(name).missing)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(module.running_mean)
+    for name, parameter in model.named_parameters():
+        if name.endswith("missing"):
+            torch.nn.init.normal_(parameter)
     return model
 
 
-def batch_of(present: list[int], batch_size: int, *, sound: list[int]) -> dict[str, Sequences]:
+def batch_of(present: list[int], batch_size: int, *, sound: list[int]) -> dict[str, Rows]:
     """``face`` rows for the samples of ``present``; ``sound`` lengths for every sample, 0 for none."""
     generator = torch.Generator().manual_seed(2)
     face = torch.randn(batch_size, 6, generator=generator)
     steps = [torch.randn(length, 7, generator=generator) for length in sound]
-    heard = [i for i, length in enumerate(sound) if length]
     return {
-        "face": Sequences(face[present], torch.ones(len(present), dtype=torch.int64), torch.tensor(present).long()),
-        "sound": Sequences(
-            torch.cat(steps), torch.tensor([sound[i] for i in heard]).long(), torch.tensor(heard).long()
-        ),
+        "face": sequences([face[i : i + 1] if i in present else face[:0] for i in range(batch_size)]),
+        "sound": sequences(steps),
     }
 
 
+def only(inputs: dict[str, Rows], i: int) -> dict[str, Rows]:
+    """One sample of a batch, on rectangles of its own."""
+    found = {}
+    for name, rows in inputs.items():
+        length = int(rows.lengths[i])
+        column = rows.values.view(*rows.shape, -1)[:length, i]
+        found[name] = sequences([column])
+        times = rows.times[: max(1, length), i : i + 1]
+        found[name] = dataclasses.replace(found[name], times=times)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["branches", "transformer"])
+@pytest.mark.parametrize("missing", ["learned", "zero_input", "zero_output"])
 @torch.inference_mode()
-def test_a_sample_has_the_same_logits_alone_as_in_a_batch():
-    model = small().eval()
-    lengths = [3, 9, 1, 9, 5]
-    whole = batch_of([0, 1, 2, 4], 5, sound=lengths)
-    logits = model(whole, 5)
-    faces = dict(zip([0, 1, 2, 4], whole["face"].rows, strict=True))
-    for i, steps in enumerate(whole["sound"].rows.split(lengths)):
-        one = torch.tensor([0])
-        face = faces[i][None] if i in faces else torch.empty(0, 6)
-        alone = {
-            "face": Sequences(face, torch.ones(len(face)).long(), one[: len(face)]),
-            "sound": Sequences(steps, torch.tensor([len(steps)]), one),
-        }
-        torch.testing.assert_close(model(alone, 1)[0], logits[i], rtol=1e-5, atol=1e-6)
+def test_a_sample_has_the_same_logits_alone_as_in_a_batch(kind, missing):
+    model = small(kind=kind, missing=missing).eval()
+    whole = batch_of([0, 1, 2, 4], 5, sound=[3, 9, 1, 9, 0])
+    logits = model(whole)
+    for i in range(5):
+        torch.testing.assert_close(model(only(whole, i))[0], logits[i], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["branches", "transformer"])
+@torch.inference_mode()
+def test_distinct_rows_and_projected_rows_are_the_same_rows(kind):
+    """``place`` says which row lies where; projecting before or after changes nothing."""
+    model = small(kind=kind).eval()
+    inputs = batch_of([0, 1], 3, sound=[4, 2, 0])
+    expected = model(inputs)
+    sound = inputs["sound"]
+    order = torch.randperm(len(sound.values))
+    place = torch.argsort(order)
+    distinct = dataclasses.replace(sound, values=sound.values[order], place=place)
+    torch.testing.assert_close(model({**inputs, "sound": distinct}), expected)
+    projected = dataclasses.replace(distinct, values=model.projection("sound")(distinct.values), projected=True)
+    torch.testing.assert_close(model({**inputs, "sound": projected}), expected)
+    for how in ("zero_input", "missing"):
+        one, other = (model({**inputs, "sound": rows}, {"sound": how}) for rows in (sound, projected))
+        torch.testing.assert_close(one, other)
+        assert (one[:2] - expected[:2]).abs().max() > 1e-3
+        assert (how == "missing") == torch.allclose(one[2], expected[2])
 
 
 @torch.inference_mode()
 def test_a_missing_modality_is_its_vector_and_not_a_row_of_zeros():
     model = small().eval()
     inputs = batch_of([0], 2, sound=[4, 0])
-    parts = model.represent(inputs, 2)
+    parts = model.represent(inputs)
     torch.testing.assert_close(parts["face"][1], model.branch("face").missing, rtol=0, atol=0)
     torch.testing.assert_close(parts["sound"][1], model.branch("sound").missing, rtol=0, atol=0)
-    zeros = model.represent({**inputs, "face": Sequences(torch.zeros(2, 6), torch.ones(2).long(), torch.arange(2))}, 2)
+    zeros = model.represent({**inputs, "face": sequences([torch.zeros(2, 6)], "frame")})
     assert (zeros["face"][1] - parts["face"][1]).abs().max() > 0.1
+
+
+@torch.inference_mode()
+def test_zero_input_is_what_the_branch_makes_of_one_row_of_zeros():
+    """The paper's way, also for standardised features: the row of zeros goes through all that a row goes through."""
+    model = small(missing="zero_input").eval()
+    for name, size in (("face", 6), ("sound", 7)):
+        model.projection(name).standardise_by(torch.rand(size), 1 + torch.rand(size))
+    absent = model.represent(batch_of([0], 2, sound=[4, 0]))
+    zeros = {"face": sequences([torch.zeros(2, 6)], "frame"), "sound": sequences([torch.zeros(1, 7)] * 2)}
+    given = model.represent(zeros)
+    for name in ("face", "sound"):
+        torch.testing.assert_close(absent[name][1], given[name][1])
+    assert absent["face"][1].abs().max() > 0.01
 
 
 def test_a_batch_without_any_row_of_a_modality():
     model = small().eval()
-    logits = model(batch_of([], 2, sound=[0, 0]), 2)
+    logits = model(batch_of([], 2, sound=[0, 0]))
     assert torch.isfinite(logits).all()
     torch.testing.assert_close(logits[0], logits[1])
 
@@ -282,12 +296,26 @@ def test_a_batch_without_any_row_of_a_modality():
 def test_the_missing_vector_is_learned_unless_zeros_are_asked_for():
     inputs = batch_of([0], 3, sound=[4, 2, 1])
     model = small(modality_dropout=0.0)
-    model(inputs, 3).square().sum().backward()
+    model(inputs).square().sum().backward()
     assert model.branch("face").missing.grad.abs().sum() > 0
     assert (model.branch("sound").missing.grad == 0).all()  # no sample lacks it
-    zeros = small(missing="zeros")
+    zeros = small(missing="zero_output")
     assert "branches.face.missing" not in dict(zeros.named_parameters())
-    assert (zeros.eval().represent(inputs, 3)["face"][1] == 0).all()
+    assert (zeros.eval().represent(inputs)["face"][1] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["branches", "transformer"])
+def test_rows_that_stand_for_nothing_get_no_gradient(kind):
+    model = small(kind=kind, modality_dropout=0.0)
+    inputs = batch_of([0], 3, sound=[4, 2, 0])
+    for rows in inputs.values():
+        rows.values.requires_grad_()
+    model(inputs).square().sum().backward()
+    for rows in inputs.values():
+        inside = torch.arange(rows.shape[0])[:, None] < rows.lengths
+        gradient = rows.values.grad.view(*rows.shape, -1).abs().sum(-1)
+        assert (gradient[~inside] == 0).all()
+        assert (gradient[inside] > 0).all()
 
 
 def test_modality_dropout_replaces_that_share_of_samples_while_training():
@@ -295,18 +323,80 @@ def test_modality_dropout_replaces_that_share_of_samples_while_training():
     n = 4000
     inputs = batch_of(list(range(n)), n, sound=[1] * n)
     torch.manual_seed(0)
-    dropped = (model.represent(inputs, n)["face"] == model.branch("face").missing).all(dim=1)
+    dropped = (model.represent(inputs)["face"] == model.branch("face").missing).all(dim=1)
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)  # 4 standard deviations
     model.eval()
-    assert not (model.represent(inputs, n)["face"] == model.branch("face").missing).all(dim=1).any()
+    assert not (model.represent(inputs)["face"] == model.branch("face").missing).all(dim=1).any()
 
 
 @torch.inference_mode()
 def test_inputs_are_standardised_before_the_projection():
     model = small().eval()
     inputs = batch_of([0, 1], 2, sound=[1, 2])
-    before = model(inputs, 2)
+    before = model(inputs)
     shift, scale = 100 + 10 * torch.rand(6), 1 + torch.rand(6)
-    model.branch("face").standardise_by(shift, scale)
-    moved = Sequences(inputs["face"].rows * scale + shift, inputs["face"].lengths, inputs["face"].samples)
-    torch.testing.assert_close(model({**inputs, "face": moved}, 2), before, rtol=1e-3, atol=1e-4)
+    model.projection("face").standardise_by(shift, scale)
+    moved = dataclasses.replace(inputs["face"], values=inputs["face"].values * scale + shift)
+    torch.testing.assert_close(model({**inputs, "face": moved}), before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 3.0, LARGE_SHIFT / 2, LARGE_SHIFT * 100])
+def test_the_folded_projection_is_the_plain_one(ratio):
+    """Against float64, with means of so many deviations; beyond LARGE_SHIFT a folded mean would cancel."""
+    torch.manual_seed(0)
+    project = Projection(50, 8)
+    deviation = torch.rand(50) + 0.5
+    mean = ratio * deviation
+    project.standardise_by(mean, deviation)
+    rows = (mean + deviation * torch.randn(20, 50)).requires_grad_()
+    expected = torch.nn.functional.linear(
+        (rows.double() - mean.double()) / deviation.double(), project.weight.double(), project.bias.double()
+    )
+    found = project(rows)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-3)
+    ours, theirs = (torch.autograd.grad(out.sum(), project.weight, retain_graph=True)[0] for out in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-3 * max(1.0, ratio / LARGE_SHIFT))
+
+
+def test_a_loaded_projection_is_standardised_as_the_saved_one():
+    project, other = Projection(5, 3), Projection(5, 3)
+    project.standardise_by(torch.rand(5), 1 + torch.rand(5))
+    other.load_state_dict(project.state_dict())
+    rows = torch.randn(4, 5)
+    torch.testing.assert_close(other(rows), project(rows), rtol=0, atol=0)
+
+
+# ---- the order of modalities, and the small baselines ----------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_the_order_of_modalities_changes_nothing():
+    """With the head's columns in the order of the branches."""
+    model = small().eval()
+    inputs = batch_of([0, 2], 3, sound=[3, 1, 0])
+    other = small().eval()
+    other.load_state_dict(model.state_dict())
+    other.branches = torch.nn.ModuleDict({name: other.branches[name] for name in reversed([*other.branches])})
+    face, sound = (model.branch(name).width for name in ("face", "sound"))
+    other.head[0].weight.copy_(torch.cat(model.head[0].weight.split([face, sound], dim=1)[::-1], dim=1))
+    torch.testing.assert_close(other(inputs), model(inputs), rtol=1e-6, atol=1e-6)
+    joint = small(kind="transformer").eval()
+    expected = joint(inputs)
+    joint.tokens = torch.nn.ModuleDict({name: joint.tokens[name] for name in reversed([*joint.tokens])})
+    torch.testing.assert_close(joint(inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_linear_and_mlp_are_what_their_names_say():
+    for kind in ("linear", "mlp"):
+        config = FusionConfig.model_validate({
+            "modalities": {"face": {"kind": "frame", "instance": "swin", "array": "feature"}},
+            "model": {"kind": kind, "head": 8},
+        })
+        model = FusionModel({"face": 6}, config).eval()
+        rows = torch.randn(4, 6)
+        project = model.projection("face")
+        hidden = rows @ project.weight.T + project.bias
+        expected = hidden if kind == "linear" else model.head[2](hidden.clamp(min=0))
+        torch.testing.assert_close(model({"face": sequences([rows], "frame")}), expected)
+        assert expected.shape == (4, 12)

@@ -1,6 +1,5 @@
 """Fitting: it learns, it repeats itself, it goes on after any interruption, it refuses what it should."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from extract.au import AUS
 from extract.devices import pick_device
 from extract.errors import CorruptError, MachineError, StaleError, StoreError, UsageError
 from extract.store import Store
-from fusion import training
-from fusion.config import FusionConfig, TrainingConfig
+from fusion import stepping, training
+from fusion.config import FusionConfig
 from fusion.device import arithmetic
 from fusion.model import FusionModel
 from fusion.runs import Run
-from fusion.training import best_epoch, epoch_batches, fit
+from fusion.stepping import train_step
+from fusion.tasks import Objective, tasks_of
+from fusion.training import fit
 from tests.fusion_stores import add_clip, add_instance, planted_store, remove_instance
 
 SWIN = {"kind": "frame", "instance": "swin", "array": "feature", "project": 32}
@@ -71,18 +73,19 @@ def test_four_clips_are_overfitted_with_the_default_settings(tmp_path):
 
 def test_the_clipped_step_follows_the_loss_downhill(store):
     """train_step returns the loss before its step; on one batch the loss falls."""
-    samples = training.load_samples(Store.open(store), ["a", "b"], small_config())
+    config = small_config(model={"dropout": 0, "modality_dropout": 0})
+    samples = training.load_samples(Store.open(store), ["a", "b"], config)
     torch.manual_seed(0)
-    model = FusionModel({"swin": 16, "hubert": 32}, small_config(model={"dropout": 0, "modality_dropout": 0}))
+    model = FusionModel({"swin": 16, "hubert": 32}, config)
     training.standardise(model, samples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch = samples.batch(np.arange(60))
-    loss = training.TwoPartLoss()
-    before = loss(model(batch.inputs, 60), batch.labels).item()
-    steps = [training.train_step(model, loss, batch, optimizer, 1.0).item() for _ in range(20)]
+    objective = Objective(tasks_of(config, AUS), config.loss, AUS)
+    before = objective(model(batch.inputs), batch.targets).item()
+    steps = [train_step(model, objective, batch, optimizer, config.training).item() for _ in range(20)]
     assert steps[0] == pytest.approx(before)
     assert steps[-1] < 0.7 * steps[0]
-    training.train_step(model, loss, batch, optimizer, 1e-3)
+    train_step(model, objective, batch, optimizer, config.training.model_copy(update={"clip_norm": 1e-3}))
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in model.parameters()]))
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
@@ -93,61 +96,51 @@ def test_inputs_are_standardised_by_the_training_split(store):
     opened = Store.open(store)
     for name, split in (("train", "ab"), ("val", "c")):
         rows = np.concatenate([opened.read(clip, "swin", "feature").values for clip in split]).astype(np.float64)
-        mean, scale = state["branches.swin.mean"].numpy(), state["branches.swin.scale"].numpy()
+        mean, scale = (state[f"branches.swin.project.{what}"].numpy() for what in ("mean", "scale"))
         assert np.allclose(mean, rows.mean(axis=0), rtol=1e-6) == (name == "train")
         assert np.allclose(scale, 1 / rows.std(axis=0), rtol=1e-5) == (name == "train")
 
 
+def test_without_standardise_features_enter_as_they_are(store):
+    fit(store, store.parent / "run", small_config(max_epochs=1, model={"standardise": False}))
+    state = tensors(store.parent / "run")
+    assert (state["branches.swin.project.mean"] == 0).all()
+    assert (state["branches.swin.project.scale"] == 1).all()
+
+
 def test_early_stopping_keeps_the_best_epoch(store, monkeypatch):
-    """Validation scores as planned, the real ones again once training is over."""
+    """Validation scores as planned."""
     planned, seen = [0.2, 0.5, 0.4, 0.5, 0.1, 0.9], []
-    real = training.evaluate_split
 
-    def score_as_planned(model, split, device, settings):
-        scores = real(model, split, device, settings)
-        if split.name != "val" or len(seen) == 5:
-            return scores
+    def score_as_planned(model, *_):
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
-        return dataclasses.replace(scores, f1=np.full(12, planned[len(seen) - 1]))
+        return {"val_loss": 1.0, "val_score": planned[len(seen) - 1], "val_au": planned[len(seen) - 1]}
 
-    monkeypatch.setattr(training, "evaluate_split", score_as_planned)
+    monkeypatch.setattr(training, "validate", score_as_planned)
     found = fit(store, store.parent / "run", small_config(max_epochs=9, patience=3))
     log = [json.loads(line) for line in (store.parent / "run" / "log.jsonl").read_text().splitlines()]
-    assert [entry["val_f1"] for entry in log] == pytest.approx([0.2, 0.5, 0.4, 0.5, 0.1])  # three no better than 0.5
+    assert [entry["val_au"] for entry in log] == pytest.approx([0.2, 0.5, 0.4, 0.5, 0.1])  # three no better than 0.5
     assert {evaluation.epoch for evaluation in found} == {2}
     assert_same_tensors(tensors(store.parent / "run"), seen[1])
 
 
-def test_best_epoch_is_the_first_of_the_best_or_the_last_without_val():
-    assert best_epoch([{"val_f1": value} for value in (0.1, 0.3, 0.3, 0.2)]) == 2
-    assert best_epoch([{"val_f1": None}] * 3) == 3
+def test_the_score_of_val_is_the_mean_f1_of_its_annotated_frames(store):
+    val, _ = fit(store, store.parent / "run", small_config())
+    log = [json.loads(line) for line in (store.parent / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[val.epoch - 1]["val_score"] == log[val.epoch - 1]["val_au"] == pytest.approx(val.scores.mean_f1)
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
+def test_the_learning_rate_rises_over_the_first_steps(store, monkeypatch):
+    rates = []
+    real = stepping.train_step
 
+    def noting(model, objective, batch, optimizer, *rest, **more):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return real(model, objective, batch, optimizer, *rest, **more)
 
-@pytest.mark.parametrize(("frames", "steps"), [(300, 10), (257, 1), (2, 1), (1000, 1), (256, 3)])
-def test_every_pass_of_an_epoch_sees_every_frame_once_in_even_batches(frames, steps):
-    settings = TrainingConfig(min_epoch_steps=steps)
-    batches = list(epoch_batches(frames, settings, epoch=1))
-    per_pass = -(-frames // 256)
-    passes = -(-steps // per_pass)
-    assert len(batches) == per_pass * passes
-    sizes = {len(batch) for batch in batches}
-    assert max(sizes) <= 256
-    assert max(sizes) - min(sizes) <= 1
-    counts = np.bincount(np.concatenate(batches), minlength=frames)
-    assert (counts == passes).all()
-
-
-def test_epochs_are_shuffled_differently_and_repeatably():
-    settings = TrainingConfig(seed=5, min_epoch_steps=2)
-    first, again, second = (np.concatenate(list(epoch_batches(100, settings, epoch))) for epoch in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert (first != second).any()
-    assert (first[:100] != first[100:]).any()
-    other = np.concatenate(list(epoch_batches(100, settings.model_copy(update={"seed": 6}), 1)))
-    assert (first != other).any()
+    monkeypatch.setattr(stepping, "train_step", noting)
+    fit(store, store.parent / "run", small_config(warmup_steps=6, lr=0.012, max_epochs=2))
+    assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.010, 0.012, 0.012, 0.012])
 
 
 # ---- the same again, and going on ------------------------------------------------------------------------------------
@@ -164,29 +157,36 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_random_state_al
     )
 
 
-@pytest.mark.parametrize("steps_done", [0, 4, 7])
-def test_a_resumed_run_equals_an_unbroken_one(store, monkeypatch, steps_done):
-    """Stopped after so many steps (4 an epoch): before the first epoch is over, between epochs, inside one."""
-    whole, broken = store.parent / "whole", store.parent / "broken"
-    expected = fit(store, whole, small_config())
-    real, done = training.train_step, []
+@pytest.mark.parametrize(("steps_done", "minutes"), [(0, 5.0), (4, 5.0), (7, 5.0), (2, 0.0), (7, 0.0)])
+def test_a_resumed_run_equals_an_unbroken_one(store, monkeypatch, steps_done, minutes):
+    """Stopped after so many steps (4 an epoch): before the first epoch is over, between epochs, inside one.
 
-    def interrupted(*arguments):
+    With a checkpoint after every step (0 minutes between them) no step is made twice.
+    """
+    whole, broken = store.parent / "whole", store.parent / "broken"
+    config = small_config(checkpoint_minutes=minutes)
+    expected = fit(store, whole, config)
+    real, done = stepping.train_step, []
+
+    def interrupted(*arguments, **more):
         if len(done) == steps_done:
             raise KeyboardInterrupt
         done.append(1)
-        return real(*arguments)
+        return real(*arguments, **more)
 
-    monkeypatch.setattr(training, "train_step", interrupted)
+    monkeypatch.setattr(stepping, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(store, broken, small_config())
+        fit(store, broken, config)
     assert not Run(broken).finished
-    monkeypatch.setattr(training, "train_step", real)
+    again = []
+    monkeypatch.setattr(stepping, "train_step", lambda *a, **more: (again.append(1), real(*a, **more))[1])
     torch.manual_seed(99)  # the state of the process that goes on must not matter
     found = fit(store, broken)
     assert_same_tensors(tensors(broken), tensors(whole))
     assert_same_tensors(tensors(broken, "checkpoint.pt"), tensors(whole, "checkpoint.pt"))
-    for name in ("log.jsonl", "config.yaml"):
+    epochs = json.loads((whole / "log.jsonl").read_text().splitlines()[-1])["epoch"]
+    assert len(again) == 4 * epochs - (steps_done if minutes == 0 else steps_done // 4 * 4)
+    for name in ("log.jsonl", "log.csv", "config.yaml", "scores/val.npz", "postprocess.json"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert [e.scores.as_json() for e in found] == [e.scores.as_json() for e in expected]
 
@@ -270,7 +270,7 @@ def test_damaged_and_foreign_files_are_refused(store):
     with pytest.raises(CorruptError, match=r"model\.pt: damaged \(bad checksum"):
         Run(run).model()
     torch.save({"schema": 99}, run / "model.pt")
-    with pytest.raises(StoreError, match="schema 99, this program knows 1"):
+    with pytest.raises(StoreError, match="schema 99, this program knows 2"):
         Run(run).model()
     with pytest.raises(UsageError, match=r"nowhere: no such folder; known: .*/run"):
         Run(store.parent / "nowhere").model()
@@ -287,7 +287,8 @@ def test_the_run_holds_what_is_needed_to_repeat_it(store):
     config = small_config(max_epochs=1)
     fit(store, run, config)
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "checkpoint.pt", "model.pt", "log.jsonl", "metrics.json"
+        "config.yaml", "checkpoint.pt", "model.pt", "log.jsonl", "log.csv", "metrics.json", "postprocess.json",
+        "scores", "events",
     }  # fmt: skip
     assert Run(run).config() == config
     fitted = Run(run).model()
@@ -337,10 +338,25 @@ def test_skip_failed_is_reported(store):
     assert (train.clips, train.frames) == (1, 30)
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(store, monkeypatch):
-    monkeypatch.setattr(training, "train_step", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(UsageError, match=r"epoch 1: the loss is nan; lower fusion\.training\.lr \(0\.001\)"):
-        fit(store, store.parent / "run", small_config())
+def test_a_loss_that_is_not_finite_stops_and_names_its_batch(store, monkeypatch):
+    """The second step of the second epoch; the checkpoint of the first is kept and can be evaluated."""
+    real, done = stepping.train_step, []
+
+    def poisoned(*arguments, **more):
+        done.append(1)
+        loss = real(*arguments, **more)
+        return loss * float("nan") if len(done) == 6 else loss
+
+    monkeypatch.setattr(stepping, "train_step", poisoned)
+    run = store.parent / "run"
+    message = (
+        r"epoch 2, step 2: the loss is nan\. Its 15 frames are of clips a, b; the checkpoint before it is kept in "
+        r".*run\. Lower fusion\.training\.lr \(0\.001\), and name another folder"
+    )
+    with pytest.raises(UsageError, match=message):
+        fit(store, run, small_config(batch=16))
+    assert len(Run(run).checkpoint()["history"]) == 1
+    assert Run(run).model().epoch == 1
 
 
 def test_a_full_disk_is_the_machines_trouble(store, monkeypatch):

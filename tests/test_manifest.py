@@ -52,7 +52,7 @@ def test_every_field(write, tmp_path):
           fps: 29.97
           audio: sound/a b.wav
           transcript: words/a.srt
-          labels: {au: labels/a.txt, expr: labels/e.txt}
+          labels: {au: labels/a.txt, expr: labels/e.txt, va: labels/v.txt, intensity: labels/i.csv}
           subject: S1
           source_video: 10-60-1280x720
           split: val
@@ -72,7 +72,12 @@ def test_every_field(write, tmp_path):
         "fps": 29.97,
         "audio": tmp_path / "sound/a b.wav",
         "transcript": tmp_path / "words/a.srt",
-        "labels": {"au": tmp_path / "labels/a.txt", "expr": tmp_path / "labels/e.txt"},
+        "labels": {
+            "au": tmp_path / "labels/a.txt",
+            "expr": tmp_path / "labels/e.txt",
+            "va": tmp_path / "labels/v.txt",
+            "intensity": tmp_path / "labels/i.csv",
+        },
         "subject": "S1",
         "source_video": "10-60-1280x720",
         "split": "val",
@@ -164,7 +169,7 @@ BAD_LINES = {
     "zero character": (r'audio: "a\0b"', r"audio is 'a\x00b'; expected text without a zero character"),
     "empty path": ("audio: ''", "audio is empty; expected a path"),
     "empty subject": ("subject: ' '", "subject is empty; give a name"),
-    "text for labels": ("labels: a.csv", "labels is 'a.csv'; expected a mapping of au, expr"),
+    "text for labels": ("labels: a.csv", "labels is 'a.csv'; expected a mapping of au, expr, va, intensity"),
     "unknown label": ("labels: {aus: a.csv}", "labels has an unknown key `aus`; did you mean `au`?"),
     "empty label": ("labels: {au: ''}", "labels.au is empty"),
     "text for number": ("start_s: soon", "start_s is 'soon'; expected a number of seconds"),

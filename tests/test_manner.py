@@ -63,8 +63,10 @@ def test_fusion_has_q_v_and_json_everywhere():
     found = defaultdict(set)
     for command, option in options("fusion"):
         found[command] |= set(option.opts)
-    computing = {"fusion fit", "fusion evaluate", "fusion predict", "fusion submit"}
-    assert found.keys() == computing | {"fusion export"}
+    computing = {
+        f"fusion {name}" for name in ("fit", "evaluate", "predict", "submit", "ablate", "crossval", "ensemble")
+    }
+    assert found.keys() == computing | {"fusion export", "fusion tune", "fusion correlate"}
     for command, names in found.items():
         assert {"-q", "-v", "--json", *(["--device"] if command in computing else [])} <= names
 

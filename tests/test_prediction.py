@@ -24,10 +24,10 @@ from extract.running.recipes import prepare
 from extract.running.report import Progress
 from extract.stages.swin import Swin
 from extract.store import Store
-from fusion.cli import app, render
+from fusion.cli import app
 from fusion.config import load_fusion_config
-from fusion.data import load_samples
-from fusion.evaluation import predict_logits
+from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.prediction import _rebuilt
 from fusion.runs import FittedModel, Run
 from tests.media_files import pictures, tone, write_clip
@@ -106,7 +106,7 @@ def test_times_are_ffprobes_and_numbers_are_the_stores(fitted, media_dir, golden
         pytest.skip("these golden values hold no times")
     shutil.copy(media_dir / name, tmp_path)
     (tmp_path / name).with_suffix(".csv").write_text(WORDS)
-    found = fusion.predict([tmp_path / name], fitted / "run", output=tmp_path / "out")
+    found = fusion.predict([tmp_path / name], fitted / "run", output=tmp_path / "out", raw=True)
     assert (found.exit_code, found.failed) == (0, {})
     columns = table(tmp_path / "out" / f"{Path(name).stem}.csv")
     aus = [f"AU{au:02d}" for au in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)]
@@ -121,14 +121,14 @@ def test_times_are_ffprobes_and_numbers_are_the_stores(fitted, media_dir, golden
     clip = Clip(id="same", video=tmp_path / name, transcript=(tmp_path / name).with_suffix(".csv"))
     extract.run([clip], tmp_path / "store.zarr", str(fitted / "config.yaml"))
     model = Run(fitted / "run").model()
-    samples = load_samples(Store.open(tmp_path / "store.zarr"), ["same"], model.config, labelled=False)
-    logits = predict_logits(model.model, samples, next(model.model.parameters()).device)
+    samples = load_samples(Store.open(tmp_path / "store.zarr"), ["same"], model.config, frames="all", labelled=False)
+    logits = predict_outputs(model.model, samples, next(model.model.parameters()).device)
     probabilities = np.array([columns[f"{au}_p"] for au in aus], dtype=float).T
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits.astype(float))), rtol=0, atol=1e-6)
     assert ((logits >= 0) == np.array([columns[au] for au in aus], dtype=int).T).all()
     for modality in MODALITIES:
-        ranges = samples.ranges[modality]
-        assert [int(text) for text in columns[modality]] == (ranges[:, 0] < ranges[:, 1]).astype(int).tolist()
+        present = samples.windows[modality].lengths > 0
+        assert [int(text) for text in columns[modality]] == present.astype(int).tolist()
 
 
 def test_facts_say_what_the_numbers_are(fitted, media_dir, tmp_path):
@@ -172,7 +172,7 @@ def test_fit_knows_drawn_clips(fitted, tmp_path):
     config = load_fusion_config(str(fitted / "config.yaml"), leave_out)
     (evaluation,) = fusion.fit(tmp_path / "store.zarr", tmp_path / "run", config)
     assert (evaluation.drawn, evaluation.clips, Run(tmp_path / "run").model().drawn) == (1, 2, 1)
-    assert "synthetic: 1 of 2 clips are drawn by a program" in render(evaluation)
+    assert "synthetic: 1 of 2 clips are drawn by a program" in evaluation.text()
 
 
 def test_predicting_again_computes_nothing(fitted, tmp_path, cache):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from extract.au import AUS
 from extract.errors import StaleError
 from extract.inputs.manifest import Labels
 from tests.bench import FRAMES, Stop, stop_after
@@ -107,6 +108,47 @@ def test_nothing_of_the_config_is_left_out_of_the_recipe(bench):
     bench.run("colour")
     fields = Colour.config_type.model_fields
     assert set(bench.record("a", "colour").recipe["config"]) == set(fields)
+
+
+def test_what_came_later_is_left_out_of_the_recipe_while_it_is_as_it_was(bench, tmp_path):
+    """Stores made before `aus` and `also` stay up to date, and so does what does not use them."""
+    labels = tmp_path / "a.csv"
+    labels.write_text("AU1,AU2\n" + "1,0\n" * FRAMES)
+    bench.add("a", labels=Labels(au=labels))
+    bench.run("labels")
+    before = bench.record("a", "labels")
+    assert before.recipe["config"] == {"label_slack": 2}
+    assert before.aus == AUS
+    said = ("labels.aus=[1,2,4,6,7,10,12,15,23,24,25,26]", "labels.also=[]")
+    assert bench.run("labels", config=said).computed == 0
+    with pytest.raises(StaleError, match=r"aus: none -> \[2, 1\]"):
+        bench.run("labels", config=("labels.aus=[2,1]",))
+    assert bench.run("labels", config=("labels.aus=[2,1]", "labels.also=[intensity,va]"), overwrite=True).computed == 1
+    record = bench.record("a", "labels")
+    assert record.recipe["config"] == {"label_slack": 2, "aus": [2, 1], "also": ["va", "intensity"]}
+    assert record.aus == (2, 1)
+    assert bench.store.read("a", "labels", "au").values.tolist() == [[0, 1]] * FRAMES
+    assert bench.run("labels", config=("labels.aus=[2,1]", "labels.also=[va,intensity]")).computed == 0
+
+
+def test_a_label_file_that_is_not_asked_for_changes_nothing(bench, tmp_path):
+    """Nor does its edit; asked for, it is imported again without asking."""
+    au, va = tmp_path / "a.csv", tmp_path / "va.csv"
+    au.write_text("AU1,AU2\n" + "1,0\n" * FRAMES)
+    bench.add("a", labels=Labels(au=au))
+    bench.run("labels")
+    before, source = bench.files(), bench.record("a", "labels").source
+    va.write_text("valence,arousal\n" + "0.5,-0.5\n" * FRAMES)
+    bench.clips["a"] = bench.clips["a"].model_copy(update={"labels": Labels(au=au, va=va)})
+    assert bench.run("labels").computed == 0
+    assert (bench.files(), bench.record("a", "labels").source) == (before, source)
+    asked = ("labels.also=[va]",)
+    bench.run("labels", config=asked, overwrite=True)
+    assert bench.record("a", "labels").source.keys() == source.keys() | {"labels.va"}
+    assert bench.store.read("a", "labels", "va").values.tolist() == [[0.5, -0.5]] * FRAMES
+    va.write_text("valence,arousal\n" + "-5,1\n" * FRAMES)
+    assert bench.run("labels", config=asked).computed == 1
+    assert bench.store.read("a", "labels", "va").values.tolist() == [[-5, 1]] * FRAMES
 
 
 def test_overwrite_without_the_video_loses_nothing(bench):

@@ -233,3 +233,45 @@ def test_a_small_share_still_gets_somebody():
 def test_what_cannot_be_assigned_is_refused(members, given, shares, message):
     with pytest.raises(UsageError, match=message):
         assign(members, given, val=shares[0], test=shares[1], seed=0)
+
+
+# -- balanced folds ---------------------------------------------------------------------------------------------------
+
+
+def spread(parts, amounts):
+    """Largest relative distance of a fold's amount from its even share, over folds and amounts."""
+    sums = [[sum(column) for column in zip(*(amounts[clip] for clip in part), strict=True)] for part in parts]
+    totals = [sum(column) for column in zip(*sums, strict=True)]
+    return max(
+        abs(amount * len(parts) / total - 1) for row in sums for amount, total in zip(row, totals, strict=True) if total
+    )
+
+
+def test_folds_balance_frames_and_rare_positives():
+    """The one AU that occurs in five recordings only is in every fold, and so are the long recordings."""
+    members = people(40)
+    chance = random.Random(3)
+    amounts = {f"c{i}": (chance.randint(500, 3000), chance.randint(100, 400), 50 if i < 5 else 0) for i in range(40)}
+    found = folds(members, 5, 0, amounts)
+    assert [sum(amounts[clip][2] for clip in fold) for fold in found] == [50] * 5
+    assert spread(found, amounts) < 0.1
+    assert spread(folds(members, 5, 0), amounts) > 0.5
+
+
+def test_folds_put_every_group_where_the_squares_grow_least():
+    """By hand: shares .5, .3, .1, .1 into two folds make .5 and .3 + .1 + .1."""
+    members = people(4)
+    amounts = {"c0": (50,), "c1": (30,), "c2": (10,), "c3": (10,)}
+    found = folds(members, 2, 0, amounts)
+    assert sorted(map(sorted, found)) == [["c0"], ["c1", "c2", "c3"]]
+
+
+def test_no_fold_is_empty_whatever_the_amounts():
+    members = people(5)
+    for amounts in ({f"c{i}": (0, 0) for i in range(5)}, {f"c{i}": (1000 if i == 0 else 0, 0) for i in range(5)}):
+        assert sorted(map(len, folds(members, 5, 1, amounts))) == [1] * 5
+
+
+def test_folds_need_amounts_of_every_clip_by_its_exact_name():
+    with pytest.raises(UsageError, match="no amounts to balance folds by are given for c1"):
+        folds(people(3), 2, 0, {"c0": (1,), "c10": (1,), "c2": (1,)})

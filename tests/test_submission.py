@@ -11,9 +11,9 @@ from extract.errors import UnfinishedError, UsageError
 from fusion.cli import app
 from fusion.clip_scores import joined
 from fusion.config import FusionConfig
-from fusion.data import load_samples
 from fusion.decisions import decide
-from fusion.evaluation import predict_logits
+from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.postprocess import FILE
 from fusion.prediction_tables import write
 from fusion.runs import Run
@@ -247,8 +247,8 @@ def test_a_run_on_a_split_without_labels(tmp_path):
     assert "24 rows of 2 videos, format abaw5" in result.stdout
     lines = (tmp_path / "out.txt").read_text().splitlines()[1:]
     model = Run(tmp_path / "run").model()
-    samples = load_samples(store, ["x_left", "x_right"], model.config, labelled=False)
-    logits = predict_logits(model.model, samples, next(model.model.parameters()).device)
+    samples = load_samples(store, ["x_left", "x_right"], model.config, frames="all", labelled=False)
+    logits = predict_outputs(model.model, samples, next(model.model.parameters()).device)
     assert lines == [
         f"{video}/{frame + 1:05d}.jpg,{','.join(str(int(value >= 0)) for value in logits[12 * k + frame])}"
         for k, video in enumerate(("x_left", "x_right"))

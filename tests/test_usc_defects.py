@@ -23,8 +23,8 @@ from extract.inputs.manifest import Clip, Labels
 from extract.stages.roberta import Roberta, RobertaConfig
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import load_samples
-from fusion.evaluation import predict_logits
+from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from tests.contract import context
 from tests.fusion_stores import add_clip, add_instance
@@ -57,7 +57,7 @@ def make_store(path: Path, clips: dict[str, tuple[np.ndarray, np.ndarray, int, f
 
 
 def heard(samples, i: int) -> list[int]:
-    start, stop = samples.ranges["sound"][i]
+    start, stop = samples.windows["sound"].ranges[i]
     return samples.tables["hubert", "feature"][start:stop, 0].int().tolist()
 
 
@@ -113,8 +113,8 @@ def test_5_a_frame_without_a_face_is_no_face_of_zeros(tmp_path):
     model = model_of(samples).eval()
     index = np.array([1])
     with torch.inference_mode():
-        missing = model.represent(samples.batch(index).inputs, 1)["face"][0]
-        shown = model.represent(zeros.batch(index).inputs, 1)["face"][0]
+        missing = model.represent(samples.batch(index).inputs)["face"][0]
+        shown = model.represent(zeros.batch(index).inputs)["face"][0]
     torch.testing.assert_close(missing, model.branch("face").missing, rtol=0, atol=0)
     assert (shown - missing).abs().max() > 0.1
 
@@ -128,12 +128,12 @@ def test_6_what_shares_a_batch_changes_nothing(tmp_path, batch_size):
     }
     store = make_store(tmp_path / "s", clips)
     samples = load_samples(store, ["long", "late"], CONFIG)
-    lengths = samples.ranges["sound"][:, 1] - samples.ranges["sound"][:, 0]
+    lengths = samples.windows["sound"].lengths
     assert (lengths.min(), lengths.max()) == (0, 200)
     model = model_of(samples)
-    together = predict_logits(model, samples, torch.device("cpu"), batch_size=batch_size)
+    together = predict_outputs(model, samples, torch.device("cpu"), batch_size=batch_size)
     with torch.inference_mode():
-        alone = [model(samples.batch(np.array([i])).inputs, 1)[0].numpy() for i in range(len(samples))]
+        alone = [model(samples.batch(np.array([i])).inputs)[0].numpy() for i in range(len(samples))]
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-6)
 
 

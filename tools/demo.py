@@ -24,7 +24,9 @@ import numpy as np
 import extract
 import fusion
 from extract.errors import AuFusionError
-from fusion.evaluation import Evaluation, interval, mean
+from fusion.assessment import Evaluation
+from fusion.scoring import mean
+from fusion.text_tables import span
 
 DEMO = Path("demo")
 BASELINES = {"zeros": "all zero", "ones": "all one", "prior": "prior"}
@@ -159,14 +161,14 @@ def in_one_line(found: Evaluation) -> str:
 def table(seeds: Sequence[int], found: Sequence[Evaluation]) -> str:
     """Mean F1 on held-out subjects per seed and over seeds, with what guessing reaches."""
     scores = [[one.scores.mean_f1, *(mean(one.scores.baselines[name]["f1"]) for name in BASELINES)] for one in found]
-    rows = list(zip(map(str, seeds), scores, (one.draws for one in found), strict=True))
-    if len(rows) > 1:  # the seeds' clips are independent, so draws may be averaged one by one
-        rows.append(("mean", np.mean(scores, axis=0).tolist(), np.mean([one.draws for one in found], axis=0)))
-    columns = ["F1", "95 % over clips", *BASELINES.values(), "margin"]
+    rows = [(str(seed), one, span(each.interval)) for seed, one, each in zip(seeds, scores, found, strict=True)]
+    if len(rows) > 1:
+        deviation = float(np.std([f1 for f1, *_ in scores], ddof=1))
+        rows.append(("mean", np.mean(scores, axis=0).tolist(), f"deviation {100 * deviation:.1f}"))
+    columns = ["F1", "95 % interval", *BASELINES.values(), "margin"]
     lines = [f"{'seed':<6}" + "".join(f"{column:>17}" for column in columns)]
-    for name, (f1, *guesses), draws in rows:
-        low, high = interval(draws)
-        cells = [f"{100 * f1:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+    for name, (f1, *guesses), doubt in rows:
+        cells = [f"{100 * f1:.1f}", doubt]
         cells += [f"{100 * guess:.1f}" for guess in (*guesses, f1 - max(guesses))]
         lines.append(f"{name:<6}" + "".join(f"{cell:>17}" for cell in cells))
     return "\n".join(lines)

@@ -5,6 +5,24 @@ import re
 AUS = (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26)
 """The twelve action units of Aff-Wild2 (ABAW), in the order of every table, array and file."""
 
+NOT_ANNOTATED = -1
+"""Where an AU, its intensity or an expression was not annotated."""
+
+AFFECT_NOT_ANNOTATED = -5.0
+"""Where valence or arousal was not annotated: -1 is one of their values (Aff-Wild2's own mark)."""
+
+LOWEST_INTENSITY = 0.0
+"""The least intensity of an AU; labels below it are not annotated."""
+
+HIGHEST_INTENSITY = 5
+"""FACS intensities: 0 (absent), 1 to 5 (A to E)."""
+
+LOWEST_AFFECT = -1.0
+"""The least valence or arousal; labels below it are not annotated."""
+
+NUM_EXPRESSIONS = 8
+"""Aff-Wild2: neutral, anger, disgust, fear, happiness, sadness, surprise, other."""
+
 _NAME = re.compile(r"au\s*0*([1-9][0-9]{0,3})", re.IGNORECASE)
 
 

@@ -72,18 +72,45 @@ def hold_out(members: Iterable[Member], share: float, seed: int) -> set[str]:
     return {clip for part in parts[:number] for clip in part}
 
 
-def folds(members: Iterable[Member], k: int, seed: int) -> list[set[str]]:
-    """Ids of ``k`` folds: every clip in one, no person in two, the numbers of clips as even as the groups allow.
+def folds(
+    members: Iterable[Member], k: int, seed: int, amounts: Mapping[str, Sequence[float]] | None = None
+) -> list[set[str]]:
+    """Ids of ``k`` folds: every clip in one, no person in two, all amounts as even as the groups allow.
+
+    Groups are placed one by one, the one that holds most of any amount first, each where the sum of squared shares
+    grows least; so a rare action unit counts as much as the number of frames.
+
+    Args:
+        amounts: clip -> what is to be even, at least 0 each, as in (frames, positives of AU01, of AU02, ...). None:
+            the numbers of clips.
 
     Raises:
-        UsageError: fewer groups than folds.
+        UsageError: fewer groups than folds, or a clip without amounts.
     """
-    parts = sorted(_shuffled(groups(members), seed), key=len, reverse=True)
+    members = list(members)
+    parts = _shuffled(groups(members), seed)
     if not 1 < k <= len(parts):
         raise UsageError(f"{len(parts)} groups of clips cannot make {k} folds; expected 2 to {len(parts)}")
+    of_clip = {member.id: (1.0,) for member in members} if amounts is None else amounts
+    lacking = sorted({member.id for member in members} - set(of_clip))
+    if lacking:
+        raise UsageError(f"no amounts to balance folds by are given for {_few(lacking)}")
+    totals = [sum(column) for column in zip(*(of_clip[member.id] for member in members), strict=True)]
+
+    def shares(part: tuple[str, ...]) -> list[float]:
+        sums = (sum(column) for column in zip(*(of_clip[clip] for clip in part), strict=True))
+        return [amount / total if total else 0.0 for amount, total in zip(sums, totals, strict=True)]
+
     found: list[set[str]] = [set() for _ in range(k)]
-    for part in parts:  # the largest first, each to the smallest fold
-        min(found, key=len).update(part)
+    filled = [[0.0] * len(totals) for _ in range(k)]
+    for share, part in sorted(((shares(part), part) for part in parts), key=lambda pair: -max(pair[0])):
+        growth = [
+            (sum(more * (more + 2 * there) for more, there in zip(share, fold, strict=True)), len(clips))
+            for fold, clips in zip(filled, found, strict=True)
+        ]
+        place = growth.index(min(growth))  # an empty fold grows least, so none stays empty
+        found[place].update(part)
+        filled[place] = [more + there for more, there in zip(share, filled[place], strict=True)]
     return found
 
 

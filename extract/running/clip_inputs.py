@@ -94,7 +94,7 @@ class ClipInputs:
             is_text = values.dtype.kind in "OTU"
             inputs[declared] = values.tolist() if is_text else torch.from_numpy(values)
         for part in instance.stage.parts:
-            for name, value in read_part(self._clip, part).items():
+            for name, value in read_part(self._clip, part, instance.stage.aus).items():
                 inputs[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         return inputs
 

@@ -73,7 +73,7 @@ def _recipe(
     instance: Instance, weights_sha256: str | None, precision: str, prepared: Mapping[str, Prepared]
 ) -> dict[str, Any]:
     stage = instance.stage
-    config = stage.config.model_dump(mode="json")
+    config = stage.config.of_recipe()
     if config.get("weights") not in stage.weightless:
         config.pop("weights", None)  # the file's content counts, not the name or path it goes by
     recipe: dict[str, Any] = {"stage": stage.name, "version": stage.version, "config": config}

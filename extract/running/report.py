@@ -22,8 +22,11 @@ WARNINGS = {
     "audio_overlap_s": "{} s of overlapping sound left out",
     "clipped_samples": "samples beyond full scale, clipped: {}",
     "au_rows": "{} rows of AU labels for {rows} frames, within label_slack",
-    "left_out_aus": "columns of the label file that are none of the twelve AUs are left out: {}",
+    "left_out_aus": "columns of the label file that are none of `labels.aus` (default: the twelve) are left out: {}",
     "expr_rows": "{} rows of expression labels for {rows} frames, within label_slack",
+    "va_rows": "{} rows of valence and arousal for {rows} frames, within label_slack",
+    "intensity_rows": "{} rows of AU intensities for {rows} frames, within label_slack",
+    "not_imported": "label files that the manifest names, but not the config (`labels.also: [va, intensity]`): {}",
 }
 """Notes of a record that a run tells of; the others are facts that need no eye."""
 

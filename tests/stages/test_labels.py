@@ -1,7 +1,9 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
 from extract.errors import ClipError
+from extract.running.report import WARNINGS
 from extract.stages.labels import Labels, LabelsConfig
 from tests.contract import ClipContract, ClipInputs
 
@@ -15,7 +17,15 @@ def expr(num_rows, seed=0):
 
 
 def clip(num_frames, au=None, expr=None):
-    return {"frames.pts_s": torch.arange(num_frames) / 25, "labels.au": au, "labels.expr": expr, "labels.left_out": ()}
+    named = tuple(kind for kind, rows in (("au", au), ("expr", expr)) if rows is not None)
+    return {
+        "frames.pts_s": torch.arange(num_frames) / 25,
+        "labels.au": au,
+        "labels.au_left_out": (),
+        "labels.au_listed": False,
+        "labels.expr": expr,
+        "labels.named": named,
+    }
 
 
 def run(*args, **config):
@@ -78,3 +88,91 @@ def test_no_file_is_empty():
     result = run(5)
     assert result.empty == "no_labels"
     assert result.arrays == {}
+
+
+def full(num_frames, seed=0, *, listed=False, rows=None, **without):
+    """Every kind: of nine action units, valence and arousal, intensities."""
+    num_rows = num_frames if rows is None else rows
+    generator = torch.Generator().manual_seed(seed)
+    given = clip(num_frames, au(num_rows, seed)[:, :9], expr(num_rows, seed))
+    va = 2 * torch.rand(num_rows, 2, generator=generator) - 1
+    intensity = torch.randint(-1, 6, (num_rows, 9), generator=generator, dtype=torch.int8)
+    table = {"labels.intensity": intensity, "labels.intensity_left_out": (), "labels.intensity_listed": listed}
+    named = ("au", "expr", "va", "intensity")
+    return {**given, "labels.va": va, **table, "labels.au_listed": listed, "labels.named": named, **without}
+
+
+NINE = LabelsConfig(aus=(1, 2, 4, 5, 6, 9, 12, 15, 17), also=("intensity", "va"))
+
+
+class TestFurtherLabels(ClipContract):
+    def stage(self):
+        return Labels(NINE)
+
+    def clips(self):
+        return [
+            ClipInputs(full(9), num_frames=9),
+            ClipInputs(full(30, rows=29), num_frames=30),
+            ClipInputs(full(4, **dict.fromkeys(["labels.au", "labels.expr", "labels.va", "labels.intensity"])), 4),
+            ClipInputs(full(12, **{"labels.va": None}), num_frames=12),
+            ClipInputs(full(9, seed=1), num_frames=9),
+        ]
+
+
+def test_what_there_is_depends_on_the_config():
+    assert [output.name for output in Labels(LabelsConfig()).outputs] == ["au", "expr"]
+    assert Labels(LabelsConfig()).parts == ("labels",)
+    assert [(output.name, output.sizes) for output in Labels(NINE).outputs] == [
+        ("au", (9,)),
+        ("expr", ()),
+        ("va", (2,)),
+        ("intensity", (9,)),
+    ]
+    assert Labels(NINE).parts == ("labels", "labels.va", "labels.intensity")
+
+
+def test_further_kinds_are_taken_as_they_are_and_filled_with_their_own_mark():
+    inputs = full(20, rows=19)
+    result = Labels(NINE).compute(inputs)
+    assert torch.equal(result.arrays["va"][:19], inputs["labels.va"])
+    assert result.arrays["va"][19:].tolist() == [[-5, -5]]
+    assert torch.equal(result.arrays["intensity"][:19], inputs["labels.intensity"])
+    assert result.arrays["intensity"][19:].tolist() == [[-1] * 9]
+    assert result.notes == {"au_rows": 19, "expr_rows": 19, "va_rows": 19, "intensity_rows": 19, "frames": 20}
+    alone = Labels(NINE).compute(full(5, **dict.fromkeys(["labels.au", "labels.expr", "labels.intensity"])))
+    assert (alone.arrays["au"] == -1).all()
+    assert alone.empty is None
+    assert (Labels(NINE).compute(full(5, **{"labels.va": None})).arrays["va"] == -5).all()
+    with pytest.raises(ClipError, match="16 label rows for 20 frames"):
+        Labels(NINE).compute(full(20, **{"labels.va": torch.zeros(16, 2)}))
+
+
+def test_a_list_of_frames_may_end_early_but_not_beyond_the_clip():
+    inputs = full(75, rows=30, listed=True, **{"labels.expr": None, "labels.va": None})
+    result = Labels(NINE).compute(inputs)
+    assert torch.equal(result.arrays["au"][:30], inputs["labels.au"])
+    assert (result.arrays["au"][30:] == -1).all()
+    assert (result.arrays["intensity"][30:] == -1).all()
+    assert result.notes == {}
+    beyond = full(75, rows=78, listed=True, **{"labels.expr": None, "labels.va": None})
+    with pytest.raises(ClipError, match="78 label rows for 75 frames"):
+        Labels(NINE).compute(beyond)
+
+
+def test_files_that_the_config_does_not_name_are_told_of():
+    named = {"labels.named": ("au", "va", "intensity")}
+    assert Labels(LabelsConfig()).compute({**clip(5, au(5)), **named}).notes == {"not_imported": "va, intensity"}
+    nothing = Labels(LabelsConfig()).compute({**clip(5), **named})
+    assert (nothing.empty, nothing.notes) == ("no_labels", {"not_imported": "va, intensity"})
+    assert "not_imported" in WARNINGS
+
+
+@pytest.mark.parametrize("aus", [(), (1, 1), (0, 1), (10_000,)])
+def test_a_list_of_aus_that_is_none_is_refused(aus):
+    with pytest.raises(ValidationError, match="expected numbers of action units, each once"):
+        LabelsConfig(aus=aus)
+
+
+def test_a_kind_that_is_none_is_refused():
+    with pytest.raises(ValidationError, match="'va' or 'intensity'"):
+        LabelsConfig(also=("au",))

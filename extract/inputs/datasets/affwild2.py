@@ -1,7 +1,8 @@
 """Aff-Wild2 (Kollias and Zafeiriou, ABAW challenges) as it is distributed, to manifest entries.
 
 Looked for below the given folder, at any depth: the annotations of action units (``AU_Detection_Challenge`` or
-``AU_Set`` with ``Train_Set`` and ``Validation_Set``) and, if there are any, of expressions; the folder
+``AU_Set`` with ``Train_Set`` and ``Validation_Set``) and, if there are any, of expressions and of valence and arousal
+(``VA_Estimation_Challenge``, ``VA_Set``); the folder
 ``cropped_aligned`` with one folder of crops per annotated face; the movies; transcripts named like their movie, beside
 it or in a folder ``transcripts`` (``.srt``, else ``.vtt``, else Whisper's ``.json``, else ``.csv`` of words).
 
@@ -34,6 +35,7 @@ EXPR_FOLDERS = (
     "EXPR_Recognition",
     "EXPR_Set",
 )
+VA_FOLDERS = ("VA_Estimation_Challenge", "VA_Estimation", "VA_Set")
 SETS = TRAIN, VALIDATION = "Train_Set", "Validation_Set"
 CROPS = "cropped_aligned"
 """Also the beginning of a folder's name, for crops that come in several archives."""
@@ -108,7 +110,7 @@ def scan_affwild2(
                     crops=crops,
                     fps=fps if movie is None else None,
                     transcript=tree.transcript(bare),
-                    labels=Labels(au=path, expr=tree.expr.get(name)),
+                    labels=Labels(au=path, expr=tree.expr.get(name), va=tree.va.get(name)),
                     source_video=bare,
                     split="test" if official == VALIDATION else "train",
                     face=face,
@@ -156,6 +158,7 @@ class _Tree:
     au: dict[str, tuple[str, Path]] = field(default_factory=dict)
     """Face -> official set and annotation file."""
     expr: dict[str, Path] = field(default_factory=dict)
+    va: dict[str, Path] = field(default_factory=dict)
     crops: dict[str, Path] = field(default_factory=dict)
     movies: dict[str, Path] = field(default_factory=dict)
     words: dict[str, list[Path]] = field(default_factory=dict)
@@ -197,7 +200,7 @@ def _scan(root: Path) -> _Tree:
             # Do not descend into a million pictures; an archive unpacked into a folder of its own is one level deeper.
             folders[:] = [name for name in folders if name.startswith(CROPS)]
             continue
-        if here.name in SETS and here.parent.name in {*AU_FOLDERS, *EXPR_FOLDERS}:
+        if here.name in SETS and here.parent.name in {*AU_FOLDERS, *EXPR_FOLDERS, *VA_FOLDERS}:
             for name in sorted(names):
                 if name.endswith(".txt") and not name.startswith("."):
                     _annotation(tree, here / name)
@@ -214,14 +217,15 @@ def _scan(root: Path) -> _Tree:
 
 
 def _annotation(tree: _Tree, path: Path) -> None:
-    """One file of the official sets, of action units or expressions."""
+    """One file of the official sets, of action units, expressions, or valence and arousal."""
     official, face = path.parent.name, path.stem
-    of_expressions = path.parent.parent.name in EXPR_FOLDERS
-    known = tree.expr.get(face) if of_expressions else tree.au[face][1] if face in tree.au else None
+    further = {**dict.fromkeys(EXPR_FOLDERS, tree.expr), **dict.fromkeys(VA_FOLDERS, tree.va)}
+    into = further.get(path.parent.parent.name)
+    known = into.get(face) if into is not None else tree.au[face][1] if face in tree.au else None
     if known is not None:
         raise UsageError(f"{path} and {known}: two annotations of one face; name the folder of one year")
-    if of_expressions:
-        tree.expr[face] = path
+    if into is not None:
+        into[face] = path
     else:
         tree.au[face] = (official, path)
 
@@ -259,12 +263,23 @@ def _notes(tree: _Tree, clips: list[Clip]) -> tuple[str, ...]:
         "crops": [clip.id for clip in clips if clip.crops is None],
         "transcript": [clip.id for clip in clips if clip.transcript is None],
         "expression labels": [clip.id for clip in clips if clip.labels.expr is None],
+        "valence and arousal": [clip.id for clip in clips if clip.labels.va is None] if tree.va else [],
     }
     notes = [f"without {what}: {len(ids)} of {len(clips)} clips{_first(ids)}" for what, ids in lacking.items() if ids]
     if unused := sorted(set(tree.crops) - set(tree.au)):
         notes.append(f"crops of {len(unused)} faces without annotations{_first(unused)} are not used")
-    if other := sorted(set(tree.expr) - set(tree.au)):
-        notes.append(f"left out, no AU labels, only expressions: {len(other)}{_first(other)}")
+    if other := sorted({*tree.expr, *tree.va} - set(tree.au)):
+        notes.append(f"left out, no AU labels, only others: {len(other)}{_first(other)}")
+    for what, files in (("expressions", tree.expr), ("valence and arousal", tree.va)):
+        other = sorted(
+            face for face, path in files.items() if tree.au.get(face, (path.parent.name,))[0] != path.parent.name
+        )
+        if other:
+            notes.append(
+                f"{what} in another official set than the AUs, whose split counts: {len(other)}{_first(other)}"
+            )
+    if any(clip.labels.va is not None for clip in clips):
+        notes.append("valence and arousal are imported with `extract run --set 'labels.also=[va]'`")
     if tree.passed_over:
         notes.append(f"not used, another of the same name: {len(tree.passed_over)}{_first(tree.passed_over)}")
     sides = {official: {_bare(name)[0] for name, (of, _) in tree.au.items() if of == official} for official in SETS}

@@ -19,6 +19,10 @@ class Labels(BaseModel):
     """Action units; read by ``annotations.read_au``."""
     expr: Path | None = None
     """Expression; read by ``annotations.read_expr``."""
+    va: Path | None = None
+    """Valence and arousal; read by ``annotations.read_va`` where the config's ``labels.also`` names ``va``."""
+    intensity: Path | None = None
+    """Intensities of action units; read by ``annotations.read_intensity`` where ``labels.also`` names them."""
 
 
 class Clip(BaseModel):

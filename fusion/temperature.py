@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: temperature per AU, log loss, expected calibration error."""
+"""From logits to probabilities that mean what they say: the sigmoid, log loss, and a temperature per AU."""
 
 from typing import TypeAlias
 
@@ -7,8 +7,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 
-BINS = 15
-"""Of the calibration error, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
 """Range that is searched. One outside it would mean logits that say nothing, or labels that the logits separate."""
 
@@ -30,25 +28,6 @@ def negative_log_likelihood(labels: ArrayLike, logits: ArrayLike) -> Floats:
     annotated = truth >= 0
     loss = np.where(annotated, np.logaddexp(0.0, np.where(truth == 1, -z, z)), 0.0)
     return _ratio(loss.sum(axis=0), annotated.sum(axis=0))
-
-
-def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> Floats:
-    """Expected calibration error of each AU, [A] in [0, 1]; NaN where nothing is annotated.
-
-    Frames fall into ``bins`` equal parts of [0, 1] by their probability; the error is the mean over frames of
-    |share of positives - mean probability| of their part.
-    """
-    truth, p = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    part = np.minimum((p * bins).astype(np.int64), bins - 1)
-    found = np.full(truth.shape[1], np.nan)
-    for au in range(truth.shape[1]):
-        annotated = truth[:, au] >= 0
-        if annotated.any():
-            excess = (truth[annotated, au] == 1) - p[annotated, au]
-            # Frames of a part times its gap are the sum of its excesses: no division by empty parts.
-            sums = np.bincount(part[annotated, au], weights=excess, minlength=bins)
-            found[au] = np.abs(sums).sum() / annotated.sum()
-    return found
 
 
 def best_temperatures(labels: ArrayLike, logits: ArrayLike) -> Floats:
