@@ -235,6 +235,19 @@ def test_epochs_are_shuffled_differently_and_repeatably():
     assert (first != order(1, other)).any()
 
 
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the next step but ``steps`` be interrupted."""
+    real, done = stepping.train_step, []
+
+    def interrupted(*arguments, **more):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(stepping, "train_step", interrupted)
+
+
 # ---- the same again, and going on ------------------------------------------------------------------------------------
 
 
@@ -258,15 +271,8 @@ def test_a_resumed_run_equals_an_unbroken_one(store, monkeypatch, steps_done, mi
     whole, broken = store.parent / "whole", store.parent / "broken"
     config = small_config(checkpoint_minutes=minutes)
     expected = fit(store, whole, config)
-    real, done = stepping.train_step, []
-
-    def interrupted(*arguments, **more):
-        if len(done) == steps_done:
-            raise KeyboardInterrupt
-        done.append(1)
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(stepping, "train_step", interrupted)
+    real = stepping.train_step
+    interrupt_after(monkeypatch, steps_done)
     with pytest.raises(KeyboardInterrupt):
         fit(store, broken, config)
     assert not Run(broken).finished
