@@ -121,6 +121,7 @@ def mixed_store(path: Path, clips: Mapping[str, str], *, num_frames: int = 40, s
         add_instance(store, clip, "labels", {"au": random.integers(-1, 2, (num_frames, 12)).astype(np.int8)})
         for instance, array, size in (("swin", "feature", 6), ("ghfeat", "code", 5)):
             valid = random.random(num_frames) > 0.2
+            valid[8:30] &= number != 1  # a hole that is wider than any window
             values = random.standard_normal((num_frames, size)).astype(np.float16) + 2
             add_instance(store, clip, instance, {array: values * valid[:, None], "valid": valid})
         if number == len(clips) - 1:
