@@ -73,7 +73,7 @@ class BiGRU(nn.Module):
         del times
         # The recurrence stays in float32 under autocast: its errors add up over hundreds of steps.
         with torch.autocast(rows.device.type, enabled=False):
-            rows = rows.float()
+            rows = rows.to(cast(Tensor, self.layers[0].weight_ih_l0).dtype)
             if short is None:
                 return self._ending_early(rows, lengths)
             filled = self._filling(rows)
@@ -151,11 +151,11 @@ class AttentionPooling(nn.Module):
         if times is None:
             raise ValueError("attention pooling needs the relative times of its rows")
         length, batch, _ = rows.shape
-        timed = rows + self.time(time_features(times))
+        timed = rows + self.time(time_features(times).to(rows.dtype))
         key = self.key(timed).view(length, batch, self.heads, -1)
         value = self.value(timed).view(length, batch, self.heads, -1)
         scores = (key * self.query).sum(-1) * key.shape[-1] ** -0.5  # [L, B, heads]
-        weights = masked(scores, lengths, float("-inf")).float().softmax(dim=0).nan_to_num()
+        weights = masked(scores, lengths, float("-inf")).softmax(dim=0).nan_to_num()
         pooled: Tensor = (weights[..., None] * value).sum(0).flatten(1)  # [B, width]
         return pooled
 

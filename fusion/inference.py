@@ -67,8 +67,8 @@ def _groups(clip: Ints) -> Iterator[slice]:
 
 
 def _sequences(samples: Samples) -> list[str]:
-    """Modalities whose windows share rows."""
-    return [name for name, windows in samples.windows.items() if windows.longest > 1]
+    """Modalities whose windows share rows, or have none: a table without rows need not know their size."""
+    return [name for name, windows in samples.windows.items() if windows.longest != 1]
 
 
 class _Projected:

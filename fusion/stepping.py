@@ -143,7 +143,7 @@ class TrainStep:
             raise RuntimeError("this step is not captured")
         static = empty_like(batch, self.device)
         copy_batch(batch, static)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device)  # float32, as of every loss of a network in 32 or 16 bits
 
         def work() -> None:
             found = train_step(self.model, self.objective, static, self.optimizer, self.settings, waits=False)
@@ -182,7 +182,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch_device(batch).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         outputs = model(batch.inputs)
-    loss: Tensor = objective(outputs.float(), batch.targets)
+    loss: Tensor = objective(outputs, batch.targets)  # which widens 16 bits
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm, foreach=None if waits else True)
     optimizer.step()
