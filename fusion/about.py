@@ -41,8 +41,8 @@ class About:
     def of(cls, scores: FrameScores, leak: str | None = None) -> "About":
         """Read from the scores and their facts.
 
-        The facts are ``run``, ``features``, ``split``, ``epoch``, ``untrained`` (instances), ``drawn`` (a number
-        of clips), ``left_out`` (clip -> why) and ``warnings`` (sentences). What is absent counts as nothing.
+        The facts are ``run``, ``features``, ``split``, ``epoch``, ``untrained`` (a list of instances), ``drawn`` (a
+        number of clips), ``left_out`` (clip -> why) and ``warnings`` (sentences). What is absent counts as nothing.
 
         Raises:
             UsageError: no frame has a label of any task.

@@ -66,6 +66,8 @@ class Rows:
     times: Tensor | None = None
     """[L, B] float32: seconds between each row and its sample's frame, where an encoder reads them; tokens, which have
     no time of their own, are spread evenly over [-1, 1]."""
+    short: Tensor | None = None
+    """[n] int64: the columns that may be shorter than L; all others fill the rectangle. None: any may be short."""
     projected: bool = False
     """Whether ``values`` have gone through the projection already."""
 
@@ -77,6 +79,7 @@ class Rows:
             lengths=self.lengths.to(device, non_blocking=True),
             place=None if self.place is None else self.place.to(device, non_blocking=True),
             times=None if self.times is None else self.times.to(device, non_blocking=True),
+            short=None if self.short is None else self.short.to(device, non_blocking=True),
         )
 
 
@@ -183,7 +186,12 @@ class Samples:
             once, inverse = np.unique(on_host.numpy(), return_inverse=True)
             wanted, place = (sent(torch.from_numpy(each.reshape(-1)), table.device) for each in (once, inverse))
         values = gather(table, wanted, pinned=self.pinned)
-        return Rows(values, lengths, (len(rows), len(index)), place, found_times)
+        return Rows(values, lengths, (len(rows), len(index)), place, found_times, self.short(name, index, len(rows)))
+
+    def short(self, name: str, index: Ints, length: int) -> Tensor | None:
+        """The columns of a rectangle of ``length`` rows for samples ``index`` that may be shorter (``Rows.short``)."""
+        columns = short_columns(self.windows[name].lengths[index], length)
+        return None if columns is None else sent(torch.from_numpy(columns), self.tables[self.sources[name]].device)
 
     def window_rows(self, name: str, index: Ints, at: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
         """The table rows of a modality's windows on a rectangle [L, B], and their lengths [B]; see ``Rows``.
@@ -228,6 +236,20 @@ class Samples:
             return torch.zeros(rows.shape, device=rows.device)
         found = self.placed(clock, rows.device)[rows] - self.placed(self.pts_s, rows.device)[at]
         return torch.where(lengths > 0, found, 0.0).float()
+
+
+FEW = 4
+"""Short columns are told apart if they are at most one in so many."""
+SHORT_STEP = 16
+
+
+def short_columns(lengths: Ints, length: int) -> Ints | None:
+    """The columns of ``lengths`` [B] that are shorter than ``length``, and a few others; None if most are short.
+
+    Their number is a multiple of 16, so that few different layouts occur.
+    """
+    count = -(-int((lengths < length).sum()) // SHORT_STEP) * SHORT_STEP
+    return np.argsort(lengths, kind="stable")[:count] if count * FEW <= len(lengths) else None
 
 
 class Placed:

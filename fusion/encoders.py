@@ -20,8 +20,12 @@ class Encoder(Protocol):
     width: int
     """Values per sample that it gives."""
 
-    def __call__(self, rows: Tensor, lengths: Tensor, times: Tensor | None) -> Tensor:
-        """Map ``rows`` [L, B, size], ``lengths`` [B] and ``times`` [L, B] (relative, in seconds) to [B, width]."""
+    def __call__(self, rows: Tensor, lengths: Tensor, times: Tensor | None, short: Tensor | None = None) -> Tensor:
+        """Map ``rows`` [L, B, size], ``lengths`` [B] and ``times`` [L, B] (relative, in seconds) to [B, width].
+
+        Args:
+            short: the columns that may be shorter than L; None: all of them.
+        """
         ...
 
 
@@ -42,7 +46,9 @@ def reads_times(kind: str) -> bool:
 class BiGRU(nn.Module):
     """Layers of GRUs that read each sequence in both directions (the paper's encoder).
 
-    Each direction has its own rectangle, in its own reading order, so that short sequences end early::
+    Sequences that fill the rectangle go through torch's bidirectional GRU: on a GPU both directions are one call of
+    cuDNN's kernel for small states. For shorter ones each direction has its own rectangle, in its own reading order,
+    so that they end early::
 
         forwards   a0 a1 a2       backwards  a2 a1 a0
                    b0  .  .                  b0  .  .
@@ -55,15 +61,40 @@ class BiGRU(nn.Module):
     def __init__(self, size: int, hidden: int, layers: int, dropout: float, readout: str) -> None:
         super().__init__()
         sizes = [size] + [2 * hidden] * (layers - 1)
-        self.forwards = nn.ModuleList(nn.GRU(width, hidden) for width in sizes)
-        self.backwards = nn.ModuleList(nn.GRU(width, hidden) for width in sizes)
+        self.layers = nn.ModuleList(nn.GRU(width, hidden, bidirectional=True) for width in sizes)
         self.dropout = nn.Dropout(dropout)
         self.readout = readout
         self.width = 2 * hidden
 
-    def forward(self, rows: Tensor, lengths: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(
+        self, rows: Tensor, lengths: Tensor, times: Tensor | None = None, short: Tensor | None = None
+    ) -> Tensor:
         """See ``Encoder``; the times are not read."""
         del times
+        # The recurrence stays in float32 under autocast: its errors add up over hundreds of steps.
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = rows.to(cast(Tensor, self.layers[0].weight_ih_l0).dtype)
+            if short is None:
+                return self._ending_early(rows, lengths)
+            filled = self._filling(rows)
+            if not len(short):
+                return filled
+            apart = self._ending_early(rows.index_select(1, short), lengths.index_select(0, short))
+            return filled.index_copy(0, short, apart)
+
+    def _filling(self, rows: Tensor) -> Tensor:
+        """[B, width] of ``rows`` [L, B, size], every sequence L long."""
+        hidden = self.width // 2
+        for number, layer in enumerate(self.layers):
+            rows = self.dropout(rows) if number else rows
+            if number == len(self.layers) - 1 and self.readout == "last_output":
+                # At the last step the backward direction has read that step only.
+                return torch.cat([one_way(layer, rows)[-1], one_way(layer, rows[-1:], backwards=True)[-1]], dim=1)
+            rows = layer(rows)[0]
+        return torch.cat([rows[-1, :, :hidden], rows[0, :, hidden:]], dim=1)
+
+    def _ending_early(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """[B, width] of ``rows`` [L, B, size], each direction in its own order."""
         length, batch, _ = rows.shape
         last = (lengths - 1).clamp(min=0)  # [B]
         # Place p of one order is place last - p of the other; below a sequence's end any row will do.
@@ -71,23 +102,26 @@ class BiGRU(nn.Module):
         column = torch.arange(batch, device=rows.device)
         turned = (turned * batch + column).flatten()  # [L * B], places of the flattened rectangle
         ends = last * batch + column  # [B]
-        # The recurrence stays in float32 under autocast: its errors add up over hundreds of steps.
-        with torch.autocast(rows.device.type, enabled=False):
-            rows = rows.float()
-            for layer, (forwards, backwards) in enumerate(zip(self.forwards, self.backwards, strict=True)):
-                if layer:
-                    rows = self.dropout(rows)
-                reversed_rows = _taken(rows, turned)
-                ahead = forwards(rows)[0]  # [L, B, hidden]
-                if layer == len(self.forwards) - 1:
-                    if self.readout == "last_output":
-                        # At the last step the backward direction has read that step only.
-                        back = backwards(reversed_rows[:1])[0][0]
-                    else:
-                        back = backwards(reversed_rows)[0].flatten(0, 1).index_select(0, ends)
-                    return torch.cat([ahead.flatten(0, 1).index_select(0, ends), back], dim=1)
-                rows = torch.cat([ahead, _taken(backwards(reversed_rows)[0], turned)], dim=2)
-        raise AssertionError("a BiGRU has at least one layer")
+        for layer in self.layers[:-1]:
+            both = one_way(layer, rows), _taken(one_way(layer, _taken(rows, turned), backwards=True), turned)
+            rows = self.dropout(torch.cat(both, dim=2))
+        layer = self.layers[-1]
+        ahead = one_way(layer, rows).flatten(0, 1).index_select(0, ends)
+        reversed_rows = _taken(rows, turned)
+        if self.readout == "last_output":
+            return torch.cat([ahead, one_way(layer, reversed_rows[:1], backwards=True)[0]], dim=1)
+        back = one_way(layer, reversed_rows, backwards=True).flatten(0, 1).index_select(0, ends)
+        return torch.cat([ahead, back], dim=1)
+
+
+def one_way(layer: nn.Module, rows: Tensor, *, backwards: bool = False) -> Tensor:
+    """The outputs [L, B, hidden] of one direction's weights of a bidirectional GRU, read from the first row to the
+    last."""
+    suffix = "l0_reverse" if backwards else "l0"
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = [cast(Tensor, getattr(layer, f"{name}_{suffix}")) for name in names]
+    start = rows.new_zeros(1, rows.shape[1], weights[1].shape[1])
+    return torch.gru(rows, start, weights, True, 1, 0.0, layer.training, False, False)[0]
 
 
 def _taken(rows: Tensor, places: Tensor) -> Tensor:
@@ -111,16 +145,17 @@ class AttentionPooling(nn.Module):
         self.query = nn.Parameter(torch.empty(heads, width // heads))
         nn.init.normal_(self.query, std=(width // heads) ** -0.5)
 
-    def forward(self, rows: Tensor, lengths: Tensor, times: Tensor | None) -> Tensor:
+    def forward(self, rows: Tensor, lengths: Tensor, times: Tensor | None, short: Tensor | None = None) -> Tensor:
         """See ``Encoder``."""
+        del short
         if times is None:
             raise ValueError("attention pooling needs the relative times of its rows")
         length, batch, _ = rows.shape
-        timed = rows + self.time(time_features(times))
+        timed = rows + self.time(time_features(times).to(rows.dtype))
         key = self.key(timed).view(length, batch, self.heads, -1)
         value = self.value(timed).view(length, batch, self.heads, -1)
         scores = (key * self.query).sum(-1) * key.shape[-1] ** -0.5  # [L, B, heads]
-        weights = masked(scores, lengths, float("-inf")).float().softmax(dim=0).nan_to_num()
+        weights = masked(scores, lengths, float("-inf")).softmax(dim=0).nan_to_num()
         pooled: Tensor = (weights[..., None] * value).sum(0).flatten(1)  # [B, width]
         return pooled
 
@@ -141,9 +176,11 @@ class TemporalConvolution(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.width = 2 * hidden
 
-    def forward(self, rows: Tensor, lengths: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(
+        self, rows: Tensor, lengths: Tensor, times: Tensor | None = None, short: Tensor | None = None
+    ) -> Tensor:
         """See ``Encoder``; the times are not read."""
-        del times
+        del times, short
         hidden = self.enter(rows)  # [L, B, hidden]
         for layer in self.layers:
             known = masked(hidden, lengths, 0.0).permute(1, 2, 0)  # [B, hidden, L]
@@ -171,6 +208,6 @@ def masked(rows: Tensor, lengths: Tensor, value: float) -> Tensor:
     return torch.where(inside[..., None], rows, value)
 
 
-def encode(encoder: nn.Module, rows: Tensor, lengths: Tensor, times: Tensor | None) -> Tensor:
-    """``encoder(rows, lengths, times)``, typed."""
-    return cast(Encoder, encoder)(rows, lengths, times)
+def encode(encoder: nn.Module, rows: Tensor, lengths: Tensor, times: Tensor | None, short: Tensor | None) -> Tensor:
+    """``encoder(rows, lengths, times, short)``, typed."""
+    return cast(Encoder, encoder)(rows, lengths, times, short)

@@ -67,8 +67,8 @@ def _groups(clip: Ints) -> Iterator[slice]:
 
 
 def _sequences(samples: Samples) -> list[str]:
-    """Modalities whose windows share rows."""
-    return [name for name, windows in samples.windows.items() if windows.longest > 1]
+    """Modalities whose windows share rows, or have none: a table without rows need not know their size."""
+    return [name for name, windows in samples.windows.items() if windows.longest != 1]
 
 
 class _Projected:
@@ -124,7 +124,8 @@ def _batch(
             values = projected.values.new_zeros(1, projected.values.shape[1])
             place = torch.zeros_like(rows).flatten()
         found_times = samples.times(name, rows, lengths, at) if times else None
-        inputs[name] = Rows(values, lengths, (len(rows), len(index)), place, found_times, projected=True)
+        short = samples.short(name, index, len(rows))
+        inputs[name] = Rows(values, lengths, (len(rows), len(index)), place, found_times, short, projected=True)
     return Batch(inputs, batch.targets, batch.size)
 
 

@@ -19,13 +19,16 @@ from fusion.encoders import TIMES, encode, make_encoder, masked, reads_times, ti
 
 LARGE_SHIFT = 1000.0
 """Means beyond so many deviations are subtracted from the rows instead of being folded into the projection."""
+LARGE_SHIFT_16_BITS = 4.0
+"""The same where products are of 16 bits, which round a row by up to 1/512 of itself: here 1/128 of a deviation."""
 
 
 class Projection(nn.Linear):
     """Linear(D, size) of standardised rows, with the standardisation folded into weight and bias.
 
     ``(x - mean) * scale`` is never computed row by row: ``W (x - m) s + b = (W s) x + (b - (W s) m)``. Where a mean is
-    more than ``LARGE_SHIFT`` deviations the two terms would cancel in float32, so rows are then shifted first.
+    more than ``LARGE_SHIFT`` deviations the two terms would cancel in float32 (under autocast in 16 bits: more than
+    ``LARGE_SHIFT_16_BITS``), so rows are then shifted first.
     """
 
     mean: Tensor
@@ -35,7 +38,7 @@ class Projection(nn.Linear):
         super().__init__(size, width)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self.standardised = False
+        self._look()
 
     def standardise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the training split's mean and standard deviation, [D] each; inputs then have mean 0 and deviation 1."""
@@ -45,7 +48,8 @@ class Projection(nn.Linear):
 
     def _look(self) -> None:
         self.standardised = bool((self.mean != 0).any() or (self.scale != 1).any())
-        self.shifts = bool(((self.mean * self.scale).abs() > LARGE_SHIFT).any())
+        self.shift = float((self.mean * self.scale).abs().max())
+        """Most deviations that a mean is away from 0."""
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -53,13 +57,20 @@ class Projection(nn.Linear):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[R, width] of ``rows`` [R, D], in the type of the store."""
-        rows = rows.to(self.weight.dtype)
+        in_16_bits = torch.is_autocast_enabled(rows.device.type)
         if not self.standardised:
-            return functional.linear(rows, self.weight, self.bias)
-        weight = self.weight * self.scale
-        if self.shifts:
-            return functional.linear(rows - self.mean, weight, self.bias)
-        return functional.linear(rows, weight, self.bias - weight.mv(self.mean))
+            return functional.linear(self._wide(rows), self.weight, self.bias)
+        with torch.autocast(rows.device.type, enabled=False):
+            weight, bias = self.weight * self.scale, cast(Tensor, self.bias)
+            if self.shift > (LARGE_SHIFT_16_BITS if in_16_bits else LARGE_SHIFT):
+                rows = rows.to(weight.dtype) - self.mean
+            else:
+                bias = bias - weight.mv(self.mean)
+        return functional.linear(self._wide(rows), weight, bias)
+
+    def _wide(self, rows: Tensor) -> Tensor:
+        """In the type of the weights; autocast makes its own type of any, in one pass."""
+        return rows if torch.is_autocast_enabled(rows.device.type) else rows.to(self.weight.dtype)
 
 
 def laid_out(rows: Rows, project: Projection) -> Tensor:
@@ -99,7 +110,7 @@ class Branch(nn.Module):
         if not rows.values.shape[1]:  # no clip has the modality
             return absent.expand(rows.shape[1], -1), absent
         projected = laid_out(rows, self.project)
-        return self._encoded(projected, rows.lengths, rows.times), absent
+        return self._encoded(projected, rows.lengths, rows.times, rows.short), absent
 
     def in_its_place(self) -> Tensor:
         """[width]: the learned vector, what a row of zeros becomes (the paper), or zeros."""
@@ -108,12 +119,12 @@ class Branch(nn.Module):
         weight = self.project.weight
         zeros = self.project(weight.new_zeros(1, self.project.in_features))
         one = torch.ones(1, dtype=torch.int64, device=weight.device)
-        return self._encoded(zeros[None], one, weight.new_zeros(1, 1))[0]
+        return self._encoded(zeros[None], one, weight.new_zeros(1, 1), None)[0]
 
-    def _encoded(self, projected: Tensor, lengths: Tensor, times: Tensor | None) -> Tensor:
+    def _encoded(self, projected: Tensor, lengths: Tensor, times: Tensor | None, short: Tensor | None) -> Tensor:
         if self.encode is None:
             return projected[0]
-        return encode(self.encode, projected, lengths, times)
+        return encode(self.encode, projected, lengths, times, short)
 
 
 class FusionModel(nn.Module):
@@ -199,7 +210,7 @@ class FusionModel(nn.Module):
                 projection = self.projection(name)
                 zeros = projection(zeros.new_zeros(1, projection.in_features)).expand(len(zeros), -1).contiguous()
             # A frame that lacks the modality has one row of zeros, too.
-            found[name] = replace(rows, values=zeros, lengths=rows.lengths.clamp(min=1))
+            found[name] = replace(rows, values=zeros, lengths=rows.lengths.clamp(min=1), short=None)
         return found
 
     def branch(self, name: str) -> Branch:
@@ -239,13 +250,13 @@ class Tokens(nn.Module):
         """[L, B, width + 1]: tokens, and 1 where there is one; a missing modality is a single token of its own."""
         if rows.times is None:
             raise ValueError("the transformer needs the relative times of its rows")
-        tokens = self.time(time_features(rows.times))  # [L, B, width]
+        tokens = self.time(time_features(rows.times).to(self.origin.dtype))  # [L, B, width]
         if rows.values.shape[1]:  # else no clip has the modality
             tokens = tokens + laid_out(rows, self.project)
         absent = self.missing
         if self.missing_is == "zero_input":
             absent = self.project(self.origin.new_zeros(1, self.project.in_features))[0]
-            absent = absent + self.time(time_features(rows.times.new_zeros(1)))[0]  # at the frame's own time
+            absent = absent + self.time(time_features(self.origin.new_zeros(1)))[0]  # at the frame's own time
         first = torch.arange(rows.shape[0], device=present.device)[:, None] == 0  # [L, 1]
         tokens = torch.where(present[:, None], tokens, absent.to(tokens.dtype)) + self.origin
         there = masked(torch.ones_like(tokens[..., :1]), rows.lengths, 0.0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.config import TrainingConfig
-from fusion.data import Batch, Rows, Samples
+from fusion.data import Batch, Samples
 from fusion.model import FusionModel
 from fusion.tasks import Objective
 
@@ -143,7 +143,7 @@ class TrainStep:
             raise RuntimeError("this step is not captured")
         static = empty_like(batch, self.device)
         copy_batch(batch, static)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device)  # float32, as of every loss of a network in 32 or 16 bits
 
         def work() -> None:
             found = train_step(self.model, self.objective, static, self.optimizer, self.settings, waits=False)
@@ -182,7 +182,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch_device(batch).type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         outputs = model(batch.inputs)
-    loss: Tensor = objective(outputs.float(), batch.targets)
+    loss: Tensor = objective(outputs, batch.targets)  # which widens 16 bits
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm, foreach=None if waits else True)
     optimizer.step()
@@ -242,7 +242,10 @@ def layout_of(batch: Batch) -> tuple[Any, ...]:
     """What must be equal for two batches to share a graph."""
     return (
         batch.size,
-        *((name, rows.shape, len(rows.values), rows.place is None) for name, rows in batch.inputs.items()),
+        *(
+            (name, rows.shape, len(rows.values), rows.place is None, None if rows.short is None else len(rows.short))
+            for name, rows in batch.inputs.items()
+        ),
     )
 
 
@@ -258,8 +261,13 @@ def empty_like(batch: Batch, device: torch.device) -> Batch:
         return None if tensor is None else torch.empty_like(tensor, device=device)
 
     inputs = {
-        name: Rows(
-            room(rows.values), room(rows.lengths), rows.shape, room(rows.place), room(rows.times), rows.projected
+        name: replace(
+            rows,
+            values=room(rows.values),
+            lengths=room(rows.lengths),
+            place=room(rows.place),
+            times=room(rows.times),
+            short=room(rows.short),
         )
         for name, rows in batch.inputs.items()
     }
@@ -275,6 +283,7 @@ def copy_batch(source: Batch, target: Batch) -> None:
             (rows.lengths, into.lengths),
             (rows.place, into.place),
             (rows.times, into.times),
+            (rows.short, into.short),
         ):
             if one is not None and other is not None:
                 other.copy_(one, non_blocking=True)

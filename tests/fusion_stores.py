@@ -95,3 +95,45 @@ def planted_store(
         hubert = random.standard_normal((steps, hubert_size)).astype(np.float16)
         add_instance(store, clip, "hubert", {"feature": hubert, "centre_s": (320 * np.arange(steps) + 200) / 16000})
     return store
+
+
+MIXED = {
+    "face": {"kind": "frame", "instance": "swin", "array": "feature", "project": 8},
+    "motion": {"kind": "context", "instance": "ghfeat", "array": "code", "project": 4},
+    "spread": {"kind": "context", "instance": "ghfeat", "array": "code", "before": 2, "after": 2, "stride": 3}
+    | {"project": 4},
+    "sound": {"kind": "steps", "instance": "hubert", "array": "feature", "before_s": 0.3, "after_s": 0.3, "project": 4},
+    "words": {"kind": "tokens", "instance": "roberta", "array": "token", "project": 4},
+}
+"""Modalities of every kind of window over a ``mixed_store``."""
+
+
+def mixed_store(path: Path, clips: Mapping[str, str], *, num_frames: int = 40, seed: int = 0) -> Store:
+    """Clips of 25 fps with an instance for each kind of modality, random everywhere, and holes in all of them.
+
+    The last clip has neither sound nor words.
+    """
+    store = Store.open(path, "a")
+    random = np.random.default_rng(seed)
+    for number, (clip, split) in enumerate(clips.items()):
+        add_clip(store, clip, split=split)
+        add_instance(store, clip, "frames", {"pts_s": np.arange(num_frames) / 25})
+        add_instance(store, clip, "labels", {"au": random.integers(-1, 2, (num_frames, 12)).astype(np.int8)})
+        for instance, array, size in (("swin", "feature", 6), ("ghfeat", "code", 5)):
+            valid = random.random(num_frames) > 0.2
+            valid[8:30] &= number != 1  # a hole that is wider than any window
+            values = random.standard_normal((num_frames, size)).astype(np.float16) + 2
+            add_instance(store, clip, instance, {array: values * valid[:, None], "valid": valid})
+        if number == len(clips) - 1:
+            add_instance(store, clip, "hubert", {}, state="empty")
+            add_instance(store, clip, "roberta", {}, state="empty")
+            continue
+        steps = num_frames  # the sound ends half way
+        sound = {"feature": random.standard_normal((steps, 7)).astype(np.float16)}
+        add_instance(store, clip, "hubert", sound | {"centre_s": (320 * np.arange(steps) + 200) / 16000})
+        start = np.arange(num_frames) // 7 * 3
+        stop = start + np.arange(num_frames) // 7 % 4  # a word set has 0 to 3 tokens
+        token = random.standard_normal((int(stop.max()) + 2, 3)).astype(np.float32)
+        ranges = np.stack([start, stop], axis=1).astype(np.int32)
+        add_instance(store, clip, "roberta", {"range": ranges, "token": token})
+    return store

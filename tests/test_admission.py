@@ -127,7 +127,7 @@ def test_a_fit_on_a_mixture_warns_and_records_it(tmp_path, caplog):
     )
     assert "b, v; the run counts as fitted on a mixture" in caplog.text
     assert Run(tmp_path / "run").model().crops == {"swin": MIXED}
-    assert evaluate(tmp_path / "s", tmp_path / "run").warnings == ()  # given: it has seen those
+    assert evaluate(tmp_path / "s", tmp_path / "run").warned == ()  # given: it has seen those
 
 
 @pytest.mark.parametrize(("fitted", "used"), [(GIVEN, CUT), (CUT, GIVEN), (CUT, AS_GIVEN), (AS_GIVEN, CUT)])
@@ -135,7 +135,7 @@ def test_other_crops_are_refused_by_name_unless_allowed(tmp_path, fitted, used):
     store_of(tmp_path / "s", fitted)
     store_of(tmp_path / "other", used)
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
-    assert evaluate(tmp_path / "s", tmp_path / "run").warnings == ()
+    assert evaluate(tmp_path / "s", tmp_path / "run").warned == ()
     message = (
         r"instance swin: run .*run was fitted on crops .*, but it is used on crops .*: x, y\n(.|\n)*--allow-other-crops"
     )
@@ -148,7 +148,7 @@ def test_other_crops_are_refused_by_name_unless_allowed(tmp_path, fitted, used):
         app, ["evaluate", "--run", str(tmp_path / "run"), "--features", str(tmp_path / "other"), "--allow-other-crops"]
     )
     assert told.exit_code == 0, told.output
-    assert "warning: other crops than in the fit: instance swin" in told.stdout
+    assert "\nother crops than in the fit: instance swin" in told.stdout
 
 
 def test_only_the_clips_of_the_split_count(tmp_path):
@@ -164,7 +164,7 @@ def test_given_and_as_given_go_together(tmp_path):
     store_of(tmp_path / "other", AS_GIVEN)
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     one, other = (evaluate(tmp_path / name, tmp_path / "run") for name in ("s", "other"))
-    assert other.warnings == ()
+    assert other.warned == ()
     assert other.scores.mean_f1 == one.scores.mean_f1
 
 
@@ -179,7 +179,7 @@ def test_a_run_of_an_earlier_version_is_used_as_before(tmp_path, caplog):
     torch.save(state, path)
     store_of(tmp_path / "other", CUT)
     with caplog.at_level(logging.INFO, "fusion"):
-        assert evaluate(tmp_path / "other", tmp_path / "run").warnings == ()
+        assert evaluate(tmp_path / "other", tmp_path / "run").warned == ()
     assert "does not say whether its crops were given or cut from movies" in caplog.text
 
 
@@ -199,9 +199,9 @@ def test_weights_that_saw_a_test_clip_are_refused_unless_allowed(tmp_path):
     with pytest.raises(UsageError, match=message):
         evaluate(tmp_path / "s", tmp_path / "run")
     found = evaluate(tmp_path / "s", tmp_path / "run", allow_leak=True)
-    assert [line[:30] for line in found.warnings] == ["--allow-leak: instance swin: i"]
-    assert found.as_json()["warnings"] == list(found.warnings)
-    assert evaluate(tmp_path / "s", tmp_path / "run", split="train").warnings == ()
+    assert [line[:30] for line in found.warned] == ["--allow-leak: instance swin: i"]
+    assert set(found.warned) <= set(found.as_json()["warnings"])
+    assert evaluate(tmp_path / "s", tmp_path / "run", split="train").warned == ()
 
 
 def test_weights_that_saw_a_clip_of_val_cannot_stop_early_on_it(tmp_path, caplog):
@@ -238,9 +238,9 @@ def test_people_in_several_splits_are_warned_of_or_refused(tmp_path, shared, cap
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     assert "expect scores on val that are too high" in caplog.text
 
-    assert evaluate(tmp_path / "s", tmp_path / "run", strict_splits=True).warnings == ()
+    assert evaluate(tmp_path / "s", tmp_path / "run", strict_splits=True).warned == ()
     add_clip(store, "x", split="test", **shared)
-    (line,) = evaluate(tmp_path / "s", tmp_path / "run").warnings
+    (line,) = evaluate(tmp_path / "s", tmp_path / "run").warned
     assert "train: a; test: x; these scores are too high for other people" in line
     with pytest.raises(UsageError, match=r"--strict-splits refuses this: score it on other clips"):
         evaluate(tmp_path / "s", tmp_path / "run", strict_splits=True)
@@ -251,7 +251,7 @@ def test_a_store_without_the_clips_of_the_fit_has_nobody_to_share(tmp_path):
     planted_store(tmp_path / "other", {"x": "test"}, num_frames=12)
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     found = evaluate(tmp_path / "other", tmp_path / "run", strict_splits=True)
-    assert found.warnings == ()
+    assert found.warned == ()
     assert np.isfinite(found.scores.mean_f1)
     assert json.dumps(found.as_json())
     add_clip(

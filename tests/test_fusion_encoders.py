@@ -1,34 +1,45 @@
 """The encoders of sequences: against torch's own, and each sequence as if it were alone."""
 
+import numpy as np
 import pytest
 import torch
 
 from fusion.config import ModelConfig
+from fusion.data import short_columns
 from fusion.encoders import BiGRU, make_encoder
 from tests.test_fusion_model import sequences
 
 
 def reference(encoder: BiGRU, layers: int) -> torch.nn.GRU:
     """torch's bidirectional GRU with our weights."""
-    first = encoder.forwards[0]
-    other = torch.nn.GRU(first.input_size, encoder.width // 2, layers, bidirectional=True)
+    other = torch.nn.GRU(encoder.layers[0].input_size, encoder.width // 2, layers, bidirectional=True)
     state = {}
-    for layer in range(layers):
-        for modules, suffix in ((encoder.forwards, ""), (encoder.backwards, "_reverse")):
-            for key, value in modules[layer].state_dict().items():
-                state[key.replace("_l0", f"_l{layer}{suffix}")] = value
+    for number, layer in enumerate(encoder.layers):
+        state |= {key.replace("_l0", f"_l{number}"): value for key, value in layer.state_dict().items()}
     other.load_state_dict(state)
     return other
 
 
 @pytest.mark.parametrize("readout", ["final_state", "last_output"])
-@pytest.mark.parametrize("lengths", [[5, 1, 3, 5, 2], [4, 4, 4], [1], [7]])
-def test_encoder_equals_a_bidirectional_gru_run_on_each_sequence_alone(readout, lengths):
+@pytest.mark.parametrize(
+    ("lengths", "short"),
+    [
+        ([5, 1, 3, 5, 2], None),
+        ([5, 1, 3, 5, 2], [1, 2, 4]),
+        ([5, 1, 3, 5, 2], [4, 1, 0, 2]),  # one too many does no harm
+        ([4, 4, 4], None),
+        ([4, 4, 4], []),
+        ([1], None),
+        ([7], []),
+    ],
+)
+def test_encoder_equals_a_bidirectional_gru_run_on_each_sequence_alone(readout, lengths, short):
     torch.manual_seed(0)
     encoder = BiGRU(6, 4, 3, dropout=0.0, readout=readout)
     parts = [torch.randn(length, 6, requires_grad=True) for length in lengths]
     given = sequences(parts)
-    found = encoder(given.values.view(*given.shape, -1), given.lengths)
+    few = None if short is None else torch.tensor(short, dtype=torch.int64)
+    found = encoder(given.values.view(*given.shape, -1), given.lengths, None, few)
     gru = reference(encoder, 3)
     expected = []
     for part in parts:
@@ -78,3 +89,19 @@ def test_convolutions_are_torchs_with_zeros_behind_the_end():
     given = sequences([part, torch.randn(8, 6)])
     found = encoder(given.values.view(*given.shape, -1), given.lengths, None)
     torch.testing.assert_close(found[0], expected)
+
+
+def test_short_columns_are_all_there_and_their_number_takes_few_values():
+    random = np.random.default_rng(0)
+    counts = set()
+    for _ in range(200):
+        lengths = np.where(random.random(256) < random.random() / 2, random.integers(0, 200, 256), 200)
+        found, number = short_columns(lengths, 200), int((lengths < 200).sum())
+        if found is None:
+            assert -(-number // 16) * 16 > 64
+        else:
+            assert set(np.flatnonzero(lengths < 200)) <= set(found.tolist())
+            assert len(set(found.tolist())) == len(found)
+            counts.add(len(found))
+    assert counts <= {0, 16, 32, 48, 64}
+    assert short_columns(np.full(5, 9), 9).tolist() == []

@@ -16,7 +16,7 @@ SIZES = {"swin": 49 * 768, "ghfeat": 14 * 1024, "ghfeat_context": 14 * 1024, "hu
 KINDS = {"swin": "frame", "ghfeat": "frame", "ghfeat_context": "context", "hubert": "steps", "roberta": "steps"}
 PROJECT = {"swin": 512, "ghfeat": 128, "ghfeat_context": 64, "hubert": 64, "roberta": 64}
 
-# Our names -> those of the original's SwinV2. A GRU layer and direction is a module here, a suffix there.
+# Our names -> those of the original's SwinV2. A GRU layer is a module here, a suffix there.
 BRANCHES = {"swin": "static_proj_1", "ghfeat": "static_proj_3"}
 ENCODERS = {
     "ghfeat_context": ("gh_feat_proj", "gh_feat_encoder"),
@@ -33,9 +33,9 @@ def original_names() -> dict[str, str]:
     for name, (project, encoder) in ENCODERS.items():
         names |= {f"branches.{name}.project.{part}": f"{project}.{part}" for part in ("weight", "bias")}
         for layer in (0, 1):
-            for direction, suffix in (("forwards", ""), ("backwards", "_reverse")):
+            for suffix in ("", "_reverse"):
                 for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                    ours = f"branches.{name}.encode.{direction}.{layer}.{part}_l0"
+                    ours = f"branches.{name}.encode.layers.{layer}.{part}_l0{suffix}"
                     names[ours] = f"{encoder}.{part}_l{layer}{suffix}"
     for layer in (0, 2, 4):
         names |= {f"head.{layer}.{part}": f"classifier.{layer}.{part}" for part in ("weight", "bias")}

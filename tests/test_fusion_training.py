@@ -143,6 +143,19 @@ def test_the_learning_rate_rises_over_the_first_steps(store, monkeypatch):
     assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.010, 0.012, 0.012, 0.012])
 
 
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the next step but ``steps`` be interrupted."""
+    real, done = stepping.train_step, []
+
+    def interrupted(*arguments, **more):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(stepping, "train_step", interrupted)
+
+
 # ---- the same again, and going on ------------------------------------------------------------------------------------
 
 
@@ -166,15 +179,8 @@ def test_a_resumed_run_equals_an_unbroken_one(store, monkeypatch, steps_done, mi
     whole, broken = store.parent / "whole", store.parent / "broken"
     config = small_config(checkpoint_minutes=minutes)
     expected = fit(store, whole, config)
-    real, done = stepping.train_step, []
-
-    def interrupted(*arguments, **more):
-        if len(done) == steps_done:
-            raise KeyboardInterrupt
-        done.append(1)
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(stepping, "train_step", interrupted)
+    real = stepping.train_step
+    interrupt_after(monkeypatch, steps_done)
     with pytest.raises(KeyboardInterrupt):
         fit(store, broken, config)
     assert not Run(broken).finished

@@ -108,7 +108,7 @@ def test_nothing_in_it_is_a_pickle(folder):
 
 def test_no_path_of_the_machine_is_in_it(run, tmp_path):
     """Weights go by sha256 and file name, whatever kind of path the config had."""
-    paths = {"1" * 64: "/home/kim/secret/hubert.safetensors", "2" * 64: r"C:\Users\kim\swin.bin", "3" * 64: "random"}
+    paths = {"1" * 64: "/data/kim/secret/hubert.safetensors", "2" * 64: r"C:\Users\kim\swin.bin", "3" * 64: "random"}
     copy = rewrite(run, tmp_path / "run", weights=paths)
     folder = export(copy, tmp_path / "shared")
     whole = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
@@ -121,7 +121,7 @@ def test_no_path_of_the_machine_is_in_it(run, tmp_path):
     }
 
 
-@pytest.mark.parametrize("path", ["/home/kim/words.txt", "~/words.txt", r"C:\words.txt", r"\\share\words.txt"])
+@pytest.mark.parametrize("path", ["/data/kim/words.txt", "~/words.txt", r"C:\words.txt", r"\\share\words.txt"])
 def test_a_recipe_that_names_a_path_is_not_shared(run, tmp_path, path):
     recipes = Run(run).model().recipes
     copy = rewrite(run, tmp_path / "run", recipes={**recipes, "swin": {**recipes["swin"], "config": {"words": path}}})
