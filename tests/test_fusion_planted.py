@@ -188,7 +188,9 @@ def test_other_encoders_find_what_is_in_their_window(planted, model):
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_the_small_baselines_find_what_is_in_their_frame(planted, kind):
-    config = config_of({"face": {"kind": "frame", "instance": "swin", "array": "feature"}}, model={"kind": kind}, epochs=4)
+    config = config_of(
+        {"face": {"kind": "frame", "instance": "swin", "array": "feature"}}, model={"kind": kind}, epochs=4
+    )
     trained, held_out = fitted(planted, config)
     found = scores(trained, held_out)
     assert found[1] > FOUND
