@@ -1,7 +1,7 @@
 """The demo from end to end, by the commands a person would type: draw, extract, fit, evaluate, predict, two pictures.
 
     python tools/demo.py            seed 0: demo/
-    python tools/demo.py 1 2 3      these seeds, each in demo/seed_N/; the steps and the ablation of each, a table over them
+    python tools/demo.py 1 2 3      these seeds, each in demo/seed_N/; steps and ablation of each, a table over them
     python tools/demo.py -v         with everything that the commands print
 
 Halfway through the extraction it ends the program with `kill -9` and starts it again, to show that nothing is lost.
