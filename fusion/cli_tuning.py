@@ -102,6 +102,6 @@ def _show(
     print(json.dumps(result.as_json(), indent=1) if as_json else result.text(verbose))
     files = write_result(result, folder, name)
     for picture, figure in pictures.items():
-        files += save_figure(figure, folder, f"{name}_{picture}")
+        files += save_figure(figure, folder, name if len(pictures) == 1 else f"{name}_{picture}")
     if not (quiet or as_json):
         typer.echo(f"written: {folder}/ {', '.join(path.name for path in files)}", err=True)
