@@ -5,7 +5,7 @@ UV := uv==0.13.8
 # One thread per test process: two-thread OpenMP collapses when the machine is shared.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: test lint setup demo demo-seeds figures kill fuzz lock clean
+.PHONY: test lint setup demo demo-seeds figures fusion-figures kill fuzz lock clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ demo-seeds: setup
 # The figures of docs/benchmarks.md, on this CPU (a quarter of an hour; leave the machine alone meanwhile).
 figures: setup
 	$(VENV)/bin/python -m benchmarks.pipeline --device cpu --text docs/pipeline-cpu.txt -o docs/pipeline-cpu.json
+
+# Those of the fusion network (a few minutes).
+fusion-figures: setup
+	$(THREADS) $(VENV)/bin/python -m benchmarks.fusion --device cpu --text docs/fusion-cpu.txt -o docs/fusion-cpu.json
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -17,7 +17,6 @@ import os
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import torch
 import extract
 from benchmarks import pipeline_configs
 from benchmarks.drawn_clips import add_crops, draw_movies
-from benchmarks.machine import gemm_gflops, load_per_core, name_of, said_after
+from benchmarks.machine import commit, gemm_gflops, load_per_core, name_of, said_after
 from benchmarks.naive_chain import NaiveChain
 from benchmarks.naive_gates import Gate, check
 from extract.config import ExtractConfig, load_extract_config
@@ -358,21 +357,6 @@ def cases(asked: argparse.Namespace, folder: Path, device: torch.device) -> list
         many = draw_movies(folder / "demo_clips", DEMO_CLIPS, asked.frames or DEMO_FRAMES)
         found.append(Case("demo", many, demo, device, precision, 0))
     return found
-
-
-def commit() -> str:
-    """Of the repository, with a ``+`` where files were changed; ``unknown`` without git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ so each row is projected once and the windows are gathered afterwards, for whole
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,15 @@ from torch import Tensor
 
 from extract.store import Store
 from fusion.config import ContextModality, FrameModality, FusionConfig
-from fusion.data import Batch, Ints, Rows, Samples, Windows, gather, sent
+from fusion.data import Ints, Rows, Samples, Windows, gather, sent
 from fusion.model import FusionModel
 from fusion.scores import FrameScores
 from fusion.tasks import Task
 
 GROUP = 4096
 """Samples whose distinct rows are projected together, at least; a clip is never divided."""
-CHUNK = 2048
-"""Rows projected in one call."""
+CHUNK_VALUES = 1 << 24
+"""Values of the rows that are projected in one call, about; as float32 they take 64 MB."""
 
 
 @torch.inference_mode()
@@ -47,11 +46,11 @@ def predict_outputs(
     parts = [np.empty((0, model.num_outputs), dtype=np.float32)]
     for group in _groups(samples.clip[index]):
         wanted = index[group]
-        shared = {name: _Projected(model, samples, name, wanted, device) for name in _sequences(samples)}
+        shared = {name: _Projected(model, samples, name, wanted, device) for name in samples.windows}
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
-            batch = _batch(samples, part, shared, device, times=model.reads_times)
-            parts.append(model(batch.inputs, without).float().cpu().numpy())
+            inputs = _inputs(samples, part, shared, device, times=model.reads_times)
+            parts.append(model(inputs, without).float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -64,11 +63,6 @@ def _groups(clip: Ints) -> Iterator[slice]:
             if stop > start:
                 yield slice(start, stop)
             start = stop
-
-
-def _sequences(samples: Samples) -> list[str]:
-    """Modalities whose windows share rows, or have none: a table without rows need not know their size."""
-    return [name for name, windows in samples.windows.items() if windows.longest != 1]
 
 
 class _Projected:
@@ -84,8 +78,9 @@ class _Projected:
         """[R]: table row -> its place among the distinct ones."""
         project = model.projection(name)
         parts = [torch.zeros(0, project.out_features, device=device)]
-        for start in range(0, len(self.rows), CHUNK):
-            wanted = sent(torch.from_numpy(self.rows[start : start + CHUNK]), table.device)
+        chunk = max(1, CHUNK_VALUES // max(1, table.shape[1]))
+        for start in range(0, len(self.rows), chunk):
+            wanted = sent(torch.from_numpy(self.rows[start : start + chunk]), table.device)
             parts.append(project(gather(table, wanted, pinned=samples.pinned).to(device, non_blocking=True)))
         self.values: Tensor = torch.cat(parts)
         """[U, project]"""
@@ -104,19 +99,13 @@ def _used(windows: Windows, index: Ints, rows: int) -> NDArray[np.bool_]:
     return used
 
 
-def _batch(
+def _inputs(
     samples: Samples, index: Ints, shared: Mapping[str, _Projected], device: torch.device, *, times: bool
-) -> Batch:
-    """A batch on ``device`` whose sequence modalities are projected already."""
-    alone = replace(samples, windows={name: w for name, w in samples.windows.items() if name not in shared})
-    batch = alone.batch(index, times=times).to(device)
+) -> dict[str, Rows]:
+    """The windows of samples ``index`` on ``device``, of rows that are projected already."""
     at = sent(torch.from_numpy(index), device)
     inputs = {}
-    for name in samples.windows:
-        if name not in shared:
-            inputs[name] = batch.inputs[name]
-            continue
-        projected = shared[name]
+    for name, projected in shared.items():
         rows, lengths = samples.window_rows(name, index, at)
         if len(projected.rows):
             values, place = projected.values, projected.place[rows].flatten()
@@ -126,7 +115,7 @@ def _batch(
         found_times = samples.times(name, rows, lengths, at) if times else None
         short = samples.short(name, index, len(rows))
         inputs[name] = Rows(values, lengths, (len(rows), len(index)), place, found_times, short, projected=True)
-    return Batch(inputs, batch.targets, batch.size)
+    return inputs
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
