@@ -25,7 +25,7 @@ def score_clips(store: Store, clips: Iterable[str], fitted: FittedModel, device:
         fitted.model.to(device)
         parts = []
         for clip in clips:
-            samples = load_samples(store, [clip], fitted.config, frames="all", labelled=False)
+            samples = load_samples(store, [clip], fitted.config, frames="all", labelled=False, aus=fitted.aus)
             check_sizes(samples, fitted)
             outputs = predict_outputs(fitted.model, samples, device, fitted.config.training.batch)
             parts.append(frame_scores(store, samples, outputs, fitted.tasks, fitted.config, {}))

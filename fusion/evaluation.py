@@ -266,7 +266,7 @@ def labelled_samples(store: Store, selection: Selection, fitted: FittedModel) ->
         UsageError: no frame is annotated.
         StaleError: rows have another size than the run was fitted on.
     """
-    samples = load_samples(store, selection.clips, fitted.config, frames="all")
+    samples = load_samples(store, selection.clips, fitted.config, frames="all", aus=fitted.aus)
     if not len(samples.annotated):
         raise UsageError(f"split {selection.split}: no annotated frame in {len(selection.clips)} clips")
     check_sizes(samples, fitted)

@@ -161,7 +161,7 @@ def frame_scores(
         aus=samples.aus if "au" in config.tasks else (),
         outputs=columns,
         targets=targets,
-        facts=facts,
+        facts={**facts, "intensity_aus": list(samples.aus)} if "intensity" in config.tasks else facts,
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.au import AUS
-from extract.errors import ConfigError, StoreError
+from extract.errors import ConfigError, StaleError, StoreError
 from extract.names import suggestion
 from extract.store import Store
 from extract.timeline import centred_windows, neighbours, spread
@@ -26,6 +26,7 @@ def load_samples(
     *,
     frames: Literal["annotated", "all"] = "annotated",
     labelled: bool = True,
+    aus: tuple[int, ...] | None = None,
     device: torch.device | None = None,
 ) -> Samples:
     """Read frames of ``clips``, and every feature that they need; each array is read once, clip after clip.
@@ -33,11 +34,13 @@ def load_samples(
     Args:
         frames: the annotated ones, or all.
         labelled: False reads no labels: none is annotated, so ``frames`` must be ``all``.
+        aus: the action units that a run was fitted on; None: those of the labels.
         device: of the network; decides where ``training.tables: auto`` puts the tables. None: the CPU.
 
     Raises:
         ConfigError: a modality names an array that does not exist or that has another clock.
         StoreError: arrays of one clip, or of different clips, do not fit together.
+        StaleError: the labels hold other action units than ``aus``.
         CorruptError: stored bytes are damaged.
         MachineError: the features fit nowhere.
     """
@@ -54,7 +57,13 @@ def load_samples(
     windows: dict[str, list[Ints]] = {name: [] for name in config.used}
     strided: dict[str, list[Ints]] = {}
     targets: dict[str, list[NDArray[Any]]] = {task: [] for task in config.tasks}
-    aus = label_aus(store, clips) if labelled else AUS
+    known = aus
+    aus = label_aus(store, clips) if labelled else known or AUS
+    if known is not None and aus != known:
+        raise StaleError(
+            f"{store.path}: the labels hold AUs {', '.join(map(str, aus))}; the run was fitted on "
+            f"{', '.join(map(str, known))}. Import the labels with its `labels.aus`, or fit again"
+        )
     kept: list[tuple[Ints, Ints, NDArray[np.float64]]] = []
     for number, clip in enumerate(clips):
         pts_s = store.read(clip, FRAMES, "pts_s").values  # [T]

@@ -191,4 +191,4 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-    return "one clip: none" if not ends else f"{_percent(ends[0])} to {_percent(ends[1])}"
+    return "none: too few recordings" if not ends else f"{_percent(ends[0])} to {_percent(ends[1])}"

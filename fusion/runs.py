@@ -256,7 +256,7 @@ class Run:
             untrained=tuple(state["untrained"]),
             drawn=state["drawn"],
             aus=aus,
-            crops=state["crops"],
+            crops=state.get("crops", {}),
         )
 
     def _what_is_missing(self) -> str:

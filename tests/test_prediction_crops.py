@@ -70,7 +70,7 @@ def test_runs_know_what_they_were_fitted_on(made):
 
 def test_a_run_on_given_crops_has_them_cut_as_given(made, tmp_path):
     """Oracle: the network on the features of the given crops, which hold the same pixels."""
-    found = fusion.predict([made / "face.mkv"], made / "given", output=tmp_path)
+    found = fusion.predict([made / "face.mkv"], made / "given", output=tmp_path, raw=True)
     assert not [line for line in found.warnings if "crops" in line]
     facts = json.loads((tmp_path / "face.json").read_text())
     assert facts["crops"] == {name: {"fitted": "given", "here": "as_given"} for name in ("swin", "ghfeat")}

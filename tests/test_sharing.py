@@ -30,11 +30,15 @@ CONFIG = FusionConfig.model_validate({
 })
 
 
+VAL = ("v", "w", "y", "z")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run on planted features, with post-processing, and its store ``s``."""
     root = tmp_path_factory.mktemp("planted")
-    planted_store(root / "s", {"a": "train", "b": "train", "v": "val", "w": "val", "x": "test"}, num_frames=12)
+    splits = {"a": "train", "b": "train", **dict.fromkeys(VAL, "val"), "x": "test"}
+    planted_store(root / "s", splits, num_frames=12)
     fit(root / "s", root / "run", CONFIG)
     (root / "run" / POSTPROCESS).write_text(json.dumps(post().as_json()))
     return root / "run"
@@ -89,7 +93,7 @@ def test_everything_of_the_run_is_in_it(run, folder):
     assert there.model.state_dict().keys() == tensors.keys()
     assert all((there.model.state_dict()[name] == value).all() for name, value in tensors.items())
     facts = json.loads((folder / FACTS).read_text())
-    assert facts["run"]["clips"] == {"train": ["a", "b"], "val": ["v", "w"]}
+    assert facts["run"]["clips"] == {"train": ["a", "b"], "val": [*VAL]}
     metrics = json.loads((run / METRICS).read_text())
     assert facts["scores"]["val"]["f1"] == metrics["val"]["f1"]
     assert "features" in metrics["val"]
@@ -159,7 +163,7 @@ def test_the_card_says_how_good_it_is_and_what_it_is_not_for(run, folder):
     best = max(val["baselines"], key=lambda name: val["baselines"][name]["f1"]["mean"])
     low, high = val["f1_interval_95"]
     row = (
-        f"| val | 2 | 24 | {100 * val['f1']['mean']:.1f} | {100 * low:.1f} to {100 * high:.1f} | "
+        f"| val | 4 | 48 | {100 * val['f1']['mean']:.1f} | {100 * low:.1f} to {100 * high:.1f} | "
         f"{best} {100 * val['baselines'][best]['f1']['mean']:.1f} |"
     )
     assert row in card
@@ -170,6 +174,7 @@ def test_the_card_says_how_good_it_is_and_what_it_is_not_for(run, folder):
 
 def test_the_card_names_licences_and_what_is_untrained_or_drawn(fitted, tmp_path):  # noqa: F811
     copy = rewrite(fitted / "run", tmp_path / "run", drawn=1, crops={"swin": "given"})
+    (copy / POSTPROCESS).unlink(missing_ok=True)
     card = (export(copy, tmp_path / "shared") / CARD).read_text()
     assert "**Untrained encoders (random weights): swin, hubert, roberta.**" in card
     assert "**Synthetic data: 1 of 1 clips were drawn by a program.**" in card
