@@ -42,14 +42,16 @@ def tune(
     from extract.errors import UsageError
     from extract.names import suggestion
     from fusion import saved_scores
+    from fusion.runs import Run
     from fusion.smoothing import Unit
     from fusion.tuning import At
 
     for option, value, known in (("--unit", unit, ("frames", "seconds")), ("--at", at, ("tuned", "half"))):
         if value not in known:
             raise UsageError(f"{option} {value}: {suggestion(value, known)}")
-    where, found = saved_scores.tune(
-        run,
+    where = Run(run) if run is not None else Run.newest()
+    found = saved_scores.tune(
+        where.path,
         features=features,
         unit=cast(Unit, unit),
         sizes=size,
@@ -76,8 +78,10 @@ def correlate(
 ) -> int:
     """Correlate the action units of labels and predictions, and expressions where they are labelled."""
     from fusion import saved_scores
+    from fusion.runs import Run
 
-    where, found = saved_scores.correlate(run, split=split, raw=raw)
+    where = Run(run) if run is not None else Run.newest()
+    found = saved_scores.correlate(where.path, split=split, raw=raw)
     _show(found, found.pictures(), output or where.path / "correlate", split, quiet, verbose, as_json)
     return 0
 

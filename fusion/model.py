@@ -38,7 +38,9 @@ class Projection(nn.Linear):
         super().__init__(size, width)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self._look()
+        self.standardised = False
+        self.shift = 0.0
+        """Most deviations that a mean is away from 0."""
 
     def standardise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the training split's mean and standard deviation, [D] each; inputs then have mean 0 and deviation 1."""
@@ -49,7 +51,6 @@ class Projection(nn.Linear):
     def _look(self) -> None:
         self.standardised = bool((self.mean != 0).any() or (self.scale != 1).any())
         self.shift = float((self.mean * self.scale).abs().max())
-        """Most deviations that a mean is away from 0."""
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)

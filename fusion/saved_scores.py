@@ -45,7 +45,7 @@ def tune(
     report: str | None = None,
     apply: bool = False,
     allow_leak: bool = False,
-) -> tuple[Run, Tuning]:
+) -> Tuning:
     """Sweep the smoothing window on the saved scores of ``val``, as the paper's Figure 4 does.
 
     Args:
@@ -79,12 +79,10 @@ def tune(
         settings = config.post.model_copy(update={"smooth": in_frames, "smooth_s": in_seconds, "smooth_by_au": {}})
         labels = train_labels(Store.open(features), where.model()) if settings.resolved().pairs == "mined" else None
         where.save_postprocess(fit_post(val, settings, labels))
-    return where, found
+    return found
 
 
-def correlate(
-    run: str | Path | None = None, *, split: str = "val", raw: bool = False
-) -> tuple[Run, correlations.Correlations]:
+def correlate(run: str | Path | None = None, *, split: str = "val", raw: bool = False) -> correlations.Correlations:
     """Correlate labels and predictions of a split's saved scores, as the paper's Figures 5 and 7 do.
 
     Args:
@@ -99,7 +97,7 @@ def correlate(
     where = Run(run) if run is not None else Run.newest()
     scores = saved(where, split)
     post: PostProcess | None = None if raw else where.postprocess(scores.aus)
-    return where, correlations.correlate(scores, post)
+    return correlations.correlate(scores, post)
 
 
 def train_labels(store: Store, fitted: FittedModel) -> NDArray[np.int8]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from extract import texts
-from extract.au import AUS
+from extract.au import AUS, challenge_name
 from extract.errors import UsageError
 from extract.names import suggestion
 
 Form: TypeAlias = Literal["abaw3", "abaw5"]
 FORMS: tuple[Form, ...] = ("abaw3", "abaw5")
 
-HEADER = ",".join(f"AU{number}" for number in AUS)
+HEADER = ",".join(challenge_name(number) for number in AUS)
 """As in the challenge's label files: ``AU1,AU2,AU4,...,AU26``."""
 LOCATION_HEADER = f"image_location,{HEADER}"
 

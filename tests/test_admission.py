@@ -129,7 +129,7 @@ def test_a_fit_on_a_mixture_warns_and_records_it(tmp_path, caplog):
     )
     assert "b, v; the run counts as fitted on a mixture" in caplog.text
     assert Run(tmp_path / "run").model().crops == {"swin": MIXED}
-    assert evaluate(tmp_path / "s", tmp_path / "run").notices == ()  # given: it has seen those
+    assert evaluate(tmp_path / "s", tmp_path / "run").warned == ()  # given: it has seen those
 
 
 @pytest.mark.parametrize(("fitted", "used"), [(GIVEN, CUT), (CUT, GIVEN), (CUT, AS_GIVEN), (AS_GIVEN, CUT)])
@@ -137,7 +137,7 @@ def test_other_crops_are_refused_by_name_unless_allowed(tmp_path, fitted, used):
     store_of(tmp_path / "s", fitted)
     store_of(tmp_path / "other", used)
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
-    assert evaluate(tmp_path / "s", tmp_path / "run").notices == ()
+    assert evaluate(tmp_path / "s", tmp_path / "run").warned == ()
     message = (
         r"instance swin: run .*run was fitted on crops .*, but it is used on crops .*: x, y\n(.|\n)*--allow-other-crops"
     )
@@ -166,7 +166,7 @@ def test_given_and_as_given_go_together(tmp_path):
     store_of(tmp_path / "other", AS_GIVEN)
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     one, other = (evaluate(tmp_path / name, tmp_path / "run") for name in ("s", "other"))
-    assert other.notices == ()
+    assert other.warned == ()
     assert other.scores.mean_f1 == one.scores.mean_f1
 
 
@@ -177,7 +177,7 @@ def test_a_run_of_an_earlier_version_is_used_as_before(tmp_path, caplog):
     where.save_model(replace(where.model(), crops={}))
     store_of(tmp_path / "other", CUT)
     with caplog.at_level(logging.INFO, "fusion"):
-        assert evaluate(tmp_path / "other", tmp_path / "run").notices == ()
+        assert evaluate(tmp_path / "other", tmp_path / "run").warned == ()
     assert "does not say whether its crops were given or cut from movies" in caplog.text
 
 
@@ -197,9 +197,9 @@ def test_weights_that_saw_a_test_clip_are_refused_unless_allowed(tmp_path):
     with pytest.raises(UsageError, match=message):
         evaluate(tmp_path / "s", tmp_path / "run")
     found = evaluate(tmp_path / "s", tmp_path / "run", allow_leak=True)
-    assert [line[:30] for line in found.notices] == ["--allow-leak: instance swin: i"]
-    assert set(found.notices) <= set(found.as_json()["warnings"])
-    assert evaluate(tmp_path / "s", tmp_path / "run", split="train").notices == ()
+    assert [line[:30] for line in found.warned] == ["--allow-leak: instance swin: i"]
+    assert set(found.warned) <= set(found.as_json()["warnings"])
+    assert evaluate(tmp_path / "s", tmp_path / "run", split="train").warned == ()
 
 
 def test_weights_that_saw_a_clip_of_val_cannot_stop_early_on_it(tmp_path, caplog):
@@ -236,9 +236,9 @@ def test_people_in_several_splits_are_warned_of_or_refused(tmp_path, shared, cap
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     assert "expect scores on val that are too high" in caplog.text
 
-    assert evaluate(tmp_path / "s", tmp_path / "run", strict_splits=True).notices == ()
+    assert evaluate(tmp_path / "s", tmp_path / "run", strict_splits=True).warned == ()
     add_clip(store, "x", split="test", **shared)
-    (line,) = evaluate(tmp_path / "s", tmp_path / "run").notices
+    (line,) = evaluate(tmp_path / "s", tmp_path / "run").warned
     assert "train: a; test: x; these scores are too high for other people" in line
     with pytest.raises(UsageError, match=r"--strict-splits refuses this: score it on other clips"):
         evaluate(tmp_path / "s", tmp_path / "run", strict_splits=True)
@@ -249,7 +249,7 @@ def test_a_store_without_the_clips_of_the_fit_has_nobody_to_share(tmp_path):
     planted_store(tmp_path / "other", {"x": "test"}, num_frames=12)
     fit(tmp_path / "s", tmp_path / "run", CONFIG)
     found = evaluate(tmp_path / "other", tmp_path / "run", strict_splits=True)
-    assert found.notices == ()
+    assert found.warned == ()
     assert np.isfinite(found.scores.mean_f1)
     assert json.dumps(found.as_json())
     add_clip(

@@ -141,16 +141,6 @@ def samples_of(table: torch.Tensor, windows: Windows) -> Samples:
     )
 
 
-def test_each_array_is_read_once_and_in_the_order_of_clips(store, monkeypatch):
-    for clip in "abc":
-        add_video(store, clip, num_frames=6)
-    read, real = [], Store.read
-    monkeypatch.setattr(Store, "read", lambda *key: (read.append(key[1:]), real(*key))[1])
-    load_samples(store, ["a", "b", "c"], CONFIG)
-    features = [key for key in read if key[2] == "feature"]
-    assert features == [(clip, instance, "feature") for clip in "abc" for instance in ("swin", "hubert")]
-
-
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
 

@@ -110,7 +110,7 @@ def test_one_run_carries_all_tasks_and_each_is_learnt_and_judged_by_its_own_numb
     assert expected["intensity"] > 0.7
 
 
-def test_the_scores_of_a_task_without_annotation_are_nan_and_in_no_mean(labelled, tmp_path):
+def test_the_scores_of_a_task_without_annotation_are_nan_and_in_no_mean(labelled):
     """A validation split that knows no valence: the mean is over the other tasks."""
     config = config_of(TASKS)
     tasks = tasks_of(config, AUS)

@@ -67,3 +67,13 @@ def test_free_memory_is_that_of_the_machine_or_its_container(monkeypatch, tmp_pa
     assert tables.free_memory() == 500
     (tmp_path / "memory.max").write_text("max\n")
     assert tables.free_memory() == pytest.approx(machine, rel=0.5)
+
+
+def test_each_array_is_read_once_and_in_the_order_of_clips(store, monkeypatch):
+    for clip in "abc":
+        add_video(store, clip, num_frames=6)
+    read, real = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda *key: (read.append(key[1:]), real(*key))[1])
+    load_samples(store, ["a", "b", "c"], CONFIG)
+    features = [key for key in read if key[2] == "feature"]
+    assert features == [(clip, instance, "feature") for clip in "abc" for instance in ("swin", "hubert")]

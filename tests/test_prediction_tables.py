@@ -90,6 +90,7 @@ def test_without_post_processing_it_is_the_network_at_half(tmp_path):
 
 def test_predict_applies_what_the_run_ships_unless_raw(fitted, tmp_path):  # noqa: F811
     run = rewrite(fitted / "run", tmp_path / "run")
+    (run / FILE).unlink()
     video = movie(tmp_path / "a.mov", sound=tone(0.4))
     plain = fusion.predict([video], run, output=tmp_path / "plain", fill=True)
     (run / FILE).write_text(json.dumps(post(window=1, threshold=0.85, pairs={24: (4,)}).as_json()))

@@ -66,8 +66,7 @@ def test_saved_scores_hold_every_frame_and_are_those_of_the_metrics(fitted):
 @pytest.mark.usefixtures("no_network")
 def test_tune_sweeps_the_window_and_can_apply_it(fitted):
     before = (fitted / "run" / "postprocess.json").read_bytes()
-    run, found = saved_scores.tune(fitted / "run", sizes=[1, 5])
-    assert run.path == fitted / "run"
+    found = saved_scores.tune(fitted / "run", sizes=[1, 5])
     assert found.best_size in {1, 5}
     assert (fitted / "run" / "postprocess.json").read_bytes() == before
     result = fusion("tune", "--run", fitted / "run", "--unit", "seconds", "--size", 0.12, "--size", 0.2, "--apply")
@@ -89,8 +88,8 @@ def test_tune_mines_equations_from_the_training_labels(fitted):
 
 @pytest.mark.usefixtures("no_network")
 def test_correlate_reads_what_was_saved(fitted):
-    run, found = saved_scores.correlate(fitted / "run")
-    labels = run.scores("val").labels
+    found = saved_scores.correlate(fitted / "run")
+    labels = Run(fitted / "run").scores("val").labels
     np.testing.assert_allclose(found.labels.r, np.corrcoef(labels.T), atol=1e-12)
     result = fusion("correlate", "--run", fitted / "run", "--json")
     assert result.exit_code == 0, result.output

@@ -31,6 +31,7 @@ CONFIG = FusionConfig.model_validate({
         "hubert": {"kind": "steps", "instance": "hubert", "array": "feature", "project": 4},
     },
     "model": {"head": 8, "hidden": 4},
+    "post": {"preset": "none"},
     "training": {"max_epochs": 1, "min_epoch_steps": 1},
 })
 VIDEOS = {"video49_left": 4, "10-60-1280x720": 7, "video49_right": 3}

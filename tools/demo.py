@@ -1,7 +1,7 @@
 """The demo from end to end, by the commands a person would type: draw, extract, fit, evaluate, predict, two pictures.
 
     python tools/demo.py            seed 0: demo/
-    python tools/demo.py 1 2 3      these seeds, each in demo/seed_N/, and the table over them
+    python tools/demo.py 1 2 3      these seeds, each in demo/seed_N/; steps and ablation of each, a table over them
     python tools/demo.py -v         with everything that the commands print
 
 Halfway through the extraction it ends the program with `kill -9` and starts it again, to show that nothing is lost.
@@ -117,9 +117,14 @@ def finished_files(store: Path) -> dict[Path, tuple[int, int]]:
     return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
+def home_of(seed: int) -> Path:
+    """The folder of a seed."""
+    return DEMO if seed == 0 else DEMO / f"seed_{seed}"
+
+
 def demo(seed: int, *, verbose: bool) -> Evaluation:
     """Everything for one seed; leaves ``metrics.json`` and two pictures beside the store."""
-    home = DEMO if seed == 0 else DEMO / f"seed_{seed}"
+    home = home_of(seed)
     manifest = Path("data_manifest.yaml") if seed == 0 else home / "manifest.yaml"
     store, fitted, clip = home / "store.zarr", home / "run", home / "clips" / SHOWN_CLIP
     commands = Commands(home / "log.txt", verbose=verbose)
@@ -147,6 +152,19 @@ def demo(seed: int, *, verbose: bool) -> Evaluation:
     print(f"\n{killed}\npictures: {sheet}, {curves}; numbers: {home / 'metrics.json'}")
     print(f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}")
     return found
+
+
+def in_detail(seed: int, found: Evaluation) -> str:
+    """F1 in steps and what each modality is worth, with intervals."""
+    home = home_of(seed)
+    ablation = fusion.ablate(home / "store.zarr", home / "run")
+    return f"seed {seed}\n{found.text()}\n\n{ablation.text()}"
+
+
+def worse_than_base(found: Evaluation) -> bool:
+    """Whether post-processing lowers mean F1 by more than the interval of the difference."""
+    gain = found.steps[-1].over_base
+    return gain is not None and gain[1] is not None and gain[1][1] < 0
 
 
 def in_one_line(found: Evaluation) -> str:
@@ -180,10 +198,16 @@ def main() -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="show what the commands print")
     asked = parser.parse_args()
     found = [demo(seed, verbose=asked.verbose) for seed in asked.seeds]
+    if len(found) > 1:
+        for seed, one in zip(asked.seeds, found, strict=True):
+            print(f"\n{in_detail(seed, one)}")
     if asked.verbose or len(found) > 1:
         print(f"\n{table(asked.seeds, found)}\n(percent; clips drawn by a program, encoders untrained: docs/demo.md)")
     if len(found) == 1:
         print(f"\n{in_one_line(found[0])}")
+    worse = [str(seed) for seed, one in zip(asked.seeds, found, strict=True) if worse_than_base(one)]
+    if worse:
+        sys.exit(f"post-processing is worse than the network alone: seed {', '.join(worse)}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ def au_name(number: int) -> str:
     return f"AU{number:02d}"
 
 
+def challenge_name(number: int) -> str:
+    """The name of an AU in the files of the ABAW challenges: ``AU1``, ``AU12``."""
+    return f"AU{number}"
+
+
 def au_number(name: str) -> int | None:
     """The number in an AU's name, however it is spelled (``AU1``, ``AU01``, ``au 1``); None if it is no AU."""
     match = _NAME.fullmatch(name.strip())
