@@ -10,6 +10,9 @@ import torch
 
 from extract.store import Store
 from fusion import data
+from fusion.data import Samples
+from fusion.loading import load_samples
+from tests.fusion_stores import mixed_store
 from tests.test_fusion_stepping import (
     built,
     drawn_batches,
