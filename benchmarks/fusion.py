@@ -40,14 +40,16 @@ from extract.timeline import centred_windows, neighbours
 from fusion.config import FusionConfig
 from fusion.data import Batch, Ints, Rows, Samples, Windows
 from fusion.device import arithmetic
+from fusion.epochs import epoch_batches
 from fusion.inference import predict_outputs
 from fusion.model import FusionModel, Projection
+from fusion.resuming import State
 from fusion.runs import Run
 from fusion.selection import FRAMES, FeatureSource
 from fusion.stepping import TrainStep, make_optimizer
 from fusion.tables import Home
 from fusion.tasks import Objective, tasks_of
-from fusion.training import CHECK_STEPS, Loaded, Progress, Split, State, epoch_batches, standardise, train
+from fusion.training import CHECK_STEPS, Loaded, Progress, Split, standardise, train
 
 CPU = torch.device("cpu")
 BATCH = 256

@@ -186,12 +186,14 @@ class Samples:
             once, inverse = np.unique(on_host.numpy(), return_inverse=True)
             wanted, place = (sent(torch.from_numpy(each.reshape(-1)), table.device) for each in (once, inverse))
         values = gather(table, wanted, pinned=self.pinned)
-        return Rows(values, lengths, (len(rows), len(index)), place, found_times, self.short(name, index, len(rows)))
+        return Rows(
+            values, lengths, (len(rows), len(index)), place, found_times, self.short(name, index, len(rows), at.device)
+        )
 
-    def short(self, name: str, index: Ints, length: int) -> Tensor | None:
+    def short(self, name: str, index: Ints, length: int, device: torch.device) -> Tensor | None:
         """The columns of a rectangle of ``length`` rows for samples ``index`` that may be shorter (``Rows.short``)."""
         columns = short_columns(self.windows[name].lengths[index], length)
-        return None if columns is None else sent(torch.from_numpy(columns), self.tables[self.sources[name]].device)
+        return None if columns is None else sent(torch.from_numpy(columns), device)
 
     def window_rows(self, name: str, index: Ints, at: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
         """The table rows of a modality's windows on a rectangle [L, B], and their lengths [B]; see ``Rows``.

@@ -113,7 +113,7 @@ def _inputs(
             values = projected.values.new_zeros(1, projected.values.shape[1])
             place = torch.zeros_like(rows).flatten()
         found_times = samples.times(name, rows, lengths, at) if times else None
-        short = samples.short(name, index, len(rows))
+        short = samples.short(name, index, len(rows), device)
         inputs[name] = Rows(values, lengths, (len(rows), len(index)), place, found_times, short, projected=True)
     return inputs
 

@@ -11,9 +11,9 @@ import torch
 
 from extract.store import Store
 from fusion import stepping
-from fusion.data import load_samples
 from fusion.device import arithmetic
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.stepping import make_optimizer
 from fusion.training import fit
 from tests.fusion_stores import mixed_store

@@ -16,8 +16,8 @@ from extract.errors import StoreError
 from extract.store import Store
 from fusion import training
 from fusion.config import FusionConfig
-from fusion.data import load_samples
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from fusion.runs import Run
 from fusion.tasks import Objective, main_scores, num_outputs, tasks_of

@@ -9,8 +9,9 @@ import torch
 from extract.store import Store
 from fusion import inference
 from fusion.config import FusionConfig
-from fusion.data import Batch, Samples, load_samples
+from fusion.data import Batch, Samples
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel, Projection
 from fusion.training import standardise
 from tests.fusion_stores import MIXED, mixed_store

@@ -14,8 +14,8 @@ from sklearn.metrics import f1_score
 
 from extract.store import Store
 from fusion.config import FusionConfig
-from fusion.data import load_samples
 from fusion.inference import predict_outputs
+from fusion.loading import load_samples
 from fusion.model import FusionModel
 from fusion.stepping import TrainStep, make_optimizer, set_rate
 from fusion.tasks import Objective, tasks_of

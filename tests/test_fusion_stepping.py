@@ -5,7 +5,6 @@ replay runs it again over the same buffers. The real ones are in test_fusion_gpu
 """
 
 import copy
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from extract.au import AUS
 from extract.store import Store
 from fusion import data, stepping
 from fusion.config import FusionConfig, TrainingConfig
-from fusion.data import Samples, Windows, load_samples
+from fusion.data import Samples, Windows
+from fusion.loading import load_samples
 from fusion.model import LARGE_SHIFT, FusionModel, Projection
 from fusion.stepping import (
     TrainStep,
@@ -386,83 +386,6 @@ def test_rows_of_float16_enter_bfloat16_without_a_detour():
     rows = torch.randn(9, 6).half()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(project(rows), project(rows.float()))
-
-
-# ---- one step ahead --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ahead(samples, monkeypatch):
-    """A step that gathers in a thread, as for a GPU, into memory that is not pinned."""
-    real, asked = data.gather, []
-
-    def unpinned(table, rows, *, pinned):
-        asked.append(pinned)
-        return real(table, rows)
-
-    monkeypatch.setattr(data, "gather", unpinned)
-    yield built(replace(samples, pinned=True), mixed_config())
-    assert not asked or any(asked)
-
-
-def gathering() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("gather")]
-
-
-def test_batches_that_are_gathered_ahead_are_the_same_in_the_same_order(samples, ahead):
-    indices = drawn_batches(samples, 12)
-    names = set()
-    real = ahead.gather
-
-    def noting(index):
-        names.add(threading.current_thread().name)
-        return real(index)
-
-    ahead.gather = noting
-    found = list(ahead.batches(iter(indices)))
-    assert len(found) == 12
-    for index, batch in zip(indices, found, strict=True):
-        expected = samples.batch(index)
-        assert torch.equal(batch.targets["au"], expected.targets["au"])
-        for name, rows in expected.inputs.items():
-            assert torch.equal(batch.inputs[name].values, rows.values)
-    assert len(names) == 1
-    assert names != {threading.current_thread().name}
-    assert gathering() == []
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_no_batch_one_batch_two_batches(samples, ahead, number):
-    assert len(list(ahead.batches(drawn_batches(samples, number)))) == number
-
-
-def test_an_error_while_gathering_arrives_at_its_batch(samples, ahead):
-    indices = drawn_batches(samples, 5)
-    indices[2] = np.array([len(samples) + 3])
-    batches = ahead.batches(indices)
-    assert [len(next(batches)) for _ in range(2)] == [32, 31]
-    with pytest.raises(IndexError, match="out of bounds"):
-        next(batches)
-    assert gathering() == []
-
-
-def test_a_loop_that_is_left_leaves_no_thread_behind(samples, ahead):
-    for batch in ahead.batches(drawn_batches(samples, 40)):
-        assert gathering()
-        del batch
-        break
-    assert gathering() == []
-
-
-def test_one_batch_is_gathered_ahead_and_no_more(samples, ahead):
-    """Pinned memory is dear, and a batch may have hundreds of megabytes."""
-    started = []
-    batches = ahead.batches(index for index in drawn_batches(samples, 9) if started.append(1) is None)
-    next(batches)
-    assert len(started) == 2
-    next(batches)
-    assert len(started) == 3
-    batches.close()
 
 
 # ---- nothing waits for the device ------------------------------------------------------------------------------------
