@@ -56,6 +56,7 @@ def ablate(
         raise UsageError(f"way {unknown[0]}: no such way to leave a modality out; known: {', '.join(ablation.WAYS)}")
     scorer = split_scorer(features, run, split=split, device=device, skip_failed=skip_failed, allow_leak=allow_leak)
     config = scorer.fitted.config
+    require_action_units(config, f"run {scorer.run.path}")
     whole = scorer.scores()
     decide, leak = _decide(scorer, whole, post=post, allow_leak=allow_leak)
 
@@ -141,6 +142,12 @@ def ensemble(
         there = all_scored(report_on)
         leak = check_disjoint(SelectedOn.of(here[0].scores), there[0].scores, allow_leak, "the checkpoints")
     return ensembles.ensemble(here, there, metric=metric, num_folds=num_folds, leak=leak)
+
+
+def require_action_units(config: FusionConfig, whose: str) -> None:
+    """Raise UsageError for a config without the task ``au``, which this analysis is about."""
+    if "au" not in config.tasks:
+        raise UsageError(f"{whose} predicts {', '.join(config.tasks)} and no action units, which this is about")
 
 
 def _decide(scorer: SplitScorer, scores: FrameScores, *, post: bool, allow_leak: bool) -> tuple[Decide, str | None]:

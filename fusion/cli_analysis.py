@@ -63,6 +63,7 @@ def evaluate(
     """Print F1 of every action unit after each step, beside trivial predictors that never look at a face."""
     from fusion import evaluation
     from fusion.evaluation_picture import draw_evaluation
+    from fusion.runs import Run
 
     found = evaluation.evaluate(
         features,
@@ -76,7 +77,8 @@ def evaluate(
         strict_splits=strict_splits,
         allow_leak=allow_leak,
     )
-    folder = output or Path(found.run) / "evaluate"
+    # An exported folder is left as it is.
+    folder = output or (Path(found.run) if Run(found.run).finished else Path()) / "evaluate"
     _show(found, folder, split, verbose=verbose, as_json=as_json)
     _say_files(draw_evaluation(found, folder, split), folder, split, quiet=quiet or as_json)
     return 0

@@ -9,7 +9,7 @@ from extract.inputs.splits import SPLITS, TEST, TRAIN, VAL, Member, hold_out
 from extract.names import suggestion
 from extract.store import Store
 from fusion import crossval as folds_of_scores
-from fusion.analysis import fit_once
+from fusion.analysis import fit_once, require_action_units
 from fusion.assessment import Decide
 from fusion.config import FusionConfig, load_fusion_config
 from fusion.crossval import CrossValidation
@@ -65,6 +65,7 @@ def crossval(
         raise UsageError(f"--first {first}: its clips are not pooled; add `--pool {first}`")
     store = Store.open(features)
     settings = load_fusion_config(config, set, store.config() if config is None else None)
+    require_action_units(settings, "the config")
     of_split = {split: _clips(store, split, settings, skip_failed=skip_failed) for split in pool}
     clips = [clip for found in of_split.values() for clip in found]
     members = {clip: _member(store, clip) for clip in clips}
@@ -91,10 +92,7 @@ def crossval(
         "seed": seed,
         "fingerprints": {name: dict(source.fingerprints) for name, source in sources.items()},
     }
-    with_au = "au" in settings.tasks
-    return folds_of_scores.crossval(
-        parts, fit_fold, folder, made_with, tune=tune if with_au else None, published=published
-    )
+    return folds_of_scores.crossval(parts, fit_fold, folder, made_with, tune=tune, published=published)
 
 
 def _clips(store: Store, split: str, config: FusionConfig, *, skip_failed: bool) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for split, found in scores.items():
-        if not isinstance(found, Mapping) or "f1" not in found:
+        if not isinstance(found, Mapping) or _mean(found) is None or len(found["f1"]) < 2:  # "mean" alone: no AU
             continue
         trivial = {name: _mean(values) for name, values in found.get("baselines", {}).items()}
         best = max(trivial, key=lambda name: trivial[name] or 0.0, default=None)

@@ -88,7 +88,7 @@ def select_clips(
         raise UnfinishedError(
             f"{_counted(len(problems), 'clip')} of split {split} cannot be used:\n"
             + "\n".join([*_listed([f"  {clip}: {problem}" for clip, problem in problems.items()]), ""])
-            + "".join(f"{line}\n" for line in _misspelt(store, instances))
+            + "".join(f"{line}\n" for line in _in_no_clip(store, instances))
             + f"compute what is missing with `{_command(store, to_compute, crashed=crashed)}`, "
             "or leave these clips out with --skip-failed"
         )
@@ -252,14 +252,17 @@ def _problem(instance: str, record: Record | None) -> str:
     return f"{instance} is not finished (an interrupted run)"
 
 
-def _misspelt(store: Store, instances: Iterable[str]) -> list[str]:
-    """A line for each instance that no clip has although one of a similar name is there."""
+def _in_no_clip(store: Store, instances: Iterable[str]) -> list[str]:
+    """A line for each instance that no clip has: a similar name that is there, or how to do without it."""
     known = sorted({name for clip in store.clips() for name in store.instances(clip)})
-    return [
-        f"no clip has an instance {instance!r}; did you mean {near!r}?"
-        for instance in instances
-        if instance not in known and (near := nearest(instance, known, ALIKE))
-    ]
+    lines = []
+    for instance in instances:
+        if instance in known or instance in {FRAMES, LABELS}:
+            continue
+        near = nearest(instance, known, ALIKE)
+        remedy = f"did you mean {near!r}?" if near else "fit without it: --set modalities.NAME=null for what reads it"
+        lines.append(f"no clip has an instance {instance!r}; {remedy}")
+    return lines
 
 
 def _command(store: Store, instances: Iterable[str], *, crashed: bool) -> str:

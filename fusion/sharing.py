@@ -69,6 +69,9 @@ def export(run: str | Path | None, output: str | Path) -> Path:
         raise UsageError(f"run {where.path} is not finished; `fusion fit -o {where.path}` continues it")
     _refuse_other_content(folder)
     scores = _json_of(where.path / METRICS, "fit again")
+    tested = where.path / "evaluate" / "test.json"
+    if tested.is_file():
+        scores = {"test": _json_of(tested, "`fusion evaluate` writes it anew"), **scores}
     shipped = where.path / POSTPROCESS
     tensors = {name: value.detach().cpu().contiguous() for name, value in fitted.model.state_dict().items()}
     contents = {TENSORS: safetensors.torch.save(tensors)}

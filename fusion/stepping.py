@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from extract.errors import ConfigError
 from fusion.config import TrainingConfig
 from fusion.data import Batch, Samples
 from fusion.model import FusionModel
@@ -66,7 +67,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 
 
 def graph_wanted(settings: TrainingConfig, device: torch.device) -> bool:
-    """Whether steps are captured."""
+    """Whether steps are captured.
+
+    Raises:
+        ConfigError: graphs are demanded, and the device has none.
+    """
+    if settings.graph == "on" and device.type != "cuda":
+        raise ConfigError(f"fusion.training.graph is on, and the device is {device}: auto or off is meant")
     return settings.graph != "off" and device.type == "cuda"
 
 
@@ -88,7 +95,9 @@ class TrainStep:
         self.model, self.objective, self.samples = model, objective, samples
         self.optimizer, self.settings, self.device = optimizer, settings, device
         self.distinct = distinct
-        self.capture = capture or (captured if graph_wanted(settings, device) else None)
+        self.capture = capture
+        if capture is None and graph_wanted(settings, device):
+            self.capture = captured
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
 
     def batches(self, indices: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:

@@ -134,7 +134,7 @@ def test_an_instance_cannot_be_called_what_the_store_needs_itself(tmp_path, name
 
 
 def test_a_config_that_is_not_there_is_told_with_the_built_in_ones():
-    with pytest.raises(ConfigError, match=r"config nowhere\.yaml: No such file.*built-in configs are default"):
+    with pytest.raises(ConfigError, match=r"config nowhere\.yaml: No such file.*built-in configs are code, default"):
         load_extract_config("nowhere.yaml")
 
 
