@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from sklearn.metrics import f1_score
 from extract.au import AUS
 from extract.errors import StoreError
 from extract.store import Store
-from fusion import training
 from fusion.config import FusionConfig
 from fusion.inference import predict_outputs
 from fusion.loading import load_samples
@@ -125,11 +123,7 @@ def test_the_scores_of_a_task_without_annotation_are_nan_and_in_no_mean(labelled
 
 
 @pytest.mark.parametrize("tasks", [{"va": 1.0}, {"expr": 1.0, "intensity": 1.0}])
-def test_a_run_without_action_units(labelled, tmp_path, tasks, monkeypatch):
-    """Training alone: the report is on action units."""
-    monkeypatch.setattr(
-        training, "score_split", lambda _run, _store, _path, split, *_: SimpleNamespace(split=split.name, as_json=dict)
-    )
+def test_a_run_without_action_units(labelled, tmp_path, tasks):
     fit(labelled, tmp_path / "run", config_of(tasks, max_epochs=2))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {name.removeprefix("val_") for name in log[0] if name.startswith("val_")} == {"loss", "score", *tasks}
