@@ -317,6 +317,12 @@ class PlainProjection(torch.nn.Module):
 
 def predicted(samples: Samples, pairs: int) -> Iterator[Row]:
     """Against batches whose windows are gathered whole, every row of them projected."""
+    yield from predicted_of(samples, pairs, "tokens", GOALS["predict"])
+    yield from predicted_of(paper(len(samples), pooled=True), pairs, "pooled", None)
+
+
+def predicted_of(samples: Samples, pairs: int, swin: str, goal: float | None) -> Iterator[Row]:
+    """The same, with Swin's tokens (a frame's own row, which nothing can save) or its pooled feature."""
     model = network(samples, config_of()).eval()
     start = len(samples) // 3
     index = np.arange(start, min(start + PREDICTED, len(samples)))
@@ -341,10 +347,10 @@ def predicted(samples: Samples, pairs: int) -> Iterator[Row]:
         require(apart <= 1e-4, f"outputs {apart:.1e} apart")
         took, times, low, high = ratios(ours, lambda: plain(net), CPU, pairs)
         gate = f"outputs of {len(index)} frames in a row {apart:.1e} apart at most (1e-4)"
-        return Row(f"predict; {what}", len(index) / took, times, low, high, goal, gate)
+        return Row(f"predict, {swin}; {what}", len(index) / took, times, low, high, goal, gate)
 
     # The plain way is that of a plain process, whose memory is new for every large tensor.
-    yield row("plain rows, plain memory", as_evaluate_does, other, GOALS["predict"])
+    yield row("plain rows, plain memory", as_evaluate_does, other, goal)
     yield from as_in_a_fit(row("distinct rows alone", by_distinct_rows, net, None) for net in (model,))
 
 
