@@ -27,8 +27,8 @@ from fusion.config import FusionConfig
 from fusion.evaluation import evaluate
 from fusion.training import fit
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-WARMUPS = (0, 100)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+WARMUPS = (0, 20, 100)
 DECAYS = (1e-5,)
 SEEDS = (1, 2, 3)
 SPLITS = {"train": 12, "val": 4, "test": 6}
