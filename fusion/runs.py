@@ -36,6 +36,7 @@ from extract.config import validated
 from extract.errors import ConfigError, CorruptError, StoreError, UsageError
 from extract.files import LocalFiles
 from extract.names import nearest, suggestion
+from fusion import earlier_runs
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
 from fusion.postprocess import FILE as POSTPROCESS
@@ -242,7 +243,7 @@ class Run:
             raise UsageError(f"run {self.path}: {self._what_is_missing()}")
         state = self._load(MODEL)
         config = FusionConfig.model_validate_json(state["config"])
-        aus = tuple(state["aus"])
+        aus = tuple(state.get("aus", AUS))
         model = FusionModel(state["sizes"], config, num_outputs(tasks_of(config, aus)))
         model.load_state_dict(state["model"])
         return FittedModel(
@@ -287,6 +288,10 @@ class Run:
         except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise CorruptError(f"{path}: damaged ({reason}); remove the folder and fit again") from error
+        if state.get("schema") == 1 and name == MODEL:
+            return earlier_runs.model_of(state)
+        if state.get("schema") == 1:
+            raise StoreError(f"{path}: an earlier version began this fit; fit again, with another folder for -o")
         if state.get("schema") != SCHEMA:
             raise StoreError(f"{path}: schema {state.get('schema')}, this program knows {SCHEMA}")
         return state

@@ -23,13 +23,22 @@ INSTANCE_KEYS = "inputs, keep, block_rows, batch, precision"
     ("override", "message"),
     [
         ("modalities.ghfeet=null", "modalities has no 'ghfeet' to leave out; did you mean 'ghfeat'"),
-        ("modalities.zzz=null", "fusion.modalities has no 'zzz' to leave out; known: swin, ghfeat, hubert, roberta"),
+        (
+            "modalities.zzz=null",
+            "fusion.modalities has no 'zzz' to leave out; known: swin, ghfeat, ghfeat_context",
+        ),
         ("training.epochs=3", "training.epochs: unknown key; did you mean 'max_epochs'"),
-        ("training.zzz=null", "training.zzz: unknown key; known: lr, weight_decay, batch, clip_norm, max_epochs"),
+        (
+            "training.zzz=null",
+            "training.zzz: unknown key; known: lr, warmup_steps, schedule, weight_decay",
+        ),
         ("modell.hidden=3", "modell: unknown key; did you mean 'model'"),
-        ("zzz=null", "zzz: unknown key; known: modalities, data, model, loss, training"),
+        ("zzz=null", "zzz: unknown key; known: modalities, tasks, data, model, loss, training, post"),
         ("modalities.swin.projekt=3", "modalities.swin.frame.projekt: unknown key; did you mean 'project'"),
-        ("modalities.hubert.zzz=3", "zzz: unknown key; known: kind, instance, array, before_s, after_s, project"),
+        (
+            "modalities.hubert.zzz=3",
+            "zzz: unknown key; known: instance, array, project, encoder, kind, before_s, after_s",
+        ),
         ("loss.poss_weight=null", "loss.poss_weight: unknown key; did you mean 'pos_weight'"),
     ],
 )
@@ -65,7 +74,7 @@ def test_an_own_name_is_no_unknown_one():
 
 def test_known_keys_are_found_through_mappings_and_unions():
     assert known_keys(FusionConfig, ("modalities", "x", "context")) == [
-        "kind", "instance", "array", "before", "after", "project"
+        "instance", "array", "project", "encoder", "kind", "before", "after", "stride", "frames", "span_s"
     ]  # fmt: skip
     assert "stage" in known_keys(ExtractConfig, ("instances", "x"))
     assert known_keys(FusionConfig, ("no", "such")) == []

@@ -269,7 +269,11 @@ def test_a_misspelt_config_is_told_with_the_nearest():
 def test_an_instance_that_is_not_there_and_like_no_other_is_to_be_computed():
     found = fusion("fit", "-c", "small.yaml", "--set", "modalities.swin.instance=roberta")
     assert "did you mean" not in found.stderr
-    assert "roberta was never computed\ncompute what is missing with `extract run --stage roberta`" in found.stderr
+    assert (
+        "roberta was never computed\nno clip has an instance 'roberta'; fit without it: --set modalities."
+        in found.stderr
+    )
+    assert "compute what is missing with `extract run --stage roberta`" in found.stderr
 
 
 def test_a_new_modality_may_be_made_of_overrides(tmp_path):

@@ -228,10 +228,14 @@ def test_what_is_lost_is_computed_again(made, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_an_old_run_is_evaluated_to_the_old_numbers(made, split):
-    found = command(fusion_app, "evaluate", *OF_RUNS, "--run", "runs/whole", "--split", split, "--json")
+def test_an_old_run_is_evaluated_to_the_old_numbers(made, tmp_path, split):
+    run = shutil.copytree("runs/whole", tmp_path / "whole")  # which keeps the scores of what it is evaluated on
+    found = command(fusion_app, "evaluate", *OF_RUNS, "--run", run, "--split", split, "--json")
     metrics = json.loads((made / "runs/whole/metrics.json").read_text())  # of the splits that fitting saw
-    assert_holds(json.loads(found), two_digits(metrics[split] if split in metrics else printed(made, "evaluate")))
+    expected = two_digits(metrics[split] if split in metrics else printed(made, "evaluate"))
+    expected |= {"run": str(run)}
+    del expected["f1_interval_95"]  # over source videos now, by another estimator: docs/analysis.md
+    assert_holds(json.loads(found), expected)
 
 
 def two_digits(value: Any) -> Any:
@@ -241,32 +245,22 @@ def two_digits(value: Any) -> Any:
     return value
 
 
-def test_the_old_store_is_fitted_to_the_old_run(made, tmp_path):
+@pytest.mark.usefixtures("made")
+def test_the_old_store_is_fitted_as_before(tmp_path):
+    """To the same clips and features; a new fit begins with other random weights."""
     command(fusion_app, "fit", *OF_RUNS, "-c", "config.yaml", "-o", tmp_path / "new", "-q")
-    assert (tmp_path / "new/config.yaml").read_bytes() == (made / "runs/whole/config.yaml").read_bytes()
     new, whole = Run(tmp_path / "new").model(), Run("runs/whole").model()
     assert (new.recipes, new.clips, new.sizes) == (whole.recipes, whole.clips, whole.sizes)
     assert (new.weights, new.untrained, new.drawn) == (whole.weights, whole.untrained, whole.drawn)
-    assert_same_last_epoch(tmp_path / "new", made / "runs/whole")
+    shapes = {name: value.shape for name, value in new.model.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in whole.model.state_dict().items()}
 
 
-def test_a_stopped_fit_goes_on(made, tmp_path):
-    run = shutil.copytree("runs/cut", tmp_path / "cut")
-    assert len((run / "log.jsonl").read_text().splitlines()) == 1
-    command(fusion_app, "fit", *OF_RUNS, "-o", run, "-q")
-    first, last = (run / "log.jsonl").read_text().splitlines()
-    first_of_whole, last_of_whole = (made / "runs/whole/log.jsonl").read_text().splitlines()
-    assert first == first_of_whole
-    assert json.loads(last)["loss"] == pytest.approx(json.loads(last_of_whole)["loss"], rel=1e-3)
-    assert_same_last_epoch(run, made / "runs/whole")
-
-
-def assert_same_last_epoch(found: Path, expected: Path) -> None:
-    """Two checkpoints at the end of training: of the same features, with the same network."""
-    now, then = Run(found).checkpoint(), Run(expected).checkpoint()
-    for part in ("epoch", "clips", "recipes", "fingerprints"):
-        assert now[part] == then[part], part
-    assert_same_model(now["model"], then["model"])
+def test_a_fit_that_an_old_version_left_is_begun_anew(made, tmp_path):
+    run = shutil.copytree(made / "runs/cut", tmp_path / "cut")
+    result = CliRunner().invoke(fusion_app, ["fit", *OF_RUNS, "-o", str(run), "-q"])
+    assert result.exit_code == 2
+    assert "checkpoint.pt: an earlier version began this fit; fit again, with another folder for -o" in result.stderr
 
 
 def test_an_old_run_predicts_the_old_table(made, tmp_path):

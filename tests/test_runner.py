@@ -221,7 +221,9 @@ def test_aus_that_are_left_out_are_noted_and_told(bench, tmp_path):
     assert bench.record("a", "labels").notes == {"left_out_aus": "AU45, AU9"}
     (warning,) = map(str, report.warnings)
     assert (
-        warning == "clip a, labels: columns of the label file that are none of the twelve AUs are left out: AU45, AU9"
+        warning
+        == "clip a, labels: columns of the label file that are none of `labels.aus` (default: the twelve) are left "
+        "out: AU45, AU9"
     )
     assert [(failure.clip, failure.reason) for failure in report.failures] == [("b", "bad_labels")]
 

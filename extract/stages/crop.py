@@ -1,9 +1,8 @@
 """Aligned face pictures of 112 x 112 pixels."""
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from extract.inputs.crops import SIZE_PX
 from extract.models.dlib_faces import NUM_LANDMARKS
@@ -62,17 +61,11 @@ FACE: Final = "face"
 class CropConfig(StageConfig):
     """The template fixes size and place of the crop; only the source of super-resolution can be chosen."""
 
+    added = frozenset({"patch"})
+
     patch: Literal["wide", "face"] = WIDE
     """What super-resolution gets. ``wide``: the frame's own pixels around the face. ``face``: the crop of 112 pixels
     itself, as from a clip that brings its crops; then frames of a movie go the way of given crops."""
-
-    @model_serializer(mode="wrap")
-    def _as_before_where_wide(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Recipes of ``wide`` do not name it: stores made before there was a choice stay up to date."""
-        values: dict[str, Any] = plain(self)
-        if values["patch"] == WIDE:
-            del values["patch"]
-        return values
 
 
 class GivenCrop(SourceStage[CropConfig]):
