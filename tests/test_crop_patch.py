@@ -48,7 +48,7 @@ BEFORE = "d2a186ea4b04d11217471e1865006c53d48d7f8de05bcb1598cd5f802a286eb8"
 def test_both_programs_call_the_patches_alike():
     graph = build_graph(ExtractConfig.model_validate({"instances": {"crop": {"patch": FACE}}}))
     assert graph["crop"].stage.config.patch == FACE
-    assert graph["crop"].stage.config.model_copy(update={"patch": WIDE}).model_dump() == {}
+    assert graph["crop"].stage.config.model_copy(update={"patch": WIDE}).of_recipe() == {}
 
 
 def test_another_patch_is_refused():
