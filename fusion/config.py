@@ -204,7 +204,7 @@ class TrainingConfig(Frozen):
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of AdamW. The paper's 1e-5 is for end-to-end training that includes Swin, not for frozen
     features."""
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
     """Steps over which the learning rate rises to ``lr``."""
     schedule: Literal["constant", "plateau"] = "constant"
     """After the warm-up. ``plateau``: times 0.8 after 5 epochs without a lower loss on ``val`` (the paper's code)."""
