@@ -159,6 +159,7 @@ def ensemble(
     from extract.names import suggestion
     from fusion import analysis
     from fusion.ensemble import METRICS, Metric
+    from fusion.evaluation_picture import draw_ensemble
 
     if metric not in METRICS:
         raise UsageError(f"--metric {metric}: no such metric; {suggestion(metric, METRICS)}")
@@ -174,7 +175,7 @@ def ensemble(
         allow_leak=allow_leak,
     )
     _show(found, output, "ensemble", verbose=verbose, as_json=as_json)
-    _say_files([], output, "ensemble", quiet=quiet or as_json)
+    _say_files(draw_ensemble(found, output), output, "ensemble", quiet=quiet or as_json)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: F1 per action unit with its trivial predictor, and the mean after each step."""
+"""Pictures of evaluations: F1 per action unit with its trivial predictor, the mean after each step, ensembles."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from fusion.assessment import Evaluation
 from fusion.bootstrap import Interval
+from fusion.ensemble import Ensemble
 from fusion.pictures import bar_style, new_figure, save_figure, styled
 
 if TYPE_CHECKING:
@@ -43,6 +44,28 @@ def draw_evaluation(evaluation: Evaluation, folder: str | Path, name: str = "eva
         )
         means.set_title("Mean F1")
         figure.legend(*per_au.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return save_figure(figure, folder, name)
+
+
+def draw_ensemble(ensemble: Ensemble, folder: str | Path, name: str = "ensemble") -> list[Path]:
+    """Write ``name.png`` and ``name.svg``: mean F1 of each way to use the candidates, and the best trivial predictor.
+
+    A star marks what was chosen on the very frames of its number. Raises as ``draw_evaluation``.
+    """
+    with styled():
+        figure = new_figure(9.0, 3.4)
+        axes = figure.subplots()
+        _bars(
+            axes,
+            [f"{way.name}{' *' if way.flatters else ''}\n{way.split}" for way in ensemble.ways],
+            [way.scores.mean_f1 for way in ensemble.ways],
+            [way.interval for way in ensemble.ways],
+            [way.scores.best_baseline[1] for way in ensemble.ways],
+            "mean F1",
+        )
+        axes.set_ylim(0, 1)
+        axes.set_title("Mean F1 of the candidates together (*: chosen on these frames)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return save_figure(figure, folder, name)
 
 

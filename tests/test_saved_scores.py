@@ -127,6 +127,8 @@ def test_the_networks_of_all_epochs_are_kept_and_read_like_runs(fitted):
         "ensemble", *kept, "--features", fitted / "store.zarr", "-o", fitted / "ensemble", "--folds", 2, "--json"
     )
     assert result.exit_code == 0, result.output
+    written = {path.name for path in (fitted / "ensemble").iterdir()}
+    assert written == {f"ensemble.{kind}" for kind in ("json", "csv", "png", "svg")}
 
 
 def test_several_seeds_give_mean_and_deviation_and_keep_what_is_finished(fitted, monkeypatch):
