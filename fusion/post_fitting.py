@@ -27,6 +27,9 @@ from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds
 
 Floats: TypeAlias = NDArray[np.float64]
 
+FEW_VIDEOS = 10
+"""Thresholds that were tuned on fewer are announced: on the demo's six they cost 0 to 3 points (docs/demo.md)."""
+
 
 def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | None = None) -> PostProcess:
     """Post-processing as ``config`` wants it, selected on ``val``.
@@ -71,6 +74,12 @@ def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | Non
             for name, positive in zip(val.au_names, (val.labels == 1).any(axis=0), strict=True)
             if not positive
         ]
+    videos = len(np.unique(val.source_video[(val.labels >= 0).any(axis=1)]))
+    if tuned and videos < FEW_VIDEOS:
+        notices.append(
+            f"thresholds tuned on {videos} source videos only: they may not suit other people "
+            "(post.thresholds=0.5 leaves them where they are)"
+        )
     selected = tuned or settled.temperature or bool(tried)
     post = PostProcess(
         aus=aus,

@@ -136,7 +136,9 @@ def test_ensemble_chooses_on_val_and_reports_on_test():
     each = {seed: assess(split_scorer("store.zarr", f"runs/s{seed}", device="cpu").scores()).scores for seed in (0, 1)}
     for au, (name, candidate) in enumerate(plain["chosen"].items()):
         assert on_test[0]["f1"][name] == pytest.approx(each[int("s1" in candidate)].f1[au])
-    assert {path.name for path in Path("both").iterdir()} == {"ensemble.json", "ensemble.csv"}
+    assert {path.name for path in Path("both").iterdir()} == {
+        f"ensemble.{kind}" for kind in ("json", "csv", "png", "svg")
+    }
 
 
 @pytest.mark.usefixtures("here")

@@ -132,8 +132,17 @@ def test_an_equation_that_does_not_help_is_named():
     post = fit_post(val, PostConfig(smooth=1))
     assert post.pairs == {}
     said = re.compile(r"AU(24|26) <- .* not used: F1 on val 100\.0 without it, (\d\d)\.\d with it")
-    assert [said.fullmatch(notice)[1] for notice in post.notices] == ["24", "26"]
+    assert [said.fullmatch(notice)[1] for notice in post.notices[:2]] == ["24", "26"]
     assert fit_post(val, PostConfig(smooth=1, check_pairs=False)).pairs == PAPER_PAIRS
+
+
+@pytest.mark.parametrize(("videos", "told"), [(9, True), (10, False)])
+def test_thresholds_of_few_recordings_are_announced(videos, told):
+    labels = (np.random.default_rng(0).random((30 * videos, 12)) < 0.3).astype(np.int8)
+    val = scores_of([30] * videos, 2.0 * labels - 1.0, labels)
+    notice = f"thresholds tuned on {videos} source videos only: they may not suit other people"
+    assert any(notice in line for line in fit_post(val, PostConfig(pairs="none")).notices) == told
+    assert fit_post(val, PostConfig(pairs="none", thresholds=0.5)).notices == ()
 
 
 def test_an_equation_that_helps_is_kept():
