@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gates import GateError, require
 from benchmarks.machine import commit, gemm_gflops, load_per_core, name_of, ratios, said_after, seconds
+from benchmarks.plain_projection import PlainProjection
 from benchmarks.released_loader import ReleasedLoader
 from extract.au import AUS
 from extract.timeline import centred_windows, neighbours
@@ -42,7 +43,7 @@ from fusion.data import Batch, Ints, Rows, Samples, Windows
 from fusion.device import arithmetic
 from fusion.epochs import epoch_batches
 from fusion.inference import predict_outputs
-from fusion.model import FusionModel, Projection
+from fusion.model import FusionModel
 from fusion.resuming import State
 from fusion.runs import Run
 from fusion.selection import FRAMES, FeatureSource
@@ -301,18 +302,6 @@ def network(samples: Samples, config: FusionConfig, device: torch.device = CPU) 
     model = FusionModel(sizes, config)
     standardise(model, samples)
     return model.to(device)
-
-
-class PlainProjection(torch.nn.Module):
-    """Casts, standardises and projects every row that it is given, one operation after the other."""
-
-    def __init__(self, ours: Projection) -> None:
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        standardised = (rows.float() - self.ours.mean) * self.ours.scale
-        return torch.nn.functional.linear(standardised, self.ours.weight, self.ours.bias)
 
 
 def predicted(samples: Samples, pairs: int) -> Iterator[Row]:
