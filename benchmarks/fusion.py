@@ -98,6 +98,8 @@ def main() -> int:
     parser.add_argument("--text", type=Path, help="what is printed, as a file too")
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
+    if asked.pairs < 2:
+        parser.error("--pairs: at least 2, for a range")
     lines: list[str] = []
 
     def say(line: str) -> None:
