@@ -28,7 +28,8 @@ from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds
 Floats: TypeAlias = NDArray[np.float64]
 
 FEW_VIDEOS = 10
-"""Thresholds that were tuned on fewer are announced: on the demo's six they cost 0 to 3 points (docs/demo.md)."""
+"""Preset ``default`` chooses nothing on fewer source videos unless asked to by name: on the demo's six, thresholds and
+equations between AUs cost up to 3 points on other people, more than their interval (docs/demo.md)."""
 
 
 def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | None = None) -> PostProcess:
@@ -43,10 +44,23 @@ def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | Non
         ConfigError: the config names an AU that the scores do not have.
     """
     settled, aus = config.resolved(), val.aus
+    videos = len(np.unique(val.source_video[(val.labels >= 0).any(axis=1)]))
+    left_alone: dict[str, Any] = {}
+    if config.preset == "default" and videos < FEW_VIDEOS:
+        unasked = {"thresholds": UNTUNED, "pairs": "none"}
+        left_alone = {name: value for name, value in unasked.items() if getattr(config, name) is None}
+        settled = settled.model_copy(update=left_alone)
     windows = Windows.of(settled, val.au_names)
     logits = smoothed(val, windows, settled.no_face)
     report: dict[str, Any] = {}
     notices: list[str] = []
+    if left_alone:
+        kept = {"thresholds": f"thresholds stay {UNTUNED}", "pairs": "no equation is used"}
+        notices.append(
+            f"{videos} source videos in split {val.facts.get('split', 'val')} are too few to choose on: "
+            f"{', '.join(kept[name] for name in left_alone)} "
+            "(post.thresholds=tuned and post.pairs=paper choose all the same)"
+        )
 
     temperature = np.ones(len(aus))
     if settled.temperature:
@@ -74,12 +88,6 @@ def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | Non
             for name, positive in zip(val.au_names, (val.labels == 1).any(axis=0), strict=True)
             if not positive
         ]
-    videos = len(np.unique(val.source_video[(val.labels >= 0).any(axis=1)]))
-    if tuned and videos < FEW_VIDEOS:
-        notices.append(
-            f"thresholds tuned on {videos} source videos only: they may not suit other people "
-            "(post.thresholds=0.5 leaves them where they are)"
-        )
     selected = tuned or settled.temperature or bool(tried)
     post = PostProcess(
         aus=aus,

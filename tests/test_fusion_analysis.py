@@ -31,6 +31,7 @@ CONFIG = FusionConfig.model_validate({
     },
     "model": {"head": 8},
     "training": {"max_epochs": 1, "min_epoch_steps": 2},
+    "post": {"thresholds": "tuned", "pairs": "paper"},  # on few recordings nothing is chosen unless asked for
 })
 
 

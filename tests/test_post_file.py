@@ -19,7 +19,10 @@ from tests.made_scores import drawn
 @pytest.fixture(scope="module")
 def fitted():
     val = drawn(17)
-    return fit_post(val, PostConfig(temperature=True, check_pairs=False, smooth_by_au={"AU12": 10}))
+    return fit_post(
+        val,
+        PostConfig(temperature=True, thresholds="tuned", pairs="paper", check_pairs=False, smooth_by_au={"AU12": 10}),
+    )
 
 
 def changed(fitted, **values):

@@ -11,6 +11,7 @@ import pytest
 from extract.au import AUS
 from extract.au.metrics import f1
 from extract.errors import UsageError
+from fusion import post_fitting
 from fusion.leaks import SelectedOn, check_disjoint, scores_sha256
 from fusion.pairs import PAPER_PAIRS, corrected
 from fusion.post_config import PostConfig
@@ -20,6 +21,12 @@ from fusion.smoothing import Windows, clip_bounds, smoothed
 from fusion.temperature import sigmoid
 from fusion.thresholds import PAPER_THRESHOLDS, best_thresholds
 from tests.made_scores import drawn, scores_of
+
+
+@pytest.fixture(autouse=True)
+def enough_videos(monkeypatch):
+    """The tests choose on a handful of drawn clips; how many are enough has a test of its own."""
+    monkeypatch.setattr(post_fitting, "FEW_VIDEOS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +143,25 @@ def test_an_equation_that_does_not_help_is_named():
     assert fit_post(val, PostConfig(smooth=1, check_pairs=False)).pairs == PAPER_PAIRS
 
 
-@pytest.mark.parametrize(("videos", "told"), [(9, True), (10, False)])
-def test_thresholds_of_few_recordings_are_announced(videos, told):
-    labels = (np.random.default_rng(0).random((30 * videos, 12)) < 0.3).astype(np.int8)
-    val = scores_of([30] * videos, 2.0 * labels - 1.0, labels)
-    notice = f"thresholds tuned on {videos} source videos only: they may not suit other people"
-    assert any(notice in line for line in fit_post(val, PostConfig(pairs="none")).notices) == told
-    assert fit_post(val, PostConfig(pairs="none", thresholds=0.5)).notices == ()
+@pytest.mark.parametrize(("videos", "few"), [(9, True), (10, False)])
+def test_the_default_preset_chooses_nothing_on_few_recordings_unless_asked(monkeypatch, videos, few):
+    monkeypatch.undo()
+    random = np.random.default_rng(0)
+    labels = (random.random((30 * videos, 12)) < 0.3).astype(np.int8)
+    labels[:, 9] = labels[:, 2]
+    logits = 2.0 * labels - 2.0 + random.normal(size=labels.shape)
+    logits[:, 9] = random.normal(size=len(labels))
+    val = scores_of([30] * videos, logits, labels)
+    post = fit_post(val, PostConfig(smooth=1))
+    told = f"{videos} source videos in split val are too few to choose on: thresholds stay 0.5, no equation is used"
+    assert any(notice.startswith(told) for notice in post.notices) == few
+    assert (set(post.thresholds) == {0.5}) == few
+    assert (post.pairs == {}) == few
+    assert (post.selected_on is None) == few
+    asked = fit_post(val, PostConfig(smooth=1, thresholds="tuned", pairs="paper"))
+    assert set(asked.thresholds) != {0.5}
+    assert 24 in asked.pairs
+    assert set(fit_post(val, PostConfig(preset="paper")).thresholds) != {0.5}
 
 
 def test_an_equation_that_helps_is_kept():
