@@ -22,7 +22,8 @@ class PostConfig(Frozen):
     preset: Literal["default", "paper", "none"] = "default"
     """``paper`` (USC, Tables 2 and 3): thresholds tuned on the smoothed scores of the split ``val``, then the two
     equations between AUs, then those thresholds. ``default``: smoothing, the equations that raise F1 on ``val``, then
-    thresholds tuned on what comes out. ``none``: active where the logit is >= 0."""
+    thresholds tuned on what comes out; on fewer than ten source videos these two only if asked for by name. ``none``:
+    active where the logit is >= 0."""
     smooth: int | None = Field(default=None, ge=1, le=LONGEST_FRAMES)
     """Frames in the mean of logits: 6 (the paper's) for both presets, of frames i-3 to i+2. 1: no smoothing."""
     smooth_s: float | None = Field(default=None, gt=0, le=LONGEST_S, allow_inf_nan=False)
