@@ -195,7 +195,7 @@ class PostProcess:
         except FileNotFoundError:
             raise UsageError(f"{path}: no such file; fit the run again, or name its folder with --run") from None
         except (OSError, ValueError) as error:
-            raise CorruptError(f"{path}: damaged ({error})", "fit the run again") from error
+            raise CorruptError(f"{path}: damaged ({error})", "`fusion tune --apply` writes it anew") from error
         return cls.from_json(values, aus, str(path))
 
 

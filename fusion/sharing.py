@@ -76,7 +76,7 @@ def export(run: str | Path | None, output: str | Path) -> Path:
     tensors = {name: value.detach().cpu().contiguous() for name, value in fitted.model.state_dict().items()}
     contents = {TENSORS: safetensors.torch.save(tensors)}
     if shipped.is_file():
-        _json_of(shipped, "`fusion tune` writes it anew")
+        _json_of(shipped, "`fusion tune --apply` writes it anew")
         contents[POSTPROCESS] = shipped.read_bytes()
     facts: dict[str, Any] = {
         "format": FORMAT,

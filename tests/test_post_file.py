@@ -101,7 +101,7 @@ def test_no_file_and_no_json(tmp_path):
     with pytest.raises(UsageError, match=r"postprocess\.json: no such file; fit the run again"):
         PostProcess.read(path, AUS)
     path.write_text('{"schema": 1')
-    with pytest.raises(CorruptError, match=r"postprocess\.json: damaged \(.*\); fit the run again"):
+    with pytest.raises(CorruptError, match=r"postprocess\.json: damaged \(.*\); `fusion tune --apply` writes it anew"):
         PostProcess.read(path, AUS)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(CorruptError, match="damaged"):
