@@ -308,12 +308,12 @@ def network(samples: Samples, config: FusionConfig, device: torch.device = CPU) 
 
 def predicted(samples: Samples, pairs: int) -> Iterator[Row]:
     """Against batches whose windows are gathered whole, every row of them projected."""
-    yield from predicted_of(samples, pairs, "tokens", GOALS["predict"])
-    yield from predicted_of(paper(len(samples), pooled=True), pairs, "pooled", None)
+    yield from predicted_of(samples, pairs, "tokens", None)
+    yield from predicted_of(paper(len(samples), pooled=True), pairs, "pooled", GOALS["predict"])
 
 
 def predicted_of(samples: Samples, pairs: int, swin: str, goal: float | None) -> Iterator[Row]:
-    """The same, with Swin's tokens (a frame's own row, which nothing can save) or its pooled feature."""
+    """The same, with Swin's tokens (a row of 37,632 values that each frame has for itself) or its pooled feature."""
     model = network(samples, config_of()).eval()
     start = len(samples) // 3
     index = np.arange(start, min(start + PREDICTED, len(samples)))
@@ -341,8 +341,8 @@ def predicted_of(samples: Samples, pairs: int, swin: str, goal: float | None) ->
         return Row(f"predict, {swin}; {what}", len(index) / took, times, low, high, goal, gate)
 
     # The plain way is that of a plain process, whose memory is new for every large tensor.
-    yield row("plain rows, plain memory", as_evaluate_does, other, goal)
-    yield from as_in_a_fit(row("distinct rows alone", by_distinct_rows, net, None) for net in (model,))
+    yield row("plain rows, plain memory", as_evaluate_does, other, GOALS["predict"])
+    yield from as_in_a_fit(row("distinct rows alone", by_distinct_rows, net, goal) for net in (model,))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

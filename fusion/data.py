@@ -70,6 +70,8 @@ class Rows:
     """[n] int64: the columns that may be shorter than L; all others fill the rectangle. None: any may be short."""
     projected: bool = False
     """Whether ``values`` have gone through the projection already."""
+    gates: bool = False
+    """Whether they are also gates (``fusion.recurrence``), which only a ``BiGRU`` reads."""
 
     def to(self, device: torch.device) -> "Rows":
         """A copy on ``device``."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fusion import recurrence
 from fusion.config import ModelConfig
 
 
@@ -81,6 +82,17 @@ class BiGRU(nn.Module):
                 return filled
             apart = self._ending_early(rows.index_select(1, short), lengths.index_select(0, short))
             return filled.index_copy(0, short, apart)
+
+    def gates(self, rows: Tensor) -> Tensor:
+        """What ``of_gates`` reads of projected rows [R, size]: [R, 6 * hidden]."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return recurrence.gates(self.layers[0], rows.to(cast(Tensor, self.layers[0].weight_ih_l0).dtype))
+
+    def of_gates(self, table: Tensor, place: Tensor, lengths: Tensor) -> Tensor:
+        """[B, width], without gradients and on the CPU: ``forward`` of the rows whose gates lie at ``place`` [L, B]."""
+        with torch.autocast(table.device.type, enabled=False):
+            final_state = self.readout == "final_state"
+            return recurrence.read([*self.layers], table, place, lengths, final_state=final_state)
 
     def _filling(self, rows: Tensor) -> Tensor:
         """[B, width] of ``rows`` [L, B, size], every sequence L long."""

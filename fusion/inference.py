@@ -1,7 +1,8 @@
 """A fitted network on frames: outputs of samples, and the scores of every frame of some clips.
 
 No row is projected twice. Consecutive frames share most of the rows of their windows (of 200 HuBERT steps, 2 are new),
-so each row is projected once and the windows are gathered afterwards, for whole clips: no window crosses clips.
+so each row is projected once and the windows are gathered afterwards, for whole clips: no window crosses clips. On a
+CPU the input products of a GRU's first layer are shared in the same way (``fusion.recurrence``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,14 +77,15 @@ class _Projected:
         # Samples without the modality point at any row.
         self.place = sent(torch.from_numpy((np.cumsum(used) - 1).clip(0)), device)
         """[R]: table row -> its place among the distinct ones."""
-        project = model.projection(name)
-        parts = [torch.zeros(0, project.out_features, device=device)]
+        self.gates = model.reads_gates(name, device)
+        parts = [torch.zeros(0, 0, device=device)] if not len(self.rows) else []
         chunk = max(1, CHUNK_VALUES // max(1, table.shape[1]))
         for start in range(0, len(self.rows), chunk):
             wanted = sent(torch.from_numpy(self.rows[start : start + chunk]), table.device)
-            parts.append(project(gather(table, wanted, pinned=samples.pinned).to(device, non_blocking=True)))
+            rows = gather(table, wanted, pinned=samples.pinned).to(device, non_blocking=True)
+            parts.append(model.entered(name, rows, gates=self.gates))
         self.values: Tensor = torch.cat(parts)
-        """[U, project]"""
+        """[U, project], or gates [U, 6 * hidden]; [0, 0] if no sample has the modality."""
 
 
 def _used(windows: Windows, index: Ints, rows: int) -> NDArray[np.bool_]:
@@ -109,12 +111,13 @@ def _inputs(
         rows, lengths = samples.window_rows(name, index, at)
         if len(projected.rows):
             values, place = projected.values, projected.place[rows].flatten()
-        else:  # no sample has it: one row of zeros
-            values = projected.values.new_zeros(1, projected.values.shape[1])
+        else:
+            values = projected.values.new_zeros(1, 0)
             place = torch.zeros_like(rows).flatten()
         found_times = samples.times(name, rows, lengths, at) if times else None
         short = samples.short(name, index, len(rows), device)
-        inputs[name] = Rows(values, lengths, (len(rows), len(index)), place, found_times, short, projected=True)
+        shape = len(rows), len(index)
+        inputs[name] = Rows(values, lengths, shape, place, found_times, short, projected=True, gates=projected.gates)
     return inputs
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fusion.config import FrameModality, FusionConfig, Modality, ModelConfig
 from fusion.data import Rows
-from fusion.encoders import TIMES, encode, make_encoder, masked, reads_times, time_features
+from fusion.encoders import TIMES, BiGRU, encode, make_encoder, masked, reads_times, time_features
 
 LARGE_SHIFT = 1000.0
 """Means beyond so many deviations are subtracted from the rows instead of being folded into the projection."""
@@ -110,6 +110,9 @@ class Branch(nn.Module):
         absent = self.in_its_place()
         if not rows.values.shape[1]:  # no clip has the modality
             return absent.expand(rows.shape[1], -1), absent
+        if rows.gates:
+            table, place = rows.values, cast(Tensor, rows.place)
+            return cast(BiGRU, self.encode).of_gates(table, place.view(rows.shape), rows.lengths), absent
         projected = laid_out(rows, self.project)
         return self._encoded(projected, rows.lengths, rows.times, rows.short), absent
 
@@ -208,8 +211,8 @@ class FusionModel(nn.Module):
                 continue
             zeros = torch.zeros_like(rows.values)
             if rows.projected:
-                projection = self.projection(name)
-                zeros = projection(zeros.new_zeros(1, projection.in_features)).expand(len(zeros), -1).contiguous()
+                row = zeros.new_zeros(1, self.projection(name).in_features)
+                zeros = self.entered(name, row, gates=rows.gates).expand(len(zeros), -1).contiguous()
             # A frame that lacks the modality has one row of zeros, too.
             found[name] = replace(rows, values=zeros, lengths=rows.lengths.clamp(min=1), short=None)
         return found
@@ -223,6 +226,15 @@ class FusionModel(nn.Module):
         if self.kind == "transformer":
             return cast(Tokens, self.tokens[name]).project
         return self.branch(name).project
+
+    def reads_gates(self, name: str, device: torch.device) -> bool:
+        """Whether a modality's rows may enter as gates on ``device`` where no gradient is needed."""
+        return device.type == "cpu" and self.kind != "transformer" and isinstance(self.branch(name).encode, BiGRU)
+
+    def entered(self, name: str, rows: Tensor, *, gates: bool) -> Tensor:
+        """What can be computed of each row by itself: projected, [R, project]; or its gates, [R, 6 * hidden]."""
+        projected = cast(Tensor, self.projection(name)(rows))
+        return cast(BiGRU, self.branch(name).encode).gates(projected) if gates else projected
 
     @property
     def reads_times(self) -> bool:

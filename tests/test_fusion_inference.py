@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from extract.store import Store
-from fusion import inference
+from fusion import inference, recurrence
 from fusion.config import FusionConfig
 from fusion.data import Batch, Samples
 from fusion.inference import predict_outputs
@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 CLIPS = ("a", "b", "silent", "c")
 KINDS = [
     {},
+    {"layers": 2, "readout": "last_output"},
     {"encoder": "attention", "missing": "zero_input"},
     {"encoder": "tcn", "readout": "last_output"},
     {"kind": "transformer"},
@@ -178,8 +179,13 @@ def test_each_row_is_projected_once(path, monkeypatch, group):
         given[name].append(rows.clone())
         return real(projection, rows)
 
+    entered = []
+    real_gates = recurrence.gates
+    monkeypatch.setattr(recurrence, "gates", lambda layer, rows: entered.append(len(rows)) or real_gates(layer, rows))
     monkeypatch.setattr(Projection, "forward", noting)
     predict_outputs(net, samples, CPU, 16)
+    # Nor does the first layer of a GRU multiply one twice.
+    assert sum(entered) == sum(len(rows) for name, many in given.items() if name != "face" for rows in many)
     for name, windows in samples.windows.items():
         table = samples.tables[samples.sources[name]]
         used = {row for start, stop in windows.ranges for row in range(start, stop)}

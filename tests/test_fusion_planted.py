@@ -43,6 +43,7 @@ PLANTED = {
     24: ("words", 0, True),
     25: ("words", TOKENS - 1, True),
     26: ("words", TOKENS, False),
+    27: ("words", -1, False),
 }
 ROWS_PER_FRAME = {"face": 1, "motion": 1, "sound": 2, "words": 3}
 INSTANCES = {
@@ -66,12 +67,13 @@ def planted(tmp_path_factory) -> Path:
             name: random.choice([-1.0, 1.0], (per * frames + TOKENS, 2)).astype(np.float32)
             for name, per in ROWS_PER_FRAME.items()
         }
-        au = np.full((frames, 12), -1, dtype=np.int8)
+        au = np.full((frames, len(PLANTED)), -1, dtype=np.int8)
         for column, (name, offset, _) in enumerate(PLANTED.values()):
             row = ROWS_PER_FRAME[name] * np.arange(frames) + offset
             there = (row >= 0) & (row < ROWS_PER_FRAME[name] * frames)
             au[there, column] = features[name][row[there], 0] > 0
-        add_instance(store, clip, "labels", {"au": au})
+        recipe = {"stage": "labels", "version": 1, "config": {"aus": list(PLANTED)}}
+        add_instance(store, clip, "labels", {"au": au}, recipe=recipe)
         valid = np.ones(frames, dtype=np.bool_)
         add_instance(store, clip, "swin", {"feature": features["face"][:frames], "valid": valid})
         add_instance(store, clip, "ghfeat", {"code": features["motion"][:frames], "valid": valid})
@@ -99,7 +101,8 @@ def fitted(path, config, *, relabel=None):
         splits[clip] = samples if relabel is None else replace(samples, targets={"au": relabel(clip, samples)})
     train = splits["train"]
     torch.manual_seed(0)
-    model = FusionModel({name: train.tables[key].shape[1] for name, key in train.sources.items()}, config)
+    sizes = {name: train.tables[key].shape[1] for name, key in train.sources.items()}
+    model = FusionModel(sizes, config, len(train.aus))
     standardise(model, train)
     settings = config.training
     optimizer = make_optimizer(model, settings, CPU)
@@ -171,7 +174,7 @@ def test_other_encoders_find_what_is_in_their_window(planted, model):
     def relabel(clip, samples):
         """Not annotated where five are."""
         values = Store.open(planted).read(clip, "hubert", "feature").values[:, 0]
-        au = np.full((len(samples), 12), -1, dtype=np.int8)
+        au = np.full((len(samples), len(PLANTED)), -1, dtype=np.int8)
         for n, frame in enumerate(samples.frame):
             for column, first in enumerate((-5, 5)):
                 rows = values[max(0, 2 * frame + first) : 2 * frame + first + 10]
