@@ -45,7 +45,7 @@ PACKAGES = str(Path(__file__).resolve().parents[2])
 SIGNS_OF_LIFE_S = 2.0
 """How often the process says that it is not stuck."""
 START_S = 120.0
-"""How long a process may be silent before its first clip: it imports torch, which takes long on a machine that is full."""
+"""How long a process may be silent before its first clip: it imports torch, which takes long on a busy machine."""
 END_S = 30.0
 """How long a clean end may take: the current block is dropped, attempts are cleared."""
 MOST_DEATHS = 4
