@@ -217,9 +217,8 @@ def _pieces(ids: Sequence[int], *, evenly: bool) -> Iterator[Sequence[int]]:
 def _tokens_per_word(words: Sequence[str], encoding: "Encoding") -> list[int]:
     """How many tokens of " ".join(words) are each word's. The space before a word is the word's."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1  # of each word, in letters of the text
-    # A token ends within its word; where letters were unified it may seem to have no length.
-    last = np.array([max(start, stop - 1) for start, stop in encoding.offsets], dtype=np.int64)
-    counts: list[int] = np.bincount(np.searchsorted(ends, last, side="right"), minlength=len(words)).tolist()
+    starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+    counts: list[int] = np.bincount(np.searchsorted(ends, starts, side="right"), minlength=len(words)).tolist()
     return counts
 
 
