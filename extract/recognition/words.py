@@ -2,11 +2,13 @@
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from extract.inputs.transcripts import Word
+from extract.recognition.pieces import Piece
 
 NO_SPEECH_PROBABILITY = 0.6
 """With the next one: Whisper's own rule (Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision",
@@ -64,3 +66,43 @@ def guarded(heard: Heard) -> Heard:
     if is_repetitive([word.text for word in heard.words]):
         return Heard((), heard.language, {**heard.notes, "repetitive_pieces": 1})
     return heard
+
+
+def merge(pieces: Sequence[Piece], heard: Sequence[Heard], hz: int, start_s: float) -> Heard:
+    """What was heard in all pieces, on the clip's clock, in the order in which the words begin.
+
+    Engines are not trusted with times: one outside its piece is moved to the piece's edge, an end before its start to
+    the start; a word without a number for a time is left out. ``mended_times`` counts them. Loops are left out
+    (``guarded``).
+
+    Args:
+        pieces: in samples at ``hz``.
+        start_s: time of the recording's first sample on the clip's clock, seconds.
+
+    Returns:
+        Words; the language of most words; the notes' counts added up.
+    """
+    words: list[Word] = []
+    notes: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
+    for piece, raw in zip(pieces, heard, strict=True):
+        found = guarded(raw)
+        notes.update(found.notes)
+        begin_s, length_s = start_s + piece.start / hz, len(piece) / hz
+        for word in found.words:
+            text = " ".join(word.text.split())
+            if not text:
+                continue
+            if not (math.isfinite(word.start_s) and math.isfinite(word.end_s)):
+                notes["mended_times"] += 1
+                continue
+            first = min(max(word.start_s, 0.0), length_s)
+            last = min(max(word.end_s, first), length_s)
+            notes["mended_times"] += (first, last) != (word.start_s, word.end_s)
+            words.append(Word(text, begin_s + first, begin_s + last))
+            if found.language:
+                languages[found.language] += 1
+    spoken = languages.most_common(1)
+    kept = {name: count for name, count in notes.items() if count}
+    words.sort(key=lambda word: (word.start_s, word.end_s))
+    return Heard(tuple(words), spoken[0][0] if spoken else None, kept)
