@@ -13,7 +13,7 @@ EMPTY_REASONS = {
     "no_speech": "nothing loud enough to be speech, or the recogniser heard no word",
     "no_labels": "the manifest names no label file (`va` and `intensity` count where `labels.also` names them)",
     "no_rows": "no row was fit for this stage",
-    "too_short": "the recording is shorter than one step of the model",
+    "too_short": "the recording is shorter than one step of the model, or than a word",
 }
 """Why an instance is ``empty``: a result, not an error."""
 

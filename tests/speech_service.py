@@ -47,6 +47,15 @@ def hears_its_name(request: types.RecognizeRequest) -> types.RecognizeResponse:
     return response((word_of(request), 0.1, len(request.content) / 32_000 - 0.1))
 
 
+def refusing(code: str, message: str = "so says the stand-in") -> Reply:
+    """Answers everything with this code."""
+
+    def reply(_: types.RecognizeRequest) -> types.RecognizeResponse:
+        raise Refusal(grpc.StatusCode[code], message)
+
+    return reply
+
+
 class Service:
     """The server. ``reply`` may be changed at any time; ``asked`` is everything that was ever asked."""
 

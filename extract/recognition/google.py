@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -146,15 +146,9 @@ class Google:
         stopped = threading.Event()
         with ThreadPoolExecutor(self._config.parallel, thread_name_prefix="google") as pool:
             asked = [pool.submit(self._answer, piece, stopped) for piece in pieces]
-            wait(asked, return_when=FIRST_EXCEPTION)
-            stopped.set()  # after all, or after the first failure: what still waits to try again gives up
-            for one in asked:
-                one.cancel()
-        failed = [one.exception() for one in asked if not one.cancelled() and one.exception()]
-        # What stops the run comes first, and what gave up because of another's failure last.
-        failed.sort(key=lambda error: (not isinstance(error, ServiceError), isinstance(error, _GaveUpError)))
-        if failed and failed[0] is not None:
-            raise failed[0]
+        failed = [error for one in asked if (error := one.exception()) is not None]
+        if failed:  # what stops the run comes first, and what gave up because of another's failure last
+            raise min(failed, key=lambda error: (not isinstance(error, ServiceError), isinstance(error, _GaveUpError)))
         return [heard_of(one.result()) for one in asked]
 
     def is_kept(self, piece: "Tensor") -> bool:
@@ -162,8 +156,14 @@ class Google:
         return self._answers.get(self._key(_pcm(piece))) is not None
 
     def _answer(self, piece: "Tensor", stopped: threading.Event) -> Mapping[str, Any]:
+        if stopped.is_set():
+            raise _GaveUpError
         sound = _pcm(piece)
-        kept = self._answers.get_or_ask(self._key(sound), lambda: self._asked(sound, stopped))
+        try:
+            kept = self._answers.get_or_ask(self._key(sound), lambda: self._asked(sound, stopped))
+        except BaseException:
+            stopped.set()  # nothing more is sent of a clip that fails
+            raise
         response: Mapping[str, Any] = kept["response"]
         return response
 

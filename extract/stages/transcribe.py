@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WORDS = Table("word")
 GIVEN = "given"
+SHORTEST_S = 0.1
+"""Nobody says a word in less."""
 
 
 class TranscribeConfig(StageConfig):
@@ -83,6 +85,10 @@ class Given(ClipStage[TranscribeConfig]):
             Output("start_s", WORDS, (), (), "float64"),
             Output("end_s", WORDS, (), (), "float64"),
         )
+
+    @property
+    def weights(self) -> str | None:
+        return None
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
         """``transcript``: a Transcript, or None where the manifest names none."""
@@ -154,6 +160,8 @@ class Transcribe(Given):
             return super().compute(inputs)
         engine = self._engine(inputs["choice.language"] or self.config.language)
         samples: Samples = inputs["wave.samples"]
+        if len(samples) < SHORTEST_S * WAVE_HZ:
+            return ClipResult({}, {"samples": len(samples)}, empty="too_short")
         found = self._pieces(samples, engine.max_piece_s)
         described = {**engine.describe(), "pieces": len(found)}
         described["speech_s"] = round(sum(map(len, found)) / WAVE_HZ, 2)
