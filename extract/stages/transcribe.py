@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,6 +36,8 @@ class TranscribeConfig(StageConfig):
     must be told."""
     weights: str = "whisper-small"
     """Of ``whisper``: a key, or a folder as transformers saves it."""
+    architecture: str = "small"
+    """Of ``whisper``: ``tiny``, ``small``, ``large-v3`` ..., as OpenAI names them."""
     voice_gate: bool = True
     """Recognise only what is loud enough, beside what surrounds it, to be speech; off for speech over loud music."""
     google: GoogleConfig = GoogleConfig()
@@ -133,20 +136,21 @@ class Transcribe(Given):
         return "name a transcript for them in the manifest, or leave them empty: --set {instance}.engines=[given]"
 
     def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
-        from extract.recognition.whisper import random_weights
+        from extract.models.whisper import random_weights
 
-        return random_weights()
+        return random_weights(self.config.architecture)
 
     def made_with(self) -> dict[str, Any]:
         config = self.config
         made: dict[str, Any] = {"engine": config.recogniser, "version": self.recognition_version}
         made |= {"language": config.language, "voice_gate": config.voice_gate}
-        return {**made, **config.google.of_recipe()} if config.recogniser == "google" else made
+        own = config.google.of_recipe() if config.recogniser == "google" else {"architecture": config.architecture}
+        return {**made, **own}
 
     def setup(self, context: Context) -> None:
         self._context = context
         self._engines: dict[str | None, Engine] = {}
-        self._loading = threading.Lock()
+        self._loading, self._computing = threading.Lock(), threading.Lock()
         if self.config.recogniser == "google":
             # Before any work: an hour later is late for "no credentials".
             self._connection = None if context.offline else Connection.open(self.config.google)
@@ -167,7 +171,9 @@ class Transcribe(Given):
         described["speech_s"] = round(sum(map(len, found)) / WAVE_HZ, 2)
         if not found:
             return ClipResult({}, described, empty="no_speech")
-        heard = engine.recognise([samples[piece.start : piece.stop].cpu() for piece in found])
+        # One clip after the other has the network; a service answers many at once.
+        with nullcontext() if self.external else self._computing:
+            heard = engine.recognise([samples[piece.start : piece.stop].cpu() for piece in found])
         merged = merge(found, heard, WAVE_HZ, inputs["wave.start_s"])
         notes = {**described, "language": merged.language or described["language"], **merged.notes}
         if not merged.words:
@@ -210,7 +216,8 @@ class Transcribe(Given):
             raise ValueError("engine whisper needs weights")
         # Whisper knows languages, not regions.
         spoken = language.partition("-")[0] if language else None
-        return Whisper.load(context.weights, context.device, context.precision, language=spoken)
+        architecture = self.config.architecture
+        return Whisper.load(architecture, context.weights, context.device, context.precision, language=spoken)
 
 
 def _table(words: Sequence[Word]) -> dict[str, Any]:

@@ -189,7 +189,7 @@ TABLE = by_key((
     WeightsRow(
         key="whisper-small",
         stages=("transcribe",),
-        architecture=None,
+        architecture="small",
         source=f"{HUB}/openai/whisper-small",
         files=(
             "config.json",

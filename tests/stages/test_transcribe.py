@@ -53,7 +53,7 @@ class Stub:
         self.language, self.pieces = language, []
 
     @classmethod
-    def load(cls, _weights, _device, _precision, *, language):
+    def load(cls, _architecture, _weights, _device, _precision, *, language):
         return cls(language)
 
     def describe(self):
@@ -186,7 +186,13 @@ def test_what_recognises_is_no_part_of_the_recipe_but_of_what_it_made():
     ]
     assert [config.of_recipe() for config in configs] == [{"engines": ["given"]}] * 3
     whisper, google = (Transcribe(config).made_with() for config in configs[1:])
-    assert whisper == {"engine": "whisper", "version": 1, "language": "de", "voice_gate": False}
+    assert whisper == {
+        "engine": "whisper",
+        "version": 1,
+        "language": "de",
+        "voice_gate": False,
+        "architecture": "small",
+    }
     assert google == {"engine": "google", "version": 1, "language": "en-US", "voice_gate": True, "model": "long"}
 
 
