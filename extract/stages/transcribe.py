@@ -194,6 +194,10 @@ class Transcribe(Given):
     def price_per_minute(self) -> float | None:
         return self.config.google.price_per_minute
 
+    @property
+    def price_setting(self) -> str:
+        return "{instance}.google.price_per_minute"
+
     def _pieces(self, samples: "Samples", max_s: float) -> list[Piece]:
         return cut(samples, WAVE_HZ, max_s, gate=self.config.voice_gate)
 
