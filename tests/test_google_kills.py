@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import extract
 from extract.answers import Answers
 from extract.recognition.google import Google, GoogleConfig
@@ -25,6 +27,7 @@ def work(folder: str) -> None:
     extract.run(store="store.zarr", config="c.yaml")
 
 
+@pytest.mark.slow
 def test_nothing_is_paid_for_twice_after_kill_9_at_20_random_moments(tmp_path):
     """The server looks at every request whether its answer is kept already. What was on its way at a kill is lost;
     everything else is asked for once."""
