@@ -203,7 +203,7 @@ TABLE = by_key((
             "merges.txt",
             "normalizer.json",
         ),
-        licence="Apache-2.0 as its hub page has it; its authors' code repository says MIT",
+        licence="Apache-2.0 by its hub page, MIT by its authors' repository; neither is confirmed here",
         trained_on="680,000 h of speech and its transcripts in 99 languages, gathered from the web",
         sha256=None,
     ),
