@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import extract
+from extract.cli import app
 from extract.errors import ManifestError, StaleError, WeightsError
 from extract.inputs.manifest import Clip, load_manifest, write_manifest
 from extract.inputs.transcripts import Word
@@ -92,6 +94,20 @@ def test_missing_weights_name_the_clips_and_the_ways_out_before_any_work(folder,
     if weights == "whisper-small":
         assert "`extract weights fetch whisper-small`" in str(caught.value)
     assert not (folder / "store.zarr").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_bare_run_takes_whisper_where_no_transcript_is_and_the_demo_never_does():
+    def transcribed(clip, *config):
+        flags = ["--stage", "transcribe", "--clip", clip, "--device", "cpu", "--offline", *config]
+        return CliRunner().invoke(app, ["run", *flags])
+
+    assert transcribed("given").exit_code == 0
+    refused = transcribed("heard")
+    assert refused.exit_code == 3
+    assert "weights 'whisper-small' are not on this machine" in refused.output
+    assert transcribed("heard", "-c", "demo").exit_code == 0
+    assert (record("given").recipe, record("heard").reason) == (record("heard").recipe, "no_transcript")
 
 
 @pytest.mark.usefixtures("folder")
