@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 HOPS_PER_S = 100
 """Frames of 10 ms, side by side."""
-ABOVE_FLOOR_DB = 6.0
-"""White noise, smoothed over 50 ms, stays within 1 dB of its floor; the vowels of speech rise 20 dB and more."""
+ABOVE_FLOOR_DB = 4.0
+"""White noise, smoothed over 50 ms, stays within 2 dB of its floor; the vowels of speech rise 20 dB and more."""
 LEAST_DB = -65.0
 """Mean square, relative to a full-scale square wave. Quiet speech through a camera's microphone has -50."""
 FLOOR_S = 10.0
 """The floor is the quietest 50 ms of so many seconds around: fluent speech has such moments several times a second."""
 LEAST_FOR_FLOOR_S = 3.0
 SMOOTH_FRAMES = 5
-SHORTEST_S = 0.03
-"""A click is shorter; the shortest syllables take 0.1 s."""
+SHORTEST_S = 0.08
+"""A click is shorter, of which smoothing makes 0.06 s; the shortest syllables take 0.1 s."""
 LOWEST_HZ = 80.0
 """Mains hum and wind lie below, the voices of men begin there."""
 CHUNK_S = 60
@@ -71,12 +71,14 @@ def voiced(levels: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which frames of ``levels_db`` may be speech, [F]; without any margin."""
     from scipy import ndimage
 
+    if not len(levels):
+        return np.zeros(0, dtype=bool)
     threshold = np.full(len(levels), LEAST_DB, dtype=np.float32)
     if len(levels) >= LEAST_FOR_FLOOR_S * HOPS_PER_S:
         around = int(FLOOR_S * HOPS_PER_S) + 1
-        floor = ndimage.minimum_filter1d(levels, min(around, 2 * len(levels) - 1), mode="nearest")
+        floor = ndimage.minimum_filter1d(levels, around, mode="nearest")
         threshold = np.maximum(threshold, floor + ABOVE_FLOOR_DB)
     shortest = math.ceil(SHORTEST_S * HOPS_PER_S)
     loud: NDArray[np.bool_] = levels > threshold
-    opened: NDArray[np.bool_] = ndimage.binary_opening(np.pad(loud, shortest, mode="edge"), np.ones(shortest, bool))
-    return opened[shortest:-shortest]
+    lasting: NDArray[np.bool_] = ndimage.binary_opening(loud, np.ones(shortest, dtype=bool))
+    return lasting
