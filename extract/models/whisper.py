@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.errors import WeightsError
+from extract.errors import ConfigError, WeightsError
 from extract.models import random
 from extract.weights.files import Weights
 from extract.weights.loading import check_config, fill
@@ -56,6 +56,14 @@ ARCHITECTURES = {
 }
 """``.en``: English only. ``toy`` is for tests, and nobody published one: its text tokens are bytes. Of all ids the last
 1,501 are times, 0 to 30 s, which this project does not ask for."""
+
+
+def sizes_of(architecture: str) -> Architecture:
+    """``ARCHITECTURES[architecture]``; ConfigError for another name."""
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"architecture is {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture]
+
 
 SHOWN_IN_CONFIG = (
     "d_model",
@@ -127,7 +135,7 @@ def model_config(architecture: str) -> "WhisperConfig":
     """transformers' config; no dropout, masking or layer drop: left on, training mode would change values at random."""
     from transformers import WhisperConfig
 
-    sizes = ARCHITECTURES[architecture]
+    sizes = sizes_of(architecture)
     return WhisperConfig(
         vocab_size=sizes.num_ids,
         num_mel_bins=sizes.num_mels,
@@ -172,6 +180,7 @@ def load(
     """The network with its weights, on ``device`` in ``precision`` (float32 when absent), in eval mode, and its tokens.
 
     Raises:
+        ConfigError: there is no such architecture.
         WeightsError: tensors, ``config.json`` or ``generation_config.json`` are not those of this architecture.
     """
     model = build(architecture)
@@ -237,7 +246,7 @@ def _id(value: object) -> int:
 
 
 def _check(architecture: str, weights: Weights, specials: Specials) -> None:
-    sizes = ARCHITECTURES[architecture]
+    sizes = sizes_of(architecture)
     ids = [specials.end, specials.start, specials.no_timestamps, *specials.languages.values()]
     ids += [*specials.suppressed, *specials.suppressed_first, *filter(None, [specials.transcribe])]
     wrong = sorted({number for number in ids if not 0 <= number < sizes.num_ids})
@@ -291,7 +300,7 @@ def load_features(architecture: str, weights: Weights) -> "WhisperFeatureExtract
     """
     from transformers import WhisperFeatureExtractor
 
-    num_mels = ARCHITECTURES[architecture].num_mels
+    num_mels = sizes_of(architecture).num_mels
     features: WhisperFeatureExtractor = WhisperFeatureExtractor(feature_size=num_mels)  # type: ignore[no-untyped-call]
     found = weights.read_json("preprocessor_config.json") or {}
     wrong = [

@@ -30,8 +30,7 @@ def token_times(attention: "Tensor", num_prompt: int) -> NDArray[np.float64]:
         num_prompt: P, at least 1.
     """
     matrix = _evidence(attention)[num_prompt - 1 : -1]  # [N + 1, F]
-    times: NDArray[np.float64] = first_columns(-matrix.cpu().double().numpy()) * POSITION_S
-    return times
+    return first_columns(-matrix.cpu().double().numpy()).astype(np.float64) * POSITION_S
 
 
 def _evidence(attention: "Tensor") -> "Tensor":

@@ -83,11 +83,16 @@ class Whisper:
 
         Raises:
             WeightsError: the weights are not of this architecture, or files are missing beside them.
-            ConfigError: the model does not know the language.
+            ConfigError: there is no such architecture, or the model does not know the language.
         """
         model, specials = whisper.load(architecture, weights, device, precision)
         features, tokenizer = whisper.load_features(architecture, weights), whisper.load_tokenizer(weights, specials)
         return cls(model, specials, features, tokenizer, weights.spec, language=language, batch=batch)
+
+    def speaking(self, language: str | None) -> "Whisper":
+        """The same engine on the same network, for another language; ConfigError where the model does not know it."""
+        model, features, tokenizer = self._model, self._features, self._tokenizer
+        return Whisper(model, self._specials, features, tokenizer, self._spec, language=language, batch=self._batch)
 
     def describe(self) -> dict[str, Any]:
         """``engine``, ``version`` (of transformers), ``model``, ``language``."""
