@@ -101,7 +101,7 @@ class Specials:
     languages: Mapping[str, int]
     """Code (``en``) -> id of its token; empty where ``transcribe`` is None."""
     suppressed: tuple[int, ...]
-    """Never chosen: what is written but not spoken, such as brackets and notes, and special tokens."""
+    """Never chosen: what is written but not spoken, such as brackets and notes, and all beyond ``end``, times too."""
     suppressed_first: tuple[int, ...]
     """Never chosen as the first token."""
     alignment_heads: tuple[tuple[int, int], ...]
@@ -125,7 +125,7 @@ TOY_SPECIALS = Specials(
     languages={"en": 258, "de": 259, "zh": 260},
     transcribe=262,  # 261 translates, 263 and 264 begin other prompts, 265 is no_speech
     no_timestamps=266,
-    suppressed=(257, 261, 262, 263, 264, 265),
+    suppressed=tuple(range(257, ARCHITECTURES["toy"].num_ids)),
     suppressed_first=(220, 256),  # a space, and the end
     alignment_heads=((1, 0), (1, 2)),
 )
@@ -152,6 +152,7 @@ def model_config(architecture: str) -> "WhisperConfig":
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
+        decoder_start_token_id=0,
         begin_suppress_tokens=None,
     )
 
@@ -216,15 +217,16 @@ def read_specials(architecture: str, weights: Weights) -> Specials:
             f"weights {weights.spec!r}: there is no generation_config.json, which says the special tokens and the "
             "heads that word times come from; copy that of the model that these weights were tuned from"
         )
+    num_ids = sizes_of(architecture).num_ids
     try:
-        many = found.get("is_multilingual", True)
+        many, end = found.get("is_multilingual", True), _id(found["eos_token_id"])
         specials = Specials(
-            end=_id(found["eos_token_id"]),
+            end=end,
             start=_id(found["decoder_start_token_id"]),
             no_timestamps=_id(found["no_timestamps_token_id"]),
             transcribe=_id(found["task_to_id"]["transcribe"]) if many else None,
             languages={name.strip("<|>"): _id(number) for name, number in found["lang_to_id"].items()} if many else {},
-            suppressed=tuple(map(_id, found.get("suppress_tokens") or ())),
+            suppressed=tuple(sorted({*map(_id, found.get("suppress_tokens") or ()), *range(end + 1, num_ids)})),
             suppressed_first=tuple(map(_id, found.get("begin_suppress_tokens") or ())),
             alignment_heads=tuple((_id(layer), _id(head)) for layer, head in found["alignment_heads"]),
         )

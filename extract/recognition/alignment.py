@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-POSITION_S = 0.02
-"""Of sound, seen by one position of the encoder."""
+POSITIONS_PER_S = 50
+"""Of the encoder, side by side."""
 MEDIAN_POSITIONS = 7
 """Width of the median over time that takes single spikes out."""
 
@@ -30,7 +30,7 @@ def token_times(attention: "Tensor", num_prompt: int) -> NDArray[np.float64]:
         num_prompt: P, at least 1.
     """
     matrix = _evidence(attention)[num_prompt - 1 : -1]  # [N + 1, F]
-    return first_columns(-matrix.cpu().double().numpy()).astype(np.float64) * POSITION_S
+    return first_columns(-matrix.cpu().double().numpy()) / POSITIONS_PER_S
 
 
 def _evidence(attention: "Tensor") -> "Tensor":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from extract.errors import ConfigError
 from extract.inputs.transcripts import Word
 from extract.models import whisper
-from extract.recognition.alignment import POSITION_S, token_times
+from extract.recognition.alignment import POSITIONS_PER_S, token_times
 from extract.recognition.speech_activity import HOPS_PER_S, levels_db
 from extract.recognition.words import NO_SPEECH_PROBABILITY, Heard, is_no_speech, is_repetitive
 from extract.weights.files import Weights
@@ -161,11 +161,12 @@ class Whisper:
             if is_invented(silent, log_probability, len(text)):
                 yield Heard((), language, {**notes, "no_speech_pieces": 1})
                 continue
-            timed = self._words(text, np.minimum(times, len(piece) / whisper.SAMPLE_HZ), language)
-            words, dropped = with_time(timed)
-            if is_repetitive([word.text for word in words]):
+            # Of the text as it is: a loop hardly takes time, and most of its words would be gone below.
+            if is_repetitive(self._tokenizer.decode(text).split()):
                 yield Heard((), language, {**notes, "repetitive_pieces": 1})
                 continue
+            timed = self._words(text, np.minimum(times, len(piece) / whisper.SAMPLE_HZ), language)
+            words, dropped = with_time(timed)
             kept, too_long = without_pauses(words, piece)
             notes |= {"cut_texts": int(was_cut), "words_without_time": dropped, "words_too_long": too_long}
             yield Heard(kept, language, {name: count for name, count in notes.items() if count})
@@ -196,7 +197,7 @@ class Whisper:
             spoken = {"language": [f"<|{code}|>" for code in languages], "task": "transcribe"}
         with _quiet():
             found = self._model.generate(
-                encoder_outputs=encoded, return_timestamps=False, max_length=max(most), **spoken
+                encoder_outputs=encoded, return_timestamps=False, max_new_tokens=max(most), **spoken
             )  # [B, N], without the prompt
         texts = []
         for row, limit in zip(found.tolist(), most, strict=True):
@@ -231,7 +232,7 @@ class Whisper:
             logits = self._model.proj_out(states[number, len(prompt) - 1 : len(row) - 1]).float()  # [N + 1, ids]
             said = row[len(prompt) :][: len(text) + (not was_cut)]
             log_probability = self._log_probability(logits, said)
-            frames = max(1, num_samples[number] // round(POSITION_S * whisper.SAMPLE_HZ))
+            frames = max(1, num_samples[number] * POSITIONS_PER_S // whisper.SAMPLE_HZ)
             attention = torch.stack([
                 seen[layer][number, head, : len(row), :frames] for layer, head in self._specials.alignment_heads
             ])  # [H, P + N + 1, F]
@@ -284,8 +285,9 @@ def with_time(words: Sequence[Word]) -> tuple[list[Word], int]:
         alike = list(run)
         if takes_time:
             kept += alike
-        elif len(alike) == 1 and alike[0].start_s >= POSITION_S:
-            kept.append(Word(alike[0].text, alike[0].start_s - POSITION_S, alike[0].end_s))
+        elif len(alike) == 1 and alike[0].start_s >= 1 / POSITIONS_PER_S:
+            # Rounded, so that it does not begin before a word that begins at the same time.
+            kept.append(Word(alike[0].text, round(alike[0].start_s - 1 / POSITIONS_PER_S, 6), alike[0].end_s))
     return kept, len(words) - len(kept)
 
 
