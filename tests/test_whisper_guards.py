@@ -1,6 +1,5 @@
 """No words where nobody speaks, and words where and when they are spoken: answers that the test decides."""
 
-import functools
 import itertools
 import math
 from dataclasses import replace
@@ -17,20 +16,7 @@ from extract.recognition.whisper import (
     with_time,
     without_pauses,
 )
-from tests.toy_whisper import HZ, JFK, MUSIC_INVENTIONS, SILENCE_INVENTIONS, Answer, babbler, noise, stub, whole
-
-
-@functools.cache
-def music(seconds):
-    """Plucked notes over a drum, without end."""
-    random = np.random.default_rng(0)
-    after = np.arange(2 * HZ) / HZ
-    sound = np.zeros((seconds + 2) * HZ)
-    for beat in range(0, seconds * HZ, HZ // 2):
-        pitch = 220 * 2 ** (random.choice([0, 2, 4, 5, 7, 9, 11]) / 12)
-        note = np.exp(-3 * after) * sum(np.sin(2 * np.pi * pitch * k * after) / k for k in range(1, 5))
-        sound[beat : beat + len(after)] += note + np.exp(-30 * after) * random.normal(size=len(after))
-    return torch.from_numpy((0.08 * sound[: seconds * HZ]).astype(np.float32))
+from tests.toy_whisper import HZ, JFK, MUSIC_INVENTIONS, SILENCE_INVENTIONS, Answer, babbler, music, noise, stub, whole
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ Its files are of the official format. The encoder says which answer the sound ge
 next, and the cross-attention where in the sound that token lies; all else is transformers' own.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,19 +29,43 @@ CORPUS = [
     " I'm going to go to the next one. Bin blue at F two now. Lay white in S three soon.",
 ]
 HZ = whisper.SAMPLE_HZ
+NUM_TEXTS = 350
+"""Text tokens of the vocabulary that is made of the corpus."""
 
 
 def babbler(folder: Path, **settings: Any) -> Whisper:
-    """An engine on random numbers that says many words; with the token table as its last layer it would repeat one."""
-    engine = Whisper.load("toy", write_folder(folder), **settings)
-    shape = engine._model.proj_out.weight.shape
-    engine._model.proj_out.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    return engine
+    """An engine on random numbers that says one word after another.
+
+    A random network repeats itself, in halves of letters. This one has a last layer of its own, heeds the position
+    more, and may only choose what begins a word.
+    """
+    weights = write_folder(folder)
+    model, specials = whisper.load("toy", weights)
+    features, tokenizer = whisper.load_features("toy", weights), whisper.load_tokenizer(weights, specials)
+    model.proj_out.weight = nn.Parameter(torch.randn(1768, 32, generator=torch.Generator().manual_seed(0)))
+    model.model.decoder.embed_positions.weight.mul_(4)
+    others = [number for symbol, number in bpe().get_vocab().items() if not (symbol[0] == "\u0120" and len(symbol) > 2)]
+    specials = replace(specials, suppressed=tuple(sorted({*others, *specials.suppressed})))
+    model.generation_config = whisper.greedy(specials)
+    return Whisper(model, specials, features, tokenizer, str(folder), **settings)
 
 
 def noise(seconds: float, seed: int = 0, level: float = 0.1) -> Tensor:
     """Float32 [n] at 16 kHz."""
     return level * torch.randn(round(seconds * HZ), generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def music(seconds: int) -> Tensor:
+    """Plucked notes over a drum, float32 [n] at 16 kHz."""
+    random = np.random.default_rng(0)
+    after = np.arange(2 * HZ) / HZ
+    sound = np.zeros((seconds + 2) * HZ)
+    for beat in range(0, seconds * HZ, HZ // 2):
+        pitch = 220 * 2 ** (random.choice([0, 2, 4, 5, 7, 9, 11]) / 12)
+        note = np.exp(-3 * after) * sum(np.sin(2 * np.pi * pitch * k * after) / k for k in range(1, 5))
+        sound[beat : beat + len(after)] += note + np.exp(-30 * after) * random.normal(size=len(after))
+    return torch.from_numpy((0.08 * sound[: seconds * HZ]).astype(np.float32))
 
 
 def whole(engine: Whisper, sound: Tensor, *, gate: bool) -> Heard:
@@ -59,7 +85,7 @@ def bpe() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=NUM_TEXTS, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
 
