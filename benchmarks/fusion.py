@@ -9,6 +9,7 @@ On a CPU, one core, in turn with what each is measured by:
     loader    the same without Swin, against a loader of files and slices (benchmarks/released_loader.py)
     predict   512 consecutive frames by distinct rows, against plain batches of windows: every row cast, standardised
               and projected, in a process that leaves memory to malloc; and what distinct rows alone are worth
+              (their goal is for pooled Swin features: a frame's tokens are its own, nothing can share them)
     fit       the loop of ``fusion fit``, as a share of the bare step on one batch that lies ready
 
 With ``--device cuda``: samples per second of the captured step, and what of it ``fit`` reaches, for two batch sizes,
