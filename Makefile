@@ -53,7 +53,7 @@ fuzz: setup
 # Newer versions within pyproject.toml's ranges.
 lock: setup
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --no-emit-index-url --no-header --no-annotate \
-		--python-version 3.11 --extra dev --extra demo pyproject.toml -o requirements.lock
+		--python-version 3.11 --extra dev --extra demo --extra google pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV)

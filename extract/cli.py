@@ -136,12 +136,14 @@ def _plan(
     from extract import console
     from extract.running import runner
     from extract.running.planning import refuse_stale
+    from extract.running.sending import sendings
 
     made, opened = runner.plan(manifest, store, config, set=overrides or (), options=options)
+    sent = sendings(made, opened)
     if as_json:
-        print(json.dumps(console.plan_json(made), indent=1))
+        print(json.dumps(console.plan_json(made, sent), indent=1))
     else:
-        console.show_plan(made)
+        console.show_plan(made, sent)
     if opened and not options.overwrite:
         refuse_stale(made, opened)
     if made.damaged:

@@ -18,6 +18,7 @@ from extract.config import Remembered
 from extract.errors import CorruptError
 from extract.running.planning import Plan
 from extract.running.report import Failure, Notice, Progress, Report, Speed
+from extract.running.sending import Sending
 from extract.store import Store
 from extract.verification import Checked, SourcesChecked
 from extract.weights.resolving import Located
@@ -197,16 +198,20 @@ def _speed_line(speed: Speed) -> str:
     return f"{rate}; busy: {shares}; bottleneck: {speed.bottleneck}"
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Clip -> instance -> what it needs."""
-    return {
+def plan_json(plan: Plan, sendings: Mapping[str, Sending]) -> dict[str, Any]:
+    """Clip -> instance -> what it needs, and how many seconds a paid or remote service would be sent."""
+    found: dict[str, Any] = {
         clip: {name: {"need": task.need, "changes": list(task.changes)} for name, task in tasks.items()}
         for clip, tasks in plan.tasks.items()
     }
+    for name, sending in sendings.items():
+        for clip in [*sending.heard, *sending.guessed, *sending.unknown]:
+            found[clip][name]["seconds_to_send"] = sending.seconds_of(clip)
+    return found
 
 
-def show_plan(plan: Plan) -> None:
-    """Per instance, how many clips are finished and how many would be computed, and why."""
+def show_plan(plan: Plan, sendings: Mapping[str, Sending]) -> None:
+    """Per instance, how many clips are finished and how many would be computed, and why; then what would be sent."""
     needs: dict[str, Counter[str]] = {name: Counter() for name in plan.prepared}
     for tasks in plan.tasks.values():
         for name, task in tasks.items():
@@ -219,6 +224,26 @@ def show_plan(plan: Plan) -> None:
             summary = "not needed: the clips bring their crops" if planned else "not planned: the clips are damaged"
         feeds = ", ".join(plan.graph[name].feeds.values())
         print(f"  {name:<12} {summary}" + (f"   <- {feeds}" if feeds else ""))
+    for name, sending in sendings.items():
+        print(f"{name} would send {_sending_line(name, sending)}")
+
+
+def _sending_line(name: str, sending: Sending) -> str:
+    counted = f"of {len(sending.heard)} clips by what is loud enough to be speech and was not answered before"
+    if sending.guessed:
+        counted += f", of {len(sending.guessed)} by their whole length, for their sound cannot be read here"
+    line = f"{sending.minutes:.1f} minutes ({counted})"
+    if sending.cost is None:
+        line += f"; for the cost, say the price: --set {sending.price_setting.format(instance=name)}=PRICE"
+    else:
+        line += f"; cost {sending.cost:.2f} at {sending.price_per_minute:g} a minute"
+    if sending.unknown:
+        line += f"; not counted, for their sound cannot be read here: {_first(sending.unknown)}"
+    return line
+
+
+def _first(clips: Sequence[str]) -> str:
+    return ", ".join(clips[:SHOWN]) + (f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else "")
 
 
 # ---- the store ------------------------------------------------------------------------------------------------------

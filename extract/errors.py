@@ -10,9 +10,10 @@ EMPTY_REASONS = {
     "no_face_chosen": "the manifest says `face: none`",
     "no_transcript": "the clip brings no transcript",
     "no_words": "the transcript has no words, or none that a frame's window meets",
+    "no_speech": "nothing loud enough to be speech, or the recogniser heard no word",
     "no_labels": "the manifest names no label file (`va` and `intensity` count where `labels.also` names them)",
     "no_rows": "no row was fit for this stage",
-    "too_short": "the recording is shorter than one step of the model",
+    "too_short": "the recording is shorter than one step of the model, or than a word",
 }
 """Why an instance is ``empty``: a result, not an error."""
 
@@ -32,6 +33,8 @@ FAILED_REASONS = {
     "broken_promise": "a stage gave other rows, shapes or types than it declares",
     "unsupported": "the clip brings something that this version does not read",
     "source_changed": "a file changed while it was being read",
+    "service_refused": "a remote service does not take what the clip gives it",
+    "service_failed": "a remote service failed at the clip until its deadline",
     "stalled": "reading the file made no progress for run.stall_s seconds",
     "crashed": "the clip crashed its process twice (a decoder or a model died)",
     "unexpected": "an exception that nobody foresaw; the record holds its traceback",
@@ -67,6 +70,10 @@ class WeightsError(AuFusionError):
     """Weights or a dependency are missing or not what they should be."""
 
     exit_code = 3
+
+
+class ServiceError(WeightsError):
+    """A paid or remote service cannot be used: no credentials, no quota, no network. The run stops; no clip fails."""
 
 
 class StoreError(UsageError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from extract.answers import Answers
     from extract.weights.files import Weights
 
 
@@ -77,6 +78,10 @@ class Context:
     batch: int = 0
     """Rows of the largest micro-batch that will come; what is compiled takes this many, smaller ones are filled up.
     0: unknown, which does not go with ``compile``."""
+    answers: "Answers | None" = None
+    """Of an ``external`` stage: what services answered before, in any store."""
+    offline: bool = False
+    """Nothing may be sent."""
 
     def __post_init__(self) -> None:
         if self.compile and self.batch < 1:
@@ -95,11 +100,12 @@ class Stage(ABC, Generic[ConfigT]):
     version: ClassVar[int]
     """Raised by hand when the code changes values; part of the recipe."""
     config_type: ClassVar[type[StageConfig]]
-    inputs: ClassVar[tuple[str, ...]] = ()
-    """``slot.array`` each. The slot is the instance of that name unless the config's ``inputs`` names another."""
+    inputs: tuple[str, ...] = ()
+    """``slot.array`` each, by the config, if need be. The slot is the instance of that name unless the config's
+    ``inputs`` names another."""
     parts: tuple[str, ...] = ()
     """Source parts of the clip read directly: ``media``, ``labels``, ``choice.face`` ...; by the config, if need be."""
-    device: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    device: Literal["cpu", "gpu"] = "cpu"
     follows_device: ClassVar[bool] = False
     """Computes on the run's device, where the frames are, in its own number types: no precision in its recipe."""
     batch: ClassVar[int] = 32
@@ -110,10 +116,17 @@ class Stage(ABC, Generic[ConfigT]):
     """Inputs that a stage on a GPU wants in the CPU's memory all the same: a few numbers per row, that it reads."""
     clock: ClassVar[bool] = False
     """Gives ``pts_s``, the times of the clip's frames, which all arrays on the frame clock share."""
-    provided_by: ClassVar[str | None] = None
+    provided_by: str | None = None
     """Source part that a clip may bring along instead of having this computed: ``crops``, ``transcript``."""
-    stand_in: ClassVar["type[SourceStage[Any]] | None"] = None
+    stand_in: "type[Stage[Any]] | None" = None
     """Reads ``provided_by`` in this stage's place, with the same config; None: the stage reads the part itself."""
+    sourced: bool = False
+    """Clips that it computes and clips that bring its arrays share one recipe, in which nothing of the computing is:
+    ``made_with``, weights, precision and inputs are part of the source of those that it computes. So what comes along
+    needs neither weights nor inputs."""
+    external: bool = False
+    """Calls a paid or remote service: the context brings kept ``answers``, and ``extract plan`` says what a run would
+    send (``seconds_to_send``)."""
     reread: ClassVar[frozenset[str]] = frozenset()
     """Source parts whose change is no reason to ask: the instance is computed anew. For imports that feed nothing."""
     weightless: ClassVar[frozenset[str]] = frozenset()
@@ -146,6 +159,30 @@ class Stage(ABC, Generic[ConfigT]):
         """What the config says; None for a stage with one architecture."""
         named: str | None = getattr(self.config, "architecture", None)
         return named
+
+    @property
+    def without(self) -> str:
+        """How to do without the weights of a ``sourced`` stage, for the message that they are missing; may contain
+        ``{instance}``."""
+        raise NotImplementedError(f"stage {self.name} is sourced, but does not say how to do without it")
+
+    def made_with(self) -> dict[str, Any]:
+        """Settings of a ``sourced`` stage that decide values, as JSON values."""
+        raise NotImplementedError(f"stage {self.name} does not say what it computes with")
+
+    @property
+    def price_per_minute(self) -> float | None:
+        """Of an ``external`` stage, where the config names it."""
+        return None
+
+    @property
+    def price_setting(self) -> str:
+        """Which setting of an ``external`` stage names it, ``{instance}.price``."""
+        raise NotImplementedError(f"stage {self.name} costs nothing")
+
+    def seconds_to_send(self, inputs: Mapping[str, Any], context: Context) -> int:
+        """Of an ``external`` stage: seconds that computing ``inputs`` would send, as they are billed."""
+        raise NotImplementedError(f"stage {self.name} sends nothing")
 
     def random_weights(self) -> "dict[str, np.ndarray[Any, Any]]":
         """Tensors by name for ``weights: random``, drawn by ``models/random.py``; untrained, for tests and demo."""

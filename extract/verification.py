@@ -207,7 +207,7 @@ def _set_aside_damaged_records(store: Store, damage: Sequence[Damage]) -> dict[s
 def _require_same_made(store: Store, plan: Plan, clip: Clip, damage: Damage) -> None:
     """Raise unless the damaged instance can be computed again with the same result."""
     try:
-        source = Sources().source(clip, parts_of(plan.of(clip).graph, damage.instance, clip))
+        source = plan.new_sources().source(clip, parts_of(plan.of(clip).graph, damage.instance, clip))
     except ClipError as error:
         raise CorruptError(
             f"clip {clip.id}, {damage.instance} is damaged and cannot be computed again: {error}. Nothing was removed"

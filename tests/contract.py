@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def context(stage: Stage[Any]) -> Context:
     """What the runner gives on a CPU; ``weights`` of the config must be ``random``, a path, or in a package."""
-    spec = getattr(stage.config, "weights", None)
+    spec = stage.weights
     resolved = (
         None
         if spec is None or spec in stage.weightless

@@ -18,7 +18,7 @@ The demo's clips: drawn by `extract demo`, people and labels included. A manifes
   subject  who is seen: nobody may be in two splits
   split    train, val or test; leave it out for clips without labels
 
-Also known: source_video, crops (with fps), face: largest|left|right|none, start_s, end_s. See README.md."""
+Also known: source_video, crops (with fps), face: largest|left|right|none, start_s, end_s, language. See README.md."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ def choice(clip: Clip, part: str) -> str | float | list[float | None] | None:
     """A choice that the manifest makes for a clip; None if it makes none."""
     if part == "choice.face":
         return clip.face
+    if part == "choice.language":
+        return clip.language
     if part == "choice.fps":
         return clip.fps if clip.crops and not clip.video else None  # a movie's own times are the truth
     if part == "choice.span":
@@ -40,7 +42,7 @@ def read_part(clip: Clip, part: str, aus: tuple[int, ...] = AUS) -> dict[str, An
     ``labels.intensity`` int8 [rows, A]: each None if the clip has none. With both tables of action units,
     ``..._left_out``: columns of AUs that are not asked for, and ``..._listed``: whether the file lists the frames that
     it annotates, so that it may end before the clip. ``labels.named``: kinds of label files that the manifest names.
-    ``transcript``: a Transcript or None; ``choice.face``: str or None.
+    ``transcript``: a Transcript or None; ``choice.face``: str; ``choice.language``: str or None.
 
     Args:
         aus: numbers of the A action units that are asked for.
@@ -62,7 +64,7 @@ def read_part(clip: Clip, part: str, aus: tuple[int, ...] = AUS) -> dict[str, An
         return _of_table(part, table)
     if part == "transcript":
         return {part: transcripts.read_transcript(clip.transcript) if clip.transcript else None}
-    return {part: clip.face} if part == "choice.face" else {}
+    return {part: choice(clip, part)} if part in {"choice.face", "choice.language"} else {}
 
 
 def _of_table(name: str, table: annotations.AuLabels | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from extract.config import RunConfig
+from extract.errors import UnfinishedError
 from extract.inputs import media
 from extract.inputs.crops import Assumed, Continued, GivenCrops, Pictures, list_crops
 from extract.inputs.manifest import Clip
@@ -38,8 +39,9 @@ class ClipInputs:
     """Opens and reads what one clip brings; the sound once, however many stages hear it."""
 
     def __init__(
-        self, clip: Clip, order: Order, store: Store, engine: LocalEngine, sources: Sources, settings: RunConfig
+        self, clip: Clip, order: Order, store: Store | None, engine: LocalEngine, sources: Sources, settings: RunConfig
     ) -> None:
+        """``store``: None where there is none yet, and so nothing in it."""
         self._clip, self._order, self._store = clip, order, store
         self._engine, self._sources, self._settings = engine, sources, settings
         self._sounds: dict[int, Audio | None] = {}
@@ -90,6 +92,8 @@ class ClipInputs:
                 inputs[declared] = torch.from_numpy(sound.samples) if in_memory else SamplesOnDisk(sound.sound, device)
                 inputs[f"{declared.partition('.')[0]}.start_s"] = sound.start_s
                 continue
+            if self._store is None:
+                raise UnfinishedError(f"clip {self._clip.id}: {source}/{array} is not made yet")
             values = self._store.read(self._clip.id, source, array).values
             is_text = values.dtype.kind in "OTU"
             inputs[declared] = values.tolist() if is_text else torch.from_numpy(values)

@@ -261,7 +261,7 @@ class ClipWork:
     async def _computed(self, prepared: Prepared, inputs: Mapping[str, Any]) -> Result:
         """What a clip stage gives. Where the memory does not suffice it is tried again, with nothing beside it."""
         stage = self._engine.ready(prepared)
-        lane = "cpu" if self._engine.device_of(stage).type == "cpu" else "gpu"
+        lane = self._engine.lane_of(stage)
         work = partial(compute_clip, self._engine, prepared, stage, inputs)
         try:
             return await self._loop.run(lane, work, self._scope, patience_s=0)

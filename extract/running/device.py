@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from extract.answers import Answers
 from extract.config import LARGEST_BATCH
 from extract.errors import ClipError, MachineError, WeightsError
 from extract.graph import Instance
@@ -15,6 +16,7 @@ from extract.running.recipes import Prepared
 from extract.running.rows import Values
 from extract.running.transfer import Fetch
 from extract.stage import Context, RowsStage, Stage
+from extract.weights.files import cache_folder
 
 HOST = torch.device("cpu")
 
@@ -22,8 +24,11 @@ HOST = torch.device("cpu")
 class LocalEngine:
     """Sets stages up and guards their device."""
 
-    def __init__(self, device: torch.device, *, compiled: bool = False, block_rows: int | None = None) -> None:
+    def __init__(
+        self, device: torch.device, *, compiled: bool = False, block_rows: int | None = None, offline: bool = False
+    ) -> None:
         """``block_rows``: what the config sets for all arrays; no micro-batch is larger than a block."""
+        self._offline = offline
         self.device = device
         self.compiled, self._block_rows = compiled, block_rows
         self.computed_s = 0.0
@@ -35,28 +40,44 @@ class LocalEngine:
         self._copies: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._ready: dict[str, Stage[Any]] = {}
+        self._ready: dict[tuple[str, type[Stage[Any]]], Stage[Any]] = {}
 
     def ready(self, prepared: Prepared) -> Stage[Any]:
         """The instance's stage with its weights loaded; once per run."""
         instance = prepared.instance
-        if instance.name not in self._ready:
+        key = (instance.name, type(instance.stage))  # what stands in for it serves other clips
+        if key not in self._ready:
             device = self.device_of(instance.stage)
             precision = getattr(torch, prepared.precision) if instance.stage.device == "gpu" else torch.float32
+            batch = self.batch_of(instance)
+            context = Context(
+                device,
+                precision,
+                prepared.weights,
+                self.compiled,
+                batch,
+                answers=Answers(cache_folder()) if instance.stage.external else None,
+                offline=self._offline,
+            )
             try:
                 with self.guarded(instance.name):
-                    batch = self.batch_of(instance)
-                    instance.stage.setup(Context(device, precision, prepared.weights, self.compiled, batch))
+                    instance.stage.setup(context)
             except ImportError as error:
                 raise WeightsError(
                     f"instance {instance.name}: {error}; install what requirements.lock names"
                 ) from error
-            self._ready[instance.name] = instance.stage
-        return self._ready[instance.name]
+            self._ready[key] = instance.stage
+        return self._ready[key]
 
     def device_of(self, stage: Stage[Any]) -> torch.device:
         """Where a stage computes."""
         return self.device if stage.device == "gpu" or stage.follows_device else HOST
+
+    def lane_of(self, stage: Stage[Any]) -> str:
+        """The lane in which a clip stage works."""
+        if stage.external:
+            return "service"
+        return "cpu" if self.device_of(stage).type == "cpu" else "gpu"
 
     def device_for(self, stage: Stage[Any], declared: str) -> torch.device:
         """Where it wants an input."""

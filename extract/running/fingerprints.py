@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from extract.errors import ClipError
+from extract.errors import ClipError, WeightsError
 from extract.graph import Instance, upstream
 from extract.inputs.crops import folder_sha256, list_crops, listing_stamp
 from extract.inputs.manifest import Clip
 from extract.inputs.parts import choice, part_files
 from extract.records import Record
 
+MADE_WITH = "choice.made_with."
+"""With an instance's name, a source part: what a ``sourced`` stage computed the clip with."""
 LAST_CROP = "choice.last_crop"
 """The highest number among the clip's crops. The clock depends on nothing else: changed pixels leave labels alone."""
 
@@ -30,14 +32,28 @@ def parts_of(graph: Mapping[str, Instance], name: str, clip: Clip) -> tuple[str,
                 parts.add(part)
         if clip.crops is not None and graph[source].stage.clock:
             parts.add(LAST_CROP)
+        if graph[source].stage.sourced:
+            parts.add(made_with_part(source))
     return tuple(sorted(parts))
 
 
-class Sources:
-    """Hashes of source files, each read once per run; a recorded hash is trusted while size and time are unchanged."""
+def made_with_part(instance: str) -> str:
+    """Source part that says what an instance of a ``sourced`` stage computed with."""
+    return f"{MADE_WITH}{instance}"
 
-    def __init__(self, *, rehash: bool = False) -> None:
+
+class Sources:
+    """Hashes of source files, each read once per run; a recorded hash is trusted while size and time are unchanged.
+
+    Args:
+        made_with: instance of a ``sourced`` stage -> what it computes with.
+    """
+
+    def __init__(self, *, rehash: bool = False, made_with: Mapping[str, dict[str, Any]] | None = None) -> None:
         self._rehash = rehash
+        self._made_with = {made_with_part(name): made for name, made in (made_with or {}).items()}
+        self._recorded_made_with: dict[tuple[str, str], dict[str, Any]] = {}
+        """(clip, part) -> as recorded."""
         self._seen: dict[Path, tuple[tuple[int, int], str]] = {}
         self._recorded: dict[Path, tuple[tuple[int, int], str]] = {}
         self._identity: dict[Path, Identity | None] = {}
@@ -59,6 +75,9 @@ class Sources:
             if part == LAST_CROP:
                 source[part] = self._last_crop_of(cast(Path, clip.crops), believe_gone)
                 continue
+            if part.startswith(MADE_WITH):
+                source[part] = self._what_made(clip, part, believe_gone)
+                continue
             if part.startswith("choice."):
                 source[part] = choice(clip, part)
                 continue
@@ -70,6 +89,9 @@ class Sources:
         """Trust the record's hashes for files whose size and modification time are as recorded."""
         if clip.crops is not None and LAST_CROP in record.source:
             self._recorded_last_crop[clip.crops] = record.source[LAST_CROP]
+        for part, made in record.source.items():
+            if part.startswith(MADE_WITH):
+                self._recorded_made_with[clip.id, part] = made
         for part, files in record.provenance.get("files", {}).items():
             for path, (size, mtime_ns, sha256) in zip(part_files(clip, part), files, strict=False):
                 if path in self._seen:
@@ -115,6 +137,17 @@ class Sources:
                     if identity is None or _hash_of(path) != self._known(path)[1]:
                         raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")
                     self._identity[path] = identity
+
+    def _what_made(self, clip: Clip, part: str, believe_gone: bool) -> dict[str, Any]:
+        """Weights that are not on this machine may be those of the record."""
+        made = self._made_with[part]
+        if "weights" in made and made["weights"] is None:
+            recorded = self._recorded_made_with.get((clip.id, part))
+            if not believe_gone or recorded is None:
+                name = part.removeprefix(MADE_WITH)
+                raise WeightsError(f"instance {name}: clip {clip.id} needs its weights, which are not on this machine")
+            return {**made, "weights": recorded.get("weights")}
+        return made
 
     def _last_crop_of(self, folder: Path, believe_gone: bool) -> int:
         """Listed once a run."""

@@ -31,7 +31,6 @@ from extract.running import crashes, lease
 from extract.running.budget import Budget
 from extract.running.clipwork import work_on
 from extract.running.device import LocalEngine
-from extract.running.fingerprints import Sources
 from extract.running.handover import Before, ClipReport, Working
 from extract.running.lanes import InlineLanes, one_thread
 from extract.running.planning import prepared_plan
@@ -338,7 +337,7 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
     device = pick_device(job.device)
     options = Options(stages=job.stages, offline=job.offline, lock=job.lock)
     plan = prepared_plan(job.config, job.clips, store, options, device.type)
-    engine = LocalEngine(device, compiled=job.compiled, block_rows=job.config.run.block_rows)
+    engine = LocalEngine(device, compiled=job.compiled, block_rows=job.config.run.block_rows, offline=job.offline)
     for name in job.set_up:
         engine.ready(plan.prepared[name])
     loop = Loop(InlineLanes())
@@ -346,7 +345,7 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
         plan,
         store,
         engine,
-        Sources(),
+        plan.new_sources(),
         job.provenance,
         lambda _, frames: say(EXPECTED, frames),
         lambda _, frames: say(PROGRESS, frames),

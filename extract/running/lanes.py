@@ -3,7 +3,8 @@
 ``decode``: a thread for each piece of work, for a decoder may hang; a clip's frames and its sound may be read at once.
 ``gpu``: one thread, which launches micro-batches and does not wait for their results. ``fetch``: waits for those.
 ``cpu``: as many threads as asked for, torch at one thread in each. ``write``: one thread, for all that is written to
-the store. ``apart``: a thread for each process of isolated clips, which waits for it.
+the store. ``apart``: a thread for each process of isolated clips, which waits for it. ``service``: one for each clip
+that waits for a remote service.
 """
 
 import queue
@@ -18,7 +19,7 @@ import torch
 from extract.endings import interruptible, leave_at_once
 from extract.running.tasks import Job
 
-Lane = Literal["decode", "gpu", "fetch", "cpu", "write", "apart"]
+Lane = Literal["decode", "gpu", "fetch", "cpu", "write", "apart", "service"]
 
 END_S = 1.0
 """How long idle threads may take to end."""
@@ -153,5 +154,6 @@ def make_lanes(engine: Literal["lanes", "serial"], cpu_threads: int, clips: int)
     """As the config says."""
     if engine == "serial":
         return InlineLanes()
-    named: dict[Lane, int] = {"decode": 2 * clips, "gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1, "apart": clips}
+    named: dict[Lane, int] = {"decode": 2 * clips, "gpu": 1, "fetch": 1, "cpu": cpu_threads, "write": 1}
+    named |= {"apart": clips, "service": clips}
     return ThreadLanes(cast("dict[str, int]", named))

@@ -65,8 +65,13 @@ class Plan:
         """The plan for one clip, with what the clip brings along in place of what would be computed."""
         graph = with_provided(self.graph, clip)
         needed = set(upstream(graph, self.asked)) if self.asked else set(graph) - spared(self.graph, graph)
-        prepared = {name: replace(one, instance=graph[name]) for name, one in self.prepared.items() if name in needed}
+        prepared = {name: _of_clip(one, graph[name]) for name, one in self.prepared.items() if name in needed}
         return ClipPlan(graph, prepared)
+
+    def new_sources(self) -> Sources:
+        """For this plan's fingerprints."""
+        made = {name: one.made_with for name, one in self.prepared.items() if one.made_with is not None}
+        return Sources(made_with=made)
 
     def todo(self) -> Iterator[tuple[str, Task]]:
         """(clip, task) of everything that a run would compute."""
@@ -78,6 +83,12 @@ class Plan:
     def stale(self) -> list[tuple[str, Task]]:
         """(clip, task) of everything made with other settings or sources."""
         return [(c, task) for c, tasks in self.tasks.items() for task in tasks.values() if task.need == "stale"]
+
+
+def _of_clip(prepared: Prepared, own: Instance) -> Prepared:
+    """``prepared`` as one clip needs it: what it brings along has no use for the weights of a ``sourced`` stage."""
+    brought = prepared.made_with is not None and not own.stage.sourced
+    return replace(prepared, instance=own, weights=None if brought else prepared.weights)
 
 
 def plan_clip(plan: Plan, store: Store | None, clip: Clip, sources: Sources, *, retry: bool) -> dict[str, Task]:
@@ -140,7 +151,9 @@ def _changes(record: Record, recipe: Mapping[str, Any], source: Mapping[str, Any
     if source is not None:
         for part in sorted({*record.source, *source}):
             old, new = record.source.get(part), source.get(part)
-            if old != new:
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                changes += [f"source {line}" for line in differences(old, new, part)]
+            elif old != new:
                 changes.append(f"source {part}: {_short(old)} -> {_short(new)}")
     return tuple(changes)
 
@@ -197,7 +210,7 @@ def make_plan(
     """What a run would do; nothing is written."""
     opened = Store.open(store) if "://" in str(store) or is_store(Path(store)) else None
     plan = prepared_plan(config, clips, opened, options, device_kind)
-    sources = Sources()
+    sources = plan.new_sources()
     for clip in clips:
         try:
             plan.tasks[clip.id] = plan_clip(plan, opened, clip, sources, retry=options.retry)

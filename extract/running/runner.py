@@ -101,7 +101,7 @@ def execute(
             report.warnings.append(Notice(f"stale from now on, computed only when asked for: {', '.join(also)}"))
     report.untrained = sorted(n for n, p in made.prepared.items() if p.weights and p.weights.untrained)
     compiled = compile_wanted(config.run.compile, device.type, lambda: _frames_to_do(made), _compiled_before(made))
-    engine = LocalEngine(device, compiled=compiled, block_rows=config.run.block_rows)
+    engine = LocalEngine(device, compiled=compiled, block_rows=config.run.block_rows, offline=options.offline)
     writable = Store.open(store, "a")
     if remembered is not None:
         writable.remember(remembered)
@@ -386,7 +386,10 @@ def refresh_attributes(store: Store, clip: Clip) -> None:
 
 def _computing(plan: Plan) -> list[str]:
     """Instances that compute something in this run, and those that feed them in memory, feeding ones first."""
-    names = {task.name for _, task in [*plan.todo(), *plan.stale()]}
+    waiting = [*plan.todo(), *plan.stale()]
+    graphs = {clip.id: plan.of(clip).graph for clip in _clips_with_work(plan)}
+    # What a clip brings along loads nothing.
+    names = {task.name for clip, task in waiting if graphs[clip][task.name] is plan.graph[task.name]}
     feeding = {n for n in upstream(plan.graph, names) if any(not o.kept for o in plan.graph[n].stage.outputs)}
     return [name for name in plan.prepared if name in names | feeding]
 

@@ -1,6 +1,7 @@
 """A clip: one entry of the manifest, and the rules for its values."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from extract.names import LEGAL, is_legal
+
+LANGUAGE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+"""BCP-47: a language, then script, region or variant."""
 
 
 class Labels(BaseModel):
@@ -42,6 +46,9 @@ class Clip(BaseModel):
     """Sound file that replaces the movie's own sound."""
     transcript: Path | None = None
     """Words with times: .srt, .vtt, .json as Whisper writes it, or .csv with the header ``word,start_s,end_s``."""
+    language: str | None = None
+    """What is spoken, as BCP-47: ``en``, ``en-US``, ``de``. ``None``: what the config says of all clips, or as
+    recognised. Only recognising heeds it."""
     labels: Labels = Labels()
     subject: str | None = None
     """Who is seen; a run refuses one subject in two splits. ``None``: not known."""
@@ -75,6 +82,13 @@ class Clip(BaseModel):
     def _names_something(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not value.strip():
             raise ValueError(f"{info.field_name} is empty; give a name or leave the key out")
+        return value
+
+    @field_validator("language")
+    @classmethod
+    def _is_a_language(cls, value: str | None) -> str | None:
+        if value is not None and not LANGUAGE.fullmatch(value):
+            raise ValueError(f"language is {value!r}; expected a language of BCP-47 such as en, en-US or zh-Hant")
         return value
 
     @field_validator("fps", "start_s", "end_s")
