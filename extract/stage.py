@@ -219,6 +219,9 @@ class ClipResult:
 class ClipStage(Stage[ConfigT]):
     """One clip's whole input in, arrays on any clock out. Its block is the clip."""
 
+    copyable: ClassVar[bool] = False
+    """Costs more to compute than to copy: taken from another clip of the same fingerprint where the store has one."""
+
     @abstractmethod
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
         """``inputs``: ``slot.array`` -> Tensor, or a float for a scalar (``wave.start_s``); source parts by name."""

@@ -28,6 +28,7 @@ from extract.running.planning import plan_clip
 from extract.running.reading import Reading
 from extract.running.recipes import Prepared
 from extract.running.tasks import Job, Scope, Task, all_of
+from extract.running.twins import Copy
 from extract.running.whole_clips import Result, check_rows, compute_clip
 from extract.stage import SourceStage
 from extract.timeline import FrameClock
@@ -45,7 +46,7 @@ class ClipWork:
         self, run: Working, clip: Clip, tasks: Mapping[str, Planned], lease: Permit, before: Before, *, retry: bool
     ) -> None:
         self._clip, self._store, self._engine, self._settings = clip, run.store, run.engine, run.settings
-        self._loop, self._budget = run.loop, run.budget
+        self._loop, self._budget, self._twins = run.loop, run.budget, run.twins
         self._scope = Scope(self._loop.scope)
         self._turns = Budget(self._loop, 1)
         self._scope.on_close.append(self._turns.wake)
@@ -243,6 +244,21 @@ class ClipWork:
         if not await self._write(partial(self._begin, [name])):
             return
         prepared = self._prepared[name]
+        if not self._twins.may_share(prepared.instance):
+            await self._compute_clip_stage(prepared)
+            return
+        fingerprint = self.ledger.fingerprint(name)
+        turn = await self._twins.turn(fingerprint, self._scope)
+        try:
+            if not await self._copied(prepared, fingerprint):
+                await self._compute_clip_stage(prepared)
+                if self.ledger.outcomes[name].state == "done":
+                    await self._write(partial(self._twins.add, name, fingerprint, self._clip.id))
+        finally:
+            turn.release()
+
+    async def _compute_clip_stage(self, prepared: Prepared) -> None:
+        name = prepared.instance.name
         try:
             reading = self._inputs.reading()
             inputs = await self._read(partial(self._inputs.of_clip_stage, prepared, reading), reading)
@@ -257,6 +273,28 @@ class ClipWork:
             raise
         except Exception as error:  # noqa: BLE001 - one clip's failure; the record holds its trace
             await self._write(partial(self.ledger.fail, name, error))
+
+    async def _copied(self, prepared: Prepared, fingerprint: str) -> bool:
+        """Whether another clip had these very values, and this one has them now, or has failed to take them."""
+        instance = prepared.instance
+        try:
+            found = await self._write(partial(self._twins.of, instance, fingerprint, self._clip.id))
+            if found is None:
+                return False
+            await self._write(partial(self._write_copy, instance.name, found))
+        except STOPS_THE_RUN:
+            raise
+        except Exception as error:  # noqa: BLE001 - as of what is computed
+            await self._write(partial(self.ledger.fail, instance.name, error))
+        return True
+
+    def _write_copy(self, name: str, found: Copy) -> None:
+        self.ledger.may_commit([name])
+        self._store.write_whole(self._clip.id, name, found.stored, fingerprint=self.ledger.fingerprint(name))
+        self.ledger.note_copied(name, found.clip, found.record)
+        lengths = {output.name: len(values) for output, values in found.stored.items()}
+        done = Outcome("done", rows=found.record.rows, notes=found.record.notes, array_rows=lengths)
+        self.ledger.finish(name, done)
 
     async def _computed(self, prepared: Prepared, inputs: Mapping[str, Any]) -> Result:
         """What a clip stage gives. Where the memory does not suffice it is tried again, with nothing beside it."""

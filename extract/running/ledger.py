@@ -16,6 +16,9 @@ from extract.running.handover import Before, Outcome, Permit, Working
 from extract.running.order import Order
 from extract.running.planning import MAX_ATTEMPTS, Task
 
+HOW = ("device", "levers", "versions")
+"""Parts of the provenance that say how values were computed: a copy has those of the original."""
+
 
 class Ledger:
     """Outcomes and records of one clip, written under its lease."""
@@ -206,6 +209,12 @@ class Ledger:
             self.fail(name, error)
         else:
             self._write(name, outcome)
+
+    def note_copied(self, name: str, clip: str, original: Record) -> None:
+        """Say in the record of a begun instance whose values it holds, and how those were computed."""
+        begun = self._begun[name]
+        how = {part: original.provenance[part] for part in HOW if part in original.provenance}
+        self._begun[name] = replace(begun, provenance={**begun.provenance, **how, "copied_from": clip})
 
     def fail(self, name: str, error: Exception, cause: str | None = None) -> None:
         if isinstance(error, ClipError):

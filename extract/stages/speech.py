@@ -67,6 +67,7 @@ class SpeechEncoder(ClipStage[EncoderConfigT]):
 
     inputs = ("wave.samples",)
     device = "gpu"
+    copyable = True
 
     @property
     @abstractmethod

@@ -27,6 +27,7 @@ class Transcribe(ClipStage[TranscribeConfig]):
     config_type = TranscribeConfig
     parts = ("transcript",)
     provided_by = "transcript"
+    copyable = True
 
     @property
     def outputs(self) -> tuple[Output, ...]:
