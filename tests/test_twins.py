@@ -248,6 +248,22 @@ def test_what_is_computed_anew_while_it_is_read_is_not_copied(desk, forwards, mo
     assert desk.copied_from("right") is None
 
 
+@pytest.mark.parametrize("then", [{"fingerprint": "0" * 64}, {"state": "empty", "reason": "no_audio"}])
+def test_the_record_counts_as_it_is_now(desk, forwards, monkeypatch, then):
+    """The other clip was finished when the run was planned; before its values were asked for, it was made another."""
+    desk.run(desk.clip("left"))
+    real = Hubert.setup
+
+    def setup(self, context):
+        real(self, context)
+        desk.store.write_record("left", "hubert", replace(desk.store.record("left", "hubert"), **then))
+
+    monkeypatch.setattr(Hubert, "setup", setup)
+    assert desk.both().exit_code == 0
+    assert forwards["hubert"] == 2
+    assert desk.copied_from("right") is None
+
+
 def test_who_cannot_copy_from_one_clip_copies_from_the_next(desk, forwards):
     desk.run(desk.clip("left"), desk.clip("largest"))
     damage(desk)

@@ -80,6 +80,16 @@ class Ledger:
                 return True
         return False
 
+    def why_no_rows(self, name: str) -> str:
+        """Reason of an instance that has no row with values: that of an empty input, else the stage's own."""
+        instance = self._order.instance(name)
+        feeds = [self.outcomes.get(source) for source in self._order.recorded_feeds(name)]
+        inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
+        if not inherited and not instance.is_clip_stage and self._clip.video is None:
+            pictures = self._order.instance(self._order.pictures_of(name)).stage
+            inherited = "no_video" if pictures.clock else None
+        return inherited or getattr(instance.stage, "empty_reason", None) or "no_rows"
+
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Record an outcome that follows from the inputs. If an input failed, blocks of an earlier run are kept."""
         if self._order.instance(name).kept:
