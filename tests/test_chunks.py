@@ -34,6 +34,13 @@ def test_one_step_more_is_two_halves():
     assert (first.kept, second.kept) == (slice(0, 7_500), slice(7_500, 15_000))
 
 
+def test_the_first_chunks_take_the_steps_that_are_left_over():
+    """Part of the recipe: another place of a cut would be other values."""
+    chunks = overlapping_chunks(40_001, MAX, OVERLAP)
+    assert [chunk.seen for chunk in chunks] == [slice(0, 13_601), slice(13_201, 26_801), slice(26_401, 40_001)]
+    assert [chunk.kept for chunk in chunks] == [slice(0, 13_401), slice(13_401, 26_601), slice(26_601, 40_001)]
+
+
 @pytest.mark.parametrize("max_s", [200, 300, 600])
 def test_every_length_from_the_most_to_three_hours(max_s):
     """At most 1.05 passes over each second; even, of at least 100 s, none over the most; every step kept once."""

@@ -45,7 +45,7 @@ class EncoderConfig(StageConfig):
     ``fairseq_100s``: features as fairseq's ``dump_hubert_feature`` writes them: pieces of 100 s go through the network
     one by one, without overlap; of a piece's 5,000 steps the last, whose samples lie in two pieces, does not exist."""
     max_s: int = Field(default=USUAL_MAX_S, ge=200)
-    """Seconds that attend to each other at most: attention costs four times as much as all else at 600 s of x-large. A
+    """Seconds that attend to each other at most: of 600 s, attention costs x-large nearly four times all else. A
     longer recording is cut into chunks of even sizes, each longer than half of this (so at least 100 s), that overlap
     by 8 s. Normalisation and convolutions are of the whole recording all the same."""
 
