@@ -22,8 +22,8 @@ class PostConfig(Frozen):
     preset: Literal["default", "paper", "none"] = "default"
     """``paper`` (USC, Tables 2 and 3): thresholds tuned on the smoothed scores of the split ``val``, then the two
     equations between AUs, then those thresholds. ``default``: smoothing, the equations that raise F1 on ``val``, then
-    thresholds tuned on what comes out; on fewer than ten source videos these two only if asked for by name. ``none``:
-    active where the logit is >= 0."""
+    thresholds tuned on what comes out where they hold on source videos that they were not tuned on; on fewer than ten
+    source videos these two only if asked for by name. ``none``: active where the logit is >= 0."""
     smooth: int | None = Field(default=None, ge=1, le=LONGEST_FRAMES)
     """Frames in the mean of logits: 6 (the paper's) for both presets, of frames i-3 to i+2. 1: no smoothing."""
     smooth_s: float | None = Field(default=None, gt=0, le=LONGEST_S, allow_inf_nan=False)
@@ -43,6 +43,10 @@ class PostConfig(Frozen):
     preset ``default``, false for ``paper``."""
     thresholds: Literal["tuned", "paper"] | float | None = None
     """``tuned``: each AU's best on ``val``. ``paper``: the twelve published ones. A number: the same for all AUs."""
+    check_thresholds: bool | None = None
+    """Whether a tuned threshold gives way to 0.5 unless it is better by a standard error on source videos of ``val``
+    that it was not tuned on (five groups, in turn): true for the preset ``default``, unless ``thresholds`` names tuned
+    ones."""
     temperature: bool = False
     """Divide the logits of each AU by the number that makes its probabilities fit ``val`` best (least NLL)."""
 
@@ -91,6 +95,7 @@ class PostConfig(Frozen):
             "smooth": 1 if plain else 6,
             "pairs": "none" if plain else "paper",
             "check_pairs": self.preset == "default",
+            "check_thresholds": self.preset == "default" and self.thresholds is None,
             "thresholds": 0.5 if plain else "tuned",
         }
         if self.smooth_s is not None:

@@ -23,7 +23,7 @@ from fusion.temperature import (
     negative_log_likelihood,
     sigmoid,
 )
-from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds
+from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds, held_out
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -73,7 +73,9 @@ def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | Non
     notices += about_fixed
     tuned = settled.thresholds == "tuned"
     before_pairs = tuned and settled.order.index("thresholds") < settled.order.index("pairs")
-    thresholds = best_thresholds(val.labels, smooth).thresholds if before_pairs else fixed
+    thresholds = fixed
+    if before_pairs:
+        thresholds = _tuned(val, smooth, settled, report, notices)
     judge = _judge(val, None if tuned and not before_pairs else thresholds)
 
     pairs, tried, about_pairs = _pairs(settled, val, smooth, train_labels, judge)
@@ -81,7 +83,7 @@ def fit_post(val: FrameScores, config: PostConfig, train_labels: ArrayLike | Non
     if tried:
         report["pairs_tried"] = [str(one) for one in tried]
     if tuned and not before_pairs:
-        thresholds = best_thresholds(val.labels, corrected(smooth, aus, pairs)).thresholds
+        thresholds = _tuned(val, corrected(smooth, aus, pairs), settled, report, notices)
     if tuned:
         notices += [
             f"{name}: no positive in split {val.facts.get('split', 'val')}, so its threshold stays {UNTUNED}"
@@ -145,6 +147,34 @@ def _fixed_thresholds(settled: PostConfig, aus: Sequence[int]) -> tuple[Floats, 
         return found, [notice] if unknown else []
     value = settled.thresholds if isinstance(settled.thresholds, float) else UNTUNED
     return np.full(len(aus), value), []
+
+
+def _tuned(
+    val: FrameScores, probabilities: Floats, settled: PostConfig, report: dict[str, Any], notices: list[str]
+) -> Floats:
+    """The best thresholds [A], but ``UNTUNED`` where a check says so; ``report`` and ``notices`` get what it found."""
+    thresholds = best_thresholds(val.labels, probabilities).thresholds
+    annotated = (val.labels >= 0).any(axis=1)
+    if not settled.check_thresholds or len(np.unique(val.source_video[annotated])) < 2:
+        return thresholds
+    checked = held_out(val.labels[annotated], probabilities[annotated], val.source_video[annotated])
+    positive = (val.labels == 1).any(axis=0)
+    report["thresholds_checked"] = {
+        name: {"untuned": float(before), "tuned_on_other_videos": float(after), "standard_error": float(error)}
+        for name, before, after, error, any_at_all in zip(
+            val.au_names, checked.untuned, checked.tuned, checked.error, positive, strict=True
+        )
+        if any_at_all
+    }
+    lost = positive & ~checked.holds & (thresholds != UNTUNED)
+    if lost.any():
+        names = ", ".join(name for name, one in zip(val.au_names, lost, strict=True) if one)
+        notices.append(
+            f"{names}: threshold stays {UNTUNED}: one tuned on some source videos of split "
+            f"{val.facts.get('split', 'val')} is not better on its others by a standard error "
+            "(post.thresholds=tuned uses it all the same)"
+        )
+    return np.where(lost, UNTUNED, thresholds)
 
 
 def _judge(val: FrameScores, thresholds: Floats | None) -> Callable[[int, Floats], float]:

@@ -84,7 +84,7 @@ def test_preset_paper_tunes_before_the_equations():
 
 def test_preset_default_tunes_what_comes_out():
     val = drawn(0)
-    post = fit_post(val, PostConfig(check_pairs=False))
+    post = fit_post(val, PostConfig(check_pairs=False, check_thresholds=False))
     after = corrected(sigmoid(smoothed(val, six())), AUS, PAPER_PAIRS)
     best = best_thresholds(val.labels, after)
     np.testing.assert_array_equal(post.thresholds, best.thresholds)
@@ -131,6 +131,29 @@ def test_on_val_no_step_of_tuning_loses():
         at_half = np.array([*fit_post(val, PostConfig(pairs="none")).report["f1"]["+smooth"].values()])
         assert (with_pairs >= without - 1e-12).all()
         assert (without >= at_half - 1e-12).all()
+
+
+def test_a_threshold_that_does_not_hold_on_other_recordings_gives_way():
+    """AU01's scores are all too low, so its best threshold is good for everybody; AU02's are of no use."""
+    random = np.random.default_rng(5)
+    labels = (random.random((600, 12)) < 0.4).astype(np.int8)
+    logits = np.where(labels == 1, 2.0, -2.0) + random.normal(0, 1, labels.shape)
+    logits[:, 0] -= 2.5
+    logits[:, 1] = random.normal(3, 1, 600)  # called active nearly always: no threshold can do much better
+    val = scores_of([50] * 12, logits, labels)
+    post = fit_post(val, PostConfig(smooth=1, pairs="none"))
+    best = best_thresholds(val.labels, sigmoid(val.logits.astype(np.float64))).thresholds
+    assert post.thresholds[0] == best[0] < 0.2
+    assert post.thresholds[1] == 0.5 != best[1]
+    checked = post.report["thresholds_checked"]
+    assert checked["AU01"]["tuned_on_other_videos"] > checked["AU01"]["untuned"] + 0.3
+    (said,) = post.notices
+    assert "AU02" in said
+    assert "AU01" not in said
+    assert "is not better on its others by a standard error (post.thresholds=tuned uses it" in said
+    # By name, and in the paper's preset, it is used as it is.
+    for config in (PostConfig(smooth=1, pairs="none", thresholds="tuned"), PostConfig(smooth=1, preset="paper")):
+        np.testing.assert_array_equal(fit_post(val, config).thresholds, best)
 
 
 def test_an_equation_that_does_not_help_is_named():

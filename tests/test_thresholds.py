@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from extract.au.metrics import f1
 from fusion.temperature import sigmoid
-from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds
+from fusion.thresholds import PAPER_THRESHOLDS, UNTUNED, best_thresholds, held_out
 
 
 def brute_force(labels, scores):
@@ -121,3 +121,52 @@ def test_the_papers_thresholds_by_au():
 def test_refusals(labels, scores, message):
     with pytest.raises(ValueError, match=message):
         best_thresholds(labels, scores)
+
+
+# ---- on recordings that were not tuned on ----------------------------------------------------------------------------
+
+
+def videos_of(random, videos, frames=40):
+    """Labels and scores of 3 AUs; each video has its own shift."""
+    video = np.repeat(np.arange(videos), frames)
+    labels = (random.random((len(video), 3)) < 0.3).astype(np.int8)
+    shift = random.normal(0, 1, (videos, 3))[video]
+    return labels, sigmoid(3 * labels - 2.5 + shift + random.normal(0, 1, labels.shape)), video
+
+
+@pytest.mark.parametrize("videos", [2, 3, 5, 7, 12])
+def test_each_video_is_decided_by_thresholds_of_others(videos):
+    random = np.random.default_rng(videos)
+    labels, scores, video = videos_of(random, videos)
+    labels[random.random(labels.shape) < 0.2] = -1
+    found = held_out(labels, scores, 10 * video + 3)
+    decisions = np.zeros_like(labels)
+    for one in range(videos):
+        others = video % min(5, videos) != one % min(5, videos)
+        thresholds = best_thresholds(labels[others], scores[others]).thresholds
+        decisions[video == one] = scores[video == one] >= thresholds
+    for au in range(3):
+        known = labels[:, au] >= 0
+        expected = [f1_score(labels[known, au], d[known, au]) for d in (decisions, scores >= UNTUNED)]
+        np.testing.assert_allclose([found.tuned[au], found.untuned[au]], expected, rtol=0, atol=1e-12)
+
+
+def test_its_standard_error_is_that_of_leaving_out_one_video():
+    """With the decisions as they are: Tukey's jackknife over videos."""
+    labels, scores, video = videos_of(np.random.default_rng(1), 60)
+    found = held_out(labels, scores, video)
+    decisions = np.zeros_like(labels)
+    for group in range(5):
+        inside = video % 5 == group
+        decisions[inside] = scores[inside] >= best_thresholds(labels[~inside], scores[~inside]).thresholds
+    changes = np.array([
+        f1(labels[video != one], decisions[video != one]) - f1(labels[video != one], scores[video != one] >= UNTUNED)
+        for one in range(60)
+    ])
+    expected = np.sqrt(59 / 60 * ((changes - changes.mean(axis=0)) ** 2).sum(axis=0))
+    np.testing.assert_allclose(found.error, expected, rtol=0.05)
+
+
+def test_one_video_has_no_others():
+    with pytest.raises(ValueError, match=r"1 source video\(s\): expected at least 2"):
+        held_out(np.ones((4, 1)), np.full((4, 1), 0.5), np.zeros(4))
