@@ -188,6 +188,19 @@ class Stage(ABC, Generic[ConfigT]):
         """Tensors by name for ``weights: random``, drawn by ``models/random.py``; untrained, for tests and demo."""
         raise WeightsError(f"stage {self.name} has no random weights; name a key, a file or a folder")
 
+    def outdated(self, rows: int, notes: Mapping[str, Any]) -> str | None:
+        """What of a finished instance of this very recipe the code now computes in another way, as
+        ``field: old -> new``; None where its values are what would be computed now.
+
+        For a change that leaves most clips as they are: a raised ``version`` would have all of them computed again.
+
+        Args:
+            rows: of its first array.
+            notes: that its result had.
+        """
+        del rows, notes  # a stage whose code never changed so has nothing to tell
+        return None
+
     def setup(self, context: Context) -> None:
         """Load weights. Called once per process, before the first batch."""
         del context  # a stage without weights needs nothing
@@ -242,6 +255,9 @@ class ClipResult:
 
 class ClipStage(Stage[ConfigT]):
     """One clip's whole input in, arrays on any clock out. Its block is the clip."""
+
+    copyable: ClassVar[bool] = False
+    """Costs more to compute than to copy: taken from another clip of the same fingerprint where the store has one."""
 
     @abstractmethod
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:

@@ -37,17 +37,32 @@ class Regular:
 
     hop_s: Fraction
     window_s: Fraction
+    piece_s: Fraction | None = None
+    """Of a recording that is cut into pieces of this length: steps begin anew with each piece, and none reaches from
+    one into the next. None: nothing is cut."""
     axis: ClassVar[str] = "step"
 
     def num_steps(self, duration_s: Fraction) -> int:
         """Number of whole windows in a recording; 0 if it is shorter than one window."""
+        if self.piece_s is None:
+            return self._whole_windows(duration_s)
+        pieces, rest_s = divmod(duration_s, self.piece_s)
+        return int(pieces) * self._whole_windows(self.piece_s) + self._whole_windows(rest_s)
+
+    def _whole_windows(self, duration_s: Fraction) -> int:
         return max(0, (duration_s - self.window_s) // self.hop_s + 1)
 
     def centres_s(self, num_steps: int, start_s: float) -> NDArray[np.float64]:
         """Middle of each step on the clip's clock, [S] seconds."""
         first, hop = float(self.window_s / 2), self.hop_s
         # One division per step: adding up hops would drift.
-        return start_s + first + np.arange(num_steps) * hop.numerator / hop.denominator
+        if self.piece_s is None:
+            return start_s + first + np.arange(num_steps) * hop.numerator / hop.denominator
+        piece, step = np.divmod(np.arange(num_steps), self._whole_windows(self.piece_s))
+        each, denominator = self.piece_s, hop.denominator * self.piece_s.denominator
+        ticks = piece * (each.numerator * hop.denominator) + step * (hop.numerator * each.denominator)
+        centres: NDArray[np.float64] = start_s + first + ticks / denominator
+        return centres
 
 
 @dataclass(frozen=True)

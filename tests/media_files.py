@@ -104,7 +104,7 @@ def encode_sound(
     ``gaps_s`` shifts all that follows sample k (a multiple of 1024) by that many seconds; below 0: back.
     """
     channels = np.atleast_2d(sound)  # [C, n]
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(channels)]
     stream = container.add_stream(codec, rate=hz, layout=layout)
     array, sample_format = _encoded_as(channels, stream.format.name)
     shift, packets = Fraction(start_s), []

@@ -14,7 +14,7 @@ from extract.errors import ClipError, MachineError, StoreError
 from extract.graph import Instance
 from extract.inputs.manifest import write_manifest
 from extract.records import Record
-from extract.running import clipwork, groups, lease
+from extract.running import clip_stages, groups, lease
 from extract.running.device import LocalEngine
 from extract.running.handover import ClipReport
 from extract.running.isolation import Isolation
@@ -260,7 +260,7 @@ def test_a_full_disk_beside_a_pass_is_not_hidden_by_what_it_stops(bench, monkeyp
         raise MachineError("the disk is full")
 
     monkeypatch.setattr(Colour, "compute", compute)
-    monkeypatch.setattr(clipwork, "compute_clip", full)
+    monkeypatch.setattr(clip_stages, "compute_clip", full)
     with pytest.raises(MachineError, match="the disk is full"):
         bench.run("colour", "labels")
 

@@ -20,6 +20,20 @@ def test_centres_are_those_of_exact_arithmetic():
     assert np.abs(centres - np.array([float(c) for c in exact])).max() < 1e-12 * 4_000
 
 
+@pytest.mark.parametrize("hop", [320, 321])
+def test_steps_of_pieces_begin_anew_with_each(hop):
+    """Enumerated: a step is there if all its samples are in one piece."""
+    steps = Regular(Fraction(hop, 16_000), Fraction(400, 16_000), piece_s=Fraction(1, 2))
+    for num_samples in (0, 399, 400, 7_999, 8_000, 8_001, 8_399, 8_400, 8_401, 16_000, 16_399, 16_400, 40_123):
+        exact = []
+        for first in range(0, num_samples, 8_000):
+            last = min(first + 8_000, num_samples)
+            exact += [Fraction(at + 200, 16_000) for at in range(first, last - 399, hop)]
+        assert steps.num_steps(Fraction(num_samples, 16_000)) == len(exact), num_samples
+        centres = steps.centres_s(len(exact), 0.0)
+        assert np.abs(centres - np.array([float(centre) for centre in exact])).max(initial=0) < 1e-14, num_samples
+
+
 def brute_force(centres, at, before, after):
     """By exact fractions of the true times, one window after the other."""
     return [(sum(c < t - before for c in centres), sum(c < t + after for c in centres)) for t in at]

@@ -1,8 +1,9 @@
 """Long recordings through a speech encoder of the wav2vec 2.0 kind, block by block, with the values of the whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from extract.models.chunks import Chunk
 from extract.models.waveform import Moments
 
 if TYPE_CHECKING:
@@ -58,24 +59,46 @@ def hidden_of_long(
     final_norm: "nn.Module",
     wave: "Callable[[int, int], Tensor]",
     num_samples: int,
+    chunks: Sequence[Chunk],
 ) -> "Tensor":
     """``final_norm(model(...).last_hidden_state[0])`` [S, D] of a long recording, block by block.
 
     No row depends on which block it is in: the convolutions see what they see of the whole recording, and every step
-    attends to all others. HuBERT's and wav2vec 2.0's values are those of the whole recording at once, to the last bit
-    on a CPU with one thread (tests/stages/test_hubert.py; with more threads torch's GELU rounds a few values of the
-    whole recording otherwise). Equal within 1e-5 are: a group norm after the first convolution (base), whose mean and
-    variance over all the time are gathered in a pass of their own, in float64; WavLM's attention with its position
-    bias; and data2vec's positional convolutions.
+    attends to all others of its chunk. Of a recording that is one chunk, HuBERT's and wav2vec 2.0's values are those of
+    the whole at once, to the last bit on a CPU with one thread (tests/stages/test_hubert.py; with more threads torch's
+    GELU rounds a few values of the whole recording otherwise). Equal within 1e-5 are: a group norm after the first
+    convolution (base), whose mean and variance over all the time are gathered in a pass of their own, in float64;
+    WavLM's attention with its position bias; and data2vec's positional convolutions.
 
-    In memory are, besides one block: the hidden states, and the keys and values of one layer, [S, D] each.
+    Attention alone is cut: what sees a limited stretch, the positional convolution too, sees it of the whole recording.
+
+    In memory are, besides one block: the hidden states, and the inputs, keys and values of one layer, [S, D] each.
 
     Args:
         model: as ``keep_layers`` left it.
         wave: float samples [start, stop) of the recording, normalised, on the model's device in its precision.
+        chunks: which steps attend to each other; what they keep are all steps, in order.
     """
-    extractor: Any = model.feature_extractor
     encoder: Any = model.encoder
+    hidden = front_end(model, wave, num_samples)
+    num_steps = len(hidden)
+    _add_positions(encoder.pos_conv_embed, hidden)
+    if not is_stable(model):
+        for block in blocks(num_steps):
+            hidden[block] = encoder.layer_norm(hidden[block])
+    _through_layers(encoder.layers, hidden, chunks, stable=is_stable(model))
+    for block in blocks(num_steps):
+        hidden[block] = final_norm(hidden[block])
+    return hidden
+
+
+def front_end(
+    model: Any,  # noqa: ANN401 - as in hidden_of_long
+    wave: "Callable[[int, int], Tensor]",
+    num_samples: int,
+) -> "Tensor":
+    """Convolutions over the samples and the projection behind them [S, D], block by block; as ``hidden_of_long``."""
+    extractor: Any = model.feature_extractor
     hop, seen = hop_and_seen(tuple(model.config.conv_kernel), tuple(model.config.conv_stride))
     num_steps = (num_samples - seen) // hop + 1
     first = _first_convolution(extractor, wave, num_samples)
@@ -91,18 +114,6 @@ def hidden_of_long(
         hidden[block] = rows
     if hidden is None:
         raise ValueError("no step to compute")
-    _add_positions(encoder.pos_conv_embed, hidden)
-    stable = is_stable(model)
-    if not stable:
-        for block in blocks(num_steps):
-            hidden[block] = encoder.layer_norm(hidden[block])
-    bias = None
-    if len(encoder.layers) and hasattr(encoder.layers[0].attention, "compute_bias"):  # WavLM
-        bias = _PositionBias(encoder.layers[0].attention, num_steps)
-    for layer in encoder.layers:
-        _through_layer(layer, hidden, bias, stable=stable)
-    for block in blocks(num_steps):
-        hidden[block] = final_norm(hidden[block])
     return hidden
 
 
@@ -187,6 +198,23 @@ class _PositionBias:
         update, reset = gates.chunk(2, dim=-1)  # [heads, n, 1] each
         scaled: Tensor = (update * (reset * attention.gru_rel_pos_const[0] - 1) + 2) * bias
         return scaled
+
+
+def _through_layers(layers: Any, hidden: "Tensor", chunks: Sequence[Chunk], *, stable: bool) -> None:  # noqa: ANN401
+    """All transformer layers, in place, one chunk after the other."""
+    import torch
+
+    shared = hidden[:0]  # steps of a chunk that the one before it has replaced, as they were
+    for number, chunk in enumerate(chunks):
+        rows = torch.cat([shared, hidden[chunk.seen.start + len(shared) : chunk.seen.stop]])
+        if number + 1 < len(chunks):
+            shared = hidden[chunks[number + 1].seen.start : chunk.kept.stop].clone()
+        bias = None
+        if len(layers) and hasattr(layers[0].attention, "compute_bias"):  # WavLM
+            bias = _PositionBias(layers[0].attention, len(rows))
+        for layer in layers:
+            _through_layer(layer, rows, bias, stable=stable)
+        hidden[chunk.kept] = rows[chunk.kept.start - chunk.seen.start : chunk.kept.stop - chunk.seen.start]
 
 
 def _through_layer(

@@ -5,15 +5,17 @@ over the samples, a positional convolution and a transformer; they differ in how
 that transformers' modules know.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from extract.errors import WeightsError
 from extract.models import long_speech, random
+from extract.models.chunks import Chunk
 from extract.models.long_speech import hop_and_seen, is_stable
-from extract.models.waveform import Samples, normalised, whole_moments
+from extract.models.waveform import EPSILON, FAIRSEQ_EPSILON, Samples, normalised, whole_moments
 from extract.timeline import Regular
 from extract.weights.files import Weights
 from extract.weights.loading import fill
@@ -240,6 +242,7 @@ def hidden_states(
     *,
     normalise: bool,
     precision: "torch.dtype",
+    chunks: Sequence[Chunk] | None = None,
 ) -> "Tensor":
     """Hidden states [S, D] of a whole recording, of the last layer that ``keep_layers`` left.
 
@@ -250,14 +253,71 @@ def hidden_states(
         num_steps: those of ``clock``, at least one.
         normalise: bring the whole recording to mean 0 and variance 1 first.
         precision: what the network computes in.
+        chunks: which steps attend to each other; None: all.
     """
-    moments = whole_moments(samples) if normalise else None
+    wave = _wave(samples, EPSILON if normalise else None, precision)
+    return _hidden(model, final_norm, wave, len(samples), num_steps, chunks)
+
+
+def hidden_states_of_pieces(
+    model: Any,  # noqa: ANN401 - transformers' model of the family
+    final_norm: "nn.Module",
+    samples: Samples,
+    piece_samples: int,
+    *,
+    normalise: bool,
+    precision: "torch.dtype",
+) -> "Tensor":
+    """The same, but each piece of the recording goes through the network by itself, convolutions and all.
+
+    As fairseq's ``dump_hubert_feature`` does it with pieces of 1,600,000 samples: the whole recording is normalised
+    with epsilon 1e-5, and the steps of all pieces stand one after another. A step whose samples lie in two pieces does
+    not exist: ``Regular(..., piece_s)`` is the clock.
+
+    Args:
+        samples: [n], at least one step long; the last piece may have none.
+    """
+    import torch
+
+    wave = _wave(samples, FAIRSEQ_EPSILON if normalise else None, precision)
+    hop, seen = hop_and_seen(tuple(model.config.conv_kernel), tuple(model.config.conv_stride))
+    found = []
+    for first in range(0, len(samples) - seen + 1, piece_samples):
+        length = min(piece_samples, len(samples) - first)
+        of_piece = partial(_shifted, wave, first)
+        found.append(_hidden(model, final_norm, of_piece, length, (length - seen) // hop + 1, None))
+    return torch.cat(found)
+
+
+Wave = Callable[[int, int], "Tensor"]
+"""Samples [start, stop) as the network takes them."""
+
+
+def _wave(samples: Samples, epsilon: float | None, precision: "torch.dtype") -> Wave:
+    """The recording in ``precision``; with ``epsilon`` the whole of it brought to mean 0 and variance 1."""
+    moments = None if epsilon is None else whole_moments(samples)
 
     def wave(start: int, stop: int) -> "Tensor":
         part = samples[start:stop]
-        return (part if moments is None else normalised(part, moments)).to(precision)
+        return (part if moments is None or epsilon is None else normalised(part, moments, epsilon)).to(precision)
 
+    return wave
+
+
+def _shifted(wave: Wave, by: int, start: int, stop: int) -> "Tensor":
+    return wave(by + start, by + stop)
+
+
+def _hidden(
+    model: Any,  # noqa: ANN401 - transformers' model of the family
+    final_norm: "nn.Module",
+    wave: Wave,
+    num_samples: int,
+    num_steps: int,
+    chunks: Sequence[Chunk] | None,
+) -> "Tensor":
     if long_speech.is_long(num_steps):
-        return long_speech.hidden_of_long(model, final_norm, wave, len(samples))
-    hidden: Tensor = final_norm(model(wave(0, len(samples))[None]).last_hidden_state[0])
+        every = slice(0, num_steps)
+        return long_speech.hidden_of_long(model, final_norm, wave, num_samples, chunks or [Chunk(every, every)])
+    hidden: Tensor = final_norm(model(wave(0, num_samples)[None]).last_hidden_state[0])
     return hidden

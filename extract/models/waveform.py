@@ -10,6 +10,11 @@ MOMENTS_OF = 983_440
 """Samples whose mean and variance are taken together (61.5 s); those of longer recordings are joined. Another number
 would round otherwise."""
 
+EPSILON = 1e-7
+"""Added to the variance: transformers' feature extractor."""
+FAIRSEQ_EPSILON = 1e-5
+"""The same in fairseq, whose tasks normalise a recording with ``layer_norm``."""
+
 
 class Samples(Protocol):
     """A recording: a Tensor [n], or what stands for one whose samples lie on the disk."""
@@ -52,13 +57,13 @@ def whole_moments(samples: Samples) -> Moments:
     return moments
 
 
-def normalised(part: "Tensor", moments: Moments | None = None) -> "Tensor":
-    """(x - mean) / sqrt(var + 1e-7), as transformers' extractor does, with the moments of the whole recording.
+def normalised(part: "Tensor", moments: Moments | None = None, epsilon: float = EPSILON) -> "Tensor":
+    """(x - mean) / sqrt(var + epsilon), with the moments of the whole recording.
 
     ``None``: ``part`` is the whole recording.
     """
     import torch
 
     moments = moments or whole_moments(part)
-    scaled: Tensor = (part - moments.mean) / torch.sqrt(moments.variance + 1e-7)
+    scaled: Tensor = (part - moments.mean) / torch.sqrt(moments.variance + epsilon)
     return scaled.float()

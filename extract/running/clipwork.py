@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from extract.arrays import default_block_rows
-from extract.errors import ClipError, CorruptError, MachineError, WeightsError
-from extract.graph import Instance
+from extract.errors import ClipError, CorruptError, MachineError
 from extract.inputs.crops import GivenCrops, Pictures
 from extract.inputs.manifest import Clip
 from extract.running import crashes
 from extract.running.budget import Budget
 from extract.running.clip_inputs import ClipInputs
+from extract.running.clip_stages import STOPS_THE_RUN, ClipStages
 from extract.running.handover import Before, ClipReport, Outcome, Permit, Working
 from extract.running.lease import LeaseLostError
 from extract.running.ledger import Ledger
@@ -26,16 +26,10 @@ from extract.running.passes import GROUPS_IN_FLIGHT, FramePass
 from extract.running.planning import Task as Planned
 from extract.running.planning import plan_clip
 from extract.running.reading import Reading
-from extract.running.recipes import Prepared
 from extract.running.tasks import Job, Scope, Task, all_of
-from extract.running.whole_clips import Result, check_rows, compute_clip
 from extract.stage import SourceStage
-from extract.timeline import FrameClock
 
 T = TypeVar("T")
-
-STOPS_THE_RUN = (MachineError, LeaseLostError, CorruptError, WeightsError)
-"""The clip is not to blame: these are not recorded as its failure."""
 
 
 class ClipWork:
@@ -57,6 +51,7 @@ class ClipWork:
         self._order = Order(own)
         self._inputs = ClipInputs(clip, self._order, run.store, run.engine, run.sources, run.settings)
         self.ledger = Ledger(run, clip, self._order, tasks, lease, before, retry=retry)
+        self._clip_stages = ClipStages(run, clip, own, self._order, self._inputs, self.ledger, self._scope, self._read)
 
     async def go(self) -> None:
         """Compute what is missing.
@@ -84,7 +79,7 @@ class ClipWork:
         last: Task[None] | None = None
         for per_row, clip_stages in passes:
             steps = [(per_row, partial(self._pass, per_row))] if per_row else []
-            for names, step in [*steps, *(([name], partial(self._clip_stage, name)) for name in clip_stages)]:
+            for names, step in [*steps, *(([name], partial(self._clip_stages.go, name)) for name in clip_stages)]:
                 before = [tasks[name] for name in self._order.below(names) if name in tasks]
                 if names is per_row and last is not None:
                     before.append(last)
@@ -182,16 +177,7 @@ class ClipWork:
     def _outcome_of_rows(self, node: Node, rows: int) -> Outcome:
         if node.writer is None or node.writer.any_valid():
             return Outcome("done", rows=rows)
-        return Outcome("empty", self._why_no_rows(node.prepared.instance), rows=rows)
-
-    def _why_no_rows(self, instance: Instance) -> str:
-        """The reason of an empty input, else the stage's own."""
-        feeds = [self.ledger.outcomes.get(source) for source in self._order.recorded_feeds(instance.name)]
-        inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
-        if not inherited and not instance.is_clip_stage and self._clip.video is None:
-            pictures = self._order.instance(self._order.pictures_of(instance.name)).stage
-            inherited = "no_video" if pictures.clock else None
-        return inherited or getattr(instance.stage, "empty_reason", None) or "no_rows"
+        return Outcome("empty", self.ledger.why_no_rows(node.name), rows=rows)
 
     def _node(self, name: str, order: Sequence[str], wanted: bool, expected_rows: int) -> Node:
         prepared = self._prepared[name]
@@ -236,58 +222,6 @@ class ClipWork:
             return await self._loop.run("decode", work, self._scope, watch=reading.watch())
         finally:
             turn.release()
-
-    # ---- clip stages -------------------------------------------------------------------------------------------
-
-    async def _clip_stage(self, name: str) -> None:
-        if not await self._write(partial(self._begin, [name])):
-            return
-        prepared = self._prepared[name]
-        try:
-            reading = self._inputs.reading()
-            inputs = await self._read(partial(self._inputs.of_clip_stage, prepared, reading), reading)
-            if inputs is None:
-                await self._write(partial(self.ledger.finish, name, Outcome("empty", "no_audio")))
-                return
-            result = await self._computed(prepared, inputs)
-            outcome = await self._write(partial(self._write_result, prepared, result, inputs))
-            notes = {**self._inputs.sound_notes(prepared), **(outcome.notes or {})}
-            await self._write(partial(self.ledger.finish, name, replace(outcome, notes=notes)))
-        except STOPS_THE_RUN:
-            raise
-        except Exception as error:  # noqa: BLE001 - one clip's failure; the record holds its trace
-            await self._write(partial(self.ledger.fail, name, error))
-
-    async def _computed(self, prepared: Prepared, inputs: Mapping[str, Any]) -> Result:
-        """What a clip stage gives. Where the memory does not suffice it is tried again, with nothing beside it."""
-        stage = self._engine.ready(prepared)
-        lane = self._engine.lane_of(stage)
-        work = partial(compute_clip, self._engine, prepared, stage, inputs)
-        try:
-            return await self._loop.run(lane, work, self._scope, patience_s=0)
-        except ClipError as error:
-            if error.reason != "out_of_memory":
-                raise
-        return await self._loop.run_alone(lane, work, self._scope)
-
-    def _write_result(self, prepared: Prepared, result: Result, inputs: Mapping[str, Any]) -> Outcome:
-        name, stored = prepared.instance.name, result.stored
-        if result.empty and not result.rows:
-            return Outcome("empty", result.empty, notes=result.notes)
-        outputs = prepared.instance.stage.outputs
-        on_frames = any(isinstance(output.clock, FrameClock) for output in outputs)
-        num_frames = self.ledger.outcomes[self._order.clock_of(name)].rows if on_frames else None
-        for output in outputs:
-            check_rows(prepared, output, result.rows[output.name], inputs, num_frames, self._inputs)
-        self.ledger.may_commit([name])
-        self._store.write_whole(self._clip.id, name, stored, fingerprint=self.ledger.fingerprint(name))
-        rows = len(next(iter(stored.values())))
-        valid = next((values for output, values in stored.items() if output.name == "valid"), None)
-        reason = result.empty
-        if reason is None and valid is not None and not valid.any():
-            reason = self._why_no_rows(prepared.instance)
-        lengths = {output.name: len(values) for output, values in stored.items()}
-        return Outcome("empty" if reason else "done", reason, rows=rows, notes=result.notes, array_rows=lengths)
 
 
 async def work_on(run: Working, clip: Clip, lease: Permit, before: Before, *, retry: bool) -> ClipReport:

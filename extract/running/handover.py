@@ -11,6 +11,7 @@ from extract.running.device import LocalEngine
 from extract.running.fingerprints import Sources
 from extract.running.planning import Plan
 from extract.running.tasks import Loop
+from extract.running.twins import Twins
 from extract.store import Store
 
 
@@ -66,6 +67,7 @@ class Working:
     loop: Loop
     budget: Budget
     """Memory for decoded frames, in bytes."""
+    twins: Twins
     trace: str
     """Where the fault handler writes if this process dies."""
 

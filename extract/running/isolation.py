@@ -36,6 +36,7 @@ from extract.running.lanes import InlineLanes, one_thread
 from extract.running.planning import prepared_plan
 from extract.running.selection import Options
 from extract.running.tasks import LET_GO_S, Loop, StoppedError
+from extract.running.twins import Twins
 from extract.store import Store
 
 PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -353,6 +354,7 @@ def _serve(job: Job, store: Store, trace: str, pipe: Connection, say: Callable[.
         overwrite=job.overwrite,
         loop=loop,
         budget=Budget(loop, job.config.run.memory_bytes(device.type)),
+        twins=Twins(plan, store, loop),
         trace=trace,
     )
     say(READY)

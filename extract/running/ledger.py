@@ -16,6 +16,9 @@ from extract.running.handover import Before, Outcome, Permit, Working
 from extract.running.order import Order
 from extract.running.planning import MAX_ATTEMPTS, Task
 
+HOW = ("device", "levers", "versions")
+"""Parts of the provenance that say how values were computed: a copy has those of the original."""
+
 
 class Ledger:
     """Outcomes and records of one clip, written under its lease."""
@@ -76,6 +79,16 @@ class Ledger:
                 self._settle(name, Outcome("empty", known.reason))
                 return True
         return False
+
+    def why_no_rows(self, name: str) -> str:
+        """Reason of an instance that has no row with values: that of an empty input, else the stage's own."""
+        instance = self._order.instance(name)
+        feeds = [self.outcomes.get(source) for source in self._order.recorded_feeds(name)]
+        inherited = next((feed.reason for feed in feeds if feed and feed.state == "empty"), None)
+        if not inherited and not instance.is_clip_stage and self._clip.video is None:
+            pictures = self._order.instance(self._order.pictures_of(name)).stage
+            inherited = "no_video" if pictures.clock else None
+        return inherited or getattr(instance.stage, "empty_reason", None) or "no_rows"
 
     def _settle(self, name: str, outcome: Outcome) -> None:
         """Record an outcome that follows from the inputs. If an input failed, blocks of an earlier run are kept."""
@@ -206,6 +219,12 @@ class Ledger:
             self.fail(name, error)
         else:
             self._write(name, outcome)
+
+    def note_copied(self, name: str, clip: str, original: Record) -> None:
+        """Say in the record of a begun instance whose values it holds, and how those were computed."""
+        begun = self._begun[name]
+        how = {part: original.provenance[part] for part in HOW if part in original.provenance}
+        self._begun[name] = replace(begun, provenance={**begun.provenance, **how, "copied_from": clip})
 
     def fail(self, name: str, error: Exception, cause: str | None = None) -> None:
         if isinstance(error, ClipError):

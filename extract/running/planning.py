@@ -139,6 +139,9 @@ def _task(
         return Task(name, "stale", record, changes)
     if record.state == "partial":
         return Task(name, "partial", record)
+    outdated = prepared.instance.stage.outdated(record.rows, record.notes)
+    if outdated:
+        return Task(name, "stale", record, (f"recipe {outdated}",))
     absent = record.rows > 0 and any(not store.has(clip.id, name, output.name) for output in prepared.instance.kept)
     if absent:  # `keep` asks for more than before, or someone deleted an array
         return Task(name, "partial", record)

@@ -30,6 +30,7 @@ from extract.running.planning import Plan, make_plan, refuse_stale, stale_downst
 from extract.running.report import WARNINGS, Notice, Progress, Report, Speed
 from extract.running.selection import Options, choose, listed, with_lock
 from extract.running.tasks import Loop, all_of
+from extract.running.twins import Twins
 from extract.store import Store
 from extract.weights.lock import flags_for, lock_file
 
@@ -176,6 +177,7 @@ class _Run:
             overwrite=options.overwrite,
             loop=self.loop,
             budget=Budget(self.loop, config.run.memory_bytes(engine.device.type)),
+            twins=Twins(plan, store, self.loop),
             trace=trace,
         )
         # Models are loaded in each process: no more than one for the few clips that crashed.

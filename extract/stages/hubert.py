@@ -44,7 +44,7 @@ class Hubert(SpeechEncoder[HubertConfig]):
     name = "hubert"
     version = 1
     config_type = HubertConfig
-    steps = HUBERT_STEPS
+    uncut_steps = HUBERT_STEPS
 
     @property
     def width(self) -> int:

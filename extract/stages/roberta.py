@@ -70,6 +70,7 @@ class Roberta(ClipStage[RobertaConfig]):
     config_type = RobertaConfig
     inputs = ("transcribe.text", "transcribe.start_s", "transcribe.end_s", "frames.pts_s")
     device = "gpu"
+    copyable = True
 
     @property
     def outputs(self) -> tuple[Output, ...]:

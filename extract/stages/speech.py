@@ -2,12 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from extract.models import speech
+from extract.models.chunks import overlapping_chunks
 from extract.stage import ClipResult, ClipStage, Context, Output, StageConfig
 from extract.stages.wave import WAVE_HZ
 from extract.timeline import Regular
@@ -18,8 +20,19 @@ if TYPE_CHECKING:
     from extract.weights.files import Weights
 
 
+OVERLAP_S = 8
+"""Of the chunks of a long recording."""
+USUAL_MAX_S = 300
+FAIRSEQ_PIECE_S = 100
+"""1,600,000 samples: ``max_chunk`` of fairseq's ``dump_hubert_feature``."""
+
+
 class EncoderConfig(StageConfig):
     """What every speech encoder is asked for."""
+
+    # Recipes made before they were there, and the records of clips that they do not concern, stay as they are; what of
+    # the others they concern, ``SpeechEncoder.outdated`` says.
+    added: ClassVar[frozenset[str]] = frozenset({"max_s", "chunks"})
 
     layer: int | Literal["last"] = Field(default="last", union_mode="left_to_right")
     """k: raw output of transformer layer k, 0 being the input of the first. ``last``: the last layer after the final
@@ -27,24 +40,46 @@ class EncoderConfig(StageConfig):
     normalise: bool
     """Whole recording to mean 0 and variance 1 first: ``do_normalize`` of ``preprocessor_config.json``."""
     dtype: Literal["float16", "float32"] = "float16"
+    chunks: Literal["overlapping", "fairseq_100s"] = "overlapping"
+    """``overlapping``: each step attends to the whole recording, or to one chunk of it that is long (``max_s``).
+    ``fairseq_100s``: features as fairseq's ``dump_hubert_feature`` writes them: pieces of 100 s go through the network
+    one by one, without overlap; of a piece's 5,000 steps the last, whose samples lie in two pieces, does not exist."""
+    max_s: int = Field(default=USUAL_MAX_S, ge=200)
+    """Seconds that attend to each other at most: of 600 s, attention costs x-large nearly four times all else. A
+    longer recording is cut into chunks of even sizes, each longer than half of this (so at least 100 s), that overlap
+    by 8 s. Normalisation and convolutions are of the whole recording all the same."""
+
+    @model_validator(mode="after")
+    def _heeds_max_s(self) -> "EncoderConfig":
+        if self.chunks == "fairseq_100s" and self.max_s != USUAL_MAX_S:
+            raise ValueError(f"max_s is {self.max_s}, but chunks: fairseq_100s cuts every 100 s; leave max_s out")
+        return self
 
 
 EncoderConfigT = TypeVar("EncoderConfigT", bound=EncoderConfig)
 
 
 class SpeechEncoder(ClipStage[EncoderConfigT]):
-    """Hidden states of one transformer layer, as of the whole clip at once: nothing is cut or padded.
+    """Hidden states of one transformer layer. Nothing is padded, and up to ``max_s`` nothing is cut.
 
     A recording of more than a minute goes through in blocks, with the same values (``long_speech.hidden_of_long``).
     """
 
     inputs = ("wave.samples",)
     device = "gpu"
+    copyable = True
 
     @property
     @abstractmethod
+    def uncut_steps(self) -> Regular:
+        """The clock of its convolutions over a recording in one piece."""
+
+    @property
     def steps(self) -> Regular:
         """Its clock."""
+        if self.config.chunks == "fairseq_100s":
+            return replace(self.uncut_steps, piece_s=Fraction(FAIRSEQ_PIECE_S))
+        return self.uncut_steps
 
     @property
     @abstractmethod
@@ -80,18 +115,44 @@ class SpeechEncoder(ClipStage[EncoderConfigT]):
         num_steps = self.steps.num_steps(Fraction(len(samples), WAVE_HZ))
         if num_steps == 0:
             return ClipResult({}, {"samples": len(samples)}, empty="too_short")
+        normalise, precision = self.config.normalise, self._precision
         with torch.inference_mode():
-            hidden = speech.hidden_states(
-                self._model,
-                self._final_norm,
-                samples,
-                num_steps,
-                normalise=self.config.normalise,
-                precision=self._precision,
-            )
+            if self.config.chunks == "fairseq_100s":
+                num_chunks = -(-num_steps // self.steps.num_steps(Fraction(FAIRSEQ_PIECE_S)))
+                hidden = speech.hidden_states_of_pieces(
+                    self._model,
+                    self._final_norm,
+                    samples,
+                    FAIRSEQ_PIECE_S * WAVE_HZ,
+                    normalise=normalise,
+                    precision=precision,
+                )
+            else:
+                chunks = overlapping_chunks(num_steps, self._max_steps, round(OVERLAP_S / self.steps.hop_s))
+                num_chunks = len(chunks)
+                hidden = speech.hidden_states(
+                    self._model,
+                    self._final_norm,
+                    samples,
+                    num_steps,
+                    normalise=normalise,
+                    precision=precision,
+                    chunks=chunks,
+                )
         centres = torch.from_numpy(self.steps.centres_s(num_steps, inputs["wave.start_s"]))
+        notes = {"chunks": num_chunks} if num_chunks > 1 else {}
         # float32; the runner narrows it to ``dtype`` and looks for overflow.
-        return ClipResult({"feature": hidden.float(), "centre_s": centres})
+        return ClipResult({"feature": hidden.float(), "centre_s": centres}, notes)
+
+    @property
+    def _max_steps(self) -> int:
+        return self.steps.num_steps(Fraction(self.config.max_s))
+
+    def outdated(self, rows: int, notes: Mapping[str, Any]) -> str | None:
+        """Before there was ``max_s``, every step attended to the whole recording, however long."""
+        if self.config.chunks == "fairseq_100s" or rows <= self._max_steps or "chunks" in notes:
+            return None
+        return f"{self.name}.max_s: none, {rows} steps at once -> {self.config.max_s}"
 
 
 class SpeechConfig(EncoderConfig):
@@ -141,7 +202,7 @@ class Speech(SpeechEncoder[SpeechConfig]):
     config_type = SpeechConfig
 
     @property
-    def steps(self) -> Regular:
+    def uncut_steps(self) -> Regular:
         return speech.clock(self.config.conv_kernel, self.config.conv_stride, WAVE_HZ)
 
     @property

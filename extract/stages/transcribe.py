@@ -82,6 +82,7 @@ class Given(ClipStage[TranscribeConfig]):
     config_type = TranscribeConfig
     parts = ("transcript",)
     provided_by: str | None = "transcript"
+    copyable = True
 
     @property
     def outputs(self) -> tuple[Output, ...]:
