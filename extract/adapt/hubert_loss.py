@@ -119,11 +119,13 @@ def hubert_loss(
 
 def _parts(hidden: "Tensor", targets: "Sequence[Tensor]", head: Head) -> tuple[Part, ...]:
     """``hidden`` [N, D] and, per label set, clusters [N]."""
+    import torch
     from torch.nn import functional
 
     projected = functional.linear(hidden, head.weight, head.bias).chunk(len(head.classes), dim=-1)  # [N, P] per set
     found = []
-    for vectors, table, target in zip(projected, head.table.split(head.classes), targets, strict=True):
+    tables = torch.split(head.table, list(head.classes))
+    for vectors, table, target in zip(projected, tables, targets, strict=True):
         logits = logits_of(vectors, table)
         classes = target + head.offset
         loss = functional.cross_entropy(logits, classes, reduction="sum")
