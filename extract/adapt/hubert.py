@@ -13,6 +13,7 @@ from extract.adapt import hubert_fairseq
 from extract.adapt.folder import CHECKPOINT, Folder
 from extract.adapt.hubert_batches import Recordings
 from extract.adapt.hubert_config import FEATURE_GRADS, HEAD_SIZES, SPEED_ONLY, TARGET_LAYERS, HubertAdaptConfig
+from extract.adapt.hubert_features import TargetSource
 from extract.adapt.hubert_network import (
     HubertPretraining,
     PretrainingHead,
@@ -22,7 +23,7 @@ from extract.adapt.hubert_network import (
 )
 from extract.adapt.hubert_result import HEAD, Facts, write_result
 from extract.adapt.hubert_sound import SOUND, Heard, Recording, chosen, hear, refuse_too_little, refuse_twins
-from extract.adapt.hubert_targets import Teacher, make_labels, read_labels
+from extract.adapt.hubert_targets import make_labels, read_labels
 from extract.adapt.hubert_training import (
     BEST,
     Data,
@@ -127,9 +128,9 @@ def adapt_hubert(
 
     # Weights, before anything takes long.
     base, kept_head = _base(stage, own, lock, offline=offline)
-    teacher = _teacher(stage, own, base, lock, offline=offline)
+    source = _target_source(stage, own, base, lock, offline=offline)
     if processes.is_first:
-        folder.begin(_begun(stage, own, base, teacher, [*training, *looked_at], transductive, processes))
+        folder.begin(_begun(stage, own, base, source, [*training, *looked_at], transductive, processes))
         folder.sweep()
     processes.wait()
 
@@ -149,10 +150,10 @@ def adapt_hubert(
     # Targets.
     given = Path(own.targets.quantiser) if own.targets.quantiser else None
     make_labels(
-        folder, usable, usable_val, teacher, own.targets.clusters, own.targets.frames, own.targets.seed, given,
+        folder, usable, usable_val, source, own.targets.clusters, own.targets.frames, own.targets.seed, given,
         processes, lambda doing: tell(Progress(doing)),
     )  # fmt: skip
-    data = _data(folder, usable, usable_val, own, normalise=stage.config.normalise)
+    data = _data(folder, usable, usable_val, own, source.label_hz, normalise=stage.config.normalise)
 
     # Network.
     network = _network(stage, own, base, kept_head, processes.device)
@@ -169,7 +170,7 @@ def adapt_hubert(
     if processes.is_first:
         where = f"{processes.device.type}, {processes.number} processes of {torch.get_num_threads()} threads"
         facts = Facts(
-            stage.config.architecture, stage.config.normalise, base, teacher, own,
+            stage.config.architecture, stage.config.normalise, base, source, own,
             of_training, usable_val, transductive or _was_transductive(base), where,
         )  # fmt: skip
         _finish(folder, network, state, facts, data)
@@ -212,8 +213,13 @@ def _base(
     return base, (found, len(found["table"]) - config.targets.clusters if "table" in found else 0, str(file))
 
 
-def _teacher(stage: Hubert, config: HubertAdaptConfig, base: Weights, lock: Path, *, offline: bool) -> Teacher:
+def _target_source(
+    stage: Hubert, config: HubertAdaptConfig, base: Weights, lock: Path, *, offline: bool
+) -> TargetSource:
     """The network whose features are clustered."""
+    untrained = base.untrained and config.targets.weights is None
+    if config.targets.features == "mfcc" or (config.targets.features == "auto" and untrained):
+        return TargetSource()
     targets, architecture = config.targets, config.targets.architecture or stage.config.architecture
     layer = targets.layer or TARGET_LAYERS[architecture]
     most = networks.ARCHITECTURES[architecture].num_layers
@@ -224,21 +230,21 @@ def _teacher(stage: Hubert, config: HubertAdaptConfig, base: Weights, lock: Path
     if targets.weights is None:
         if architecture != stage.config.architecture:
             raise WeightsError("adapt.hubert.targets.architecture goes with targets.weights, which is not given")
-        return Teacher(architecture, layer, stage.config.normalise, base)
+        return TargetSource(base, architecture, layer, stage.config.normalise)
     normalise = architecture != "base" if targets.normalise is None else targets.normalise
     fields = {"weights": targets.weights, "architecture": architecture, "normalise": normalise}
     other = Hubert(validated(HubertConfig, fields, "adapt.hubert.targets"))
     path = Path(os.path.expanduser(targets.weights))
     if hubert_fairseq.is_fairseq(path):
-        return Teacher(architecture, layer, normalise, hubert_fairseq.read(path, targets.weights)[0])
-    return Teacher(architecture, layer, normalise, resolve(targets.weights, other, offline=offline, lock=lock))
+        return TargetSource(hubert_fairseq.read(path, targets.weights)[0], architecture, layer, normalise)
+    return TargetSource(resolve(targets.weights, other, offline=offline, lock=lock), architecture, layer, normalise)
 
 
 def _begun(
     stage: Hubert,
     config: HubertAdaptConfig,
     base: Weights,
-    teacher: Teacher,
+    targets: TargetSource,
     clips: Sequence[Clip],
     transductive: bool,
     processes: Processes,
@@ -255,7 +261,7 @@ def _begun(
         "architecture": stage.config.architecture,
         "normalise": stage.config.normalise,
         "weights": base.sha256,
-        "targets": {"weights": teacher.weights.sha256, "layer": teacher.layer, "normalise": teacher.normalise},
+        "targets": targets.as_json(),
         "transductive": transductive,
         "device": processes.device.type,
         "clips": {clip.id: of_clip(clip) for clip in clips},
@@ -272,11 +278,17 @@ def _hear(clips: Sequence[Clip], folder: Folder, processes: Processes, tell: Tel
 
 
 def _data(
-    folder: Folder, training: Sequence[Heard], val: Sequence[Heard], config: HubertAdaptConfig, *, normalise: bool
+    folder: Folder,
+    training: Sequence[Heard],
+    val: Sequence[Heard],
+    config: HubertAdaptConfig,
+    label_hz: int,
+    *,
+    normalise: bool,
 ) -> Data:
     def of(heard: Sequence[Heard]) -> Recordings:
         sound = [Recording(folder, one, normalise=normalise) for one in heard]
-        return Recordings(sound, [read_labels(folder, one.clip) for one in heard])
+        return Recordings(sound, [read_labels(folder, one.clip) for one in heard], label_hz)
 
     learned = of(training)
     counts = torch.bincount(

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from extract.adapt.hubert_config import HubertAdaptConfig
 from extract.adapt.hubert_crops import HOP, HZ, MicroBatch, Update
-from extract.adapt.hubert_loss import label_range
+from extract.adapt.hubert_loss import label_range, of_steps
 from extract.adapt.hubert_masks import draw_masks
 from extract.adapt.hubert_sound import Recording
 from extract.adapt.hubert_targets import Labels
 from extract.adapt.processes import Processes
 
-LABEL_HZ = HZ // HOP
-"""50: one cluster per step."""
+STEP_HZ = HZ // HOP  # 50
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,13 @@ class Recordings:
 
     sound: Sequence[Recording]
     labels: Sequence[Labels]
+    label_hz: int
+    """Of the labels: 50 is one per step, 100 two."""
 
     @property
     def lengths(self) -> list[int]:
         """Steps of each."""
-        return [len(labels) for labels in self.labels]
+        return [one.heard.steps for one in self.sound]
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,10 @@ def ready_batch(batch: MicroBatch, data: Recordings, config: HubertAdaptConfig, 
     clusters = []
     for crop in batch.crops:
         piece = crop.samples
-        start, stop = label_range(piece.start, piece.stop - piece.start, LABEL_HZ, HZ)
-        clusters.append(data.labels[crop.recording][start:stop][: crop.steps])
-    made = ReadyBatch(
-        wave, torch.from_numpy(np.stack(clusters).astype(np.int64)), torch.from_numpy(masks_of(batch, config))
-    )
+        start, stop = label_range(piece.start, piece.stop - piece.start, data.label_hz, HZ)
+        labels = torch.from_numpy(data.labels[crop.recording][start:stop])
+        clusters.append(of_steps(labels, crop.steps, data.label_hz / STEP_HZ))
+    made = ReadyBatch(wave, torch.stack(clusters).long(), torch.from_numpy(masks_of(batch, config)))
     if not pinned:
         return made
     return ReadyBatch(made.wave.pin_memory(), made.clusters.pin_memory(), made.mask.pin_memory())
@@ -93,7 +93,7 @@ def ready_update(update: Update, data: Recordings, config: HubertAdaptConfig, pr
         counted += int(hidden.sum()) if not config.unmasked else hidden.size
     pinned = processes.device.type == "cuda"
     own = tuple(ready_batch(batch, data, config, pinned=pinned) for batch in processes.own(update.batches))
-    seconds = sum(len(batch.crops) * batch.steps for batch in update.batches) / LABEL_HZ
+    seconds = sum(len(batch.crops) * batch.steps for batch in update.batches) / STEP_HZ
     return ReadyUpdate(update, own, counted, seconds)
 
 

@@ -17,6 +17,9 @@ class TargetsConfig(_Frozen):
     """Whose features are clustered, and how finely. The clusters are what the network learns to name."""
 
     clusters: int = Field(default=500, ge=2, le=32_767)
+    features: Literal["auto", "layer", "mfcc"] = "auto"
+    """``layer``: of a network; ``mfcc``: mel cepstra, as in HuBERT's own first iteration. ``auto``: cepstra where the
+    network is untrained, whose own features say nothing of what is spoken, else a layer."""
     layer: int | None = Field(default=None, ge=1)
     """Raw output of this transformer layer; None: 9 of base, 20 of large, 30 of xlarge, 1 of small."""
     weights: str | None = None
@@ -31,6 +34,13 @@ class TargetsConfig(_Frozen):
     frames: int = Field(default=500_000, ge=1)
     """Steps that the clusters are fitted to, drawn evenly from the training clips: float32, 2.6 GB of x-large."""
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _cepstra_have_no_network(self) -> "TargetsConfig":
+        given = [name for name in ("layer", "weights", "architecture", "normalise") if getattr(self, name) is not None]
+        if self.features == "mfcc" and given:
+            raise ValueError(f"features is mfcc, which no network computes: leave {' and '.join(given)} out")
+        return self
 
 
 class HubertAdaptConfig(_Frozen):

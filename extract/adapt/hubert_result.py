@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from extract.adapt.folder import Folder
 from extract.adapt.hubert_config import HubertAdaptConfig
 from extract.adapt.hubert_crops import HZ
+from extract.adapt.hubert_features import TargetSource
 from extract.adapt.hubert_network import MASK_VECTOR
 from extract.adapt.hubert_sound import Heard
-from extract.adapt.hubert_targets import QUANTISER, Teacher
+from extract.adapt.hubert_targets import QUANTISER
 from extract.files import TEMPORARY
 from extract.models import hubert
 from extract.weights.files import ADAPTED, Weights
@@ -33,7 +34,7 @@ class Facts:
     architecture: str
     normalise: bool
     base: Weights
-    teacher: Teacher
+    source: TargetSource
     config: HubertAdaptConfig
     training: Sequence[Heard]
     """Whose sound was trained on, those left out included where their files were read."""
@@ -98,9 +99,13 @@ def card(facts: Facts, entry: Mapping[str, Any]) -> str:
     """``README.md``, the model card."""
     config, base = facts.config, facts.base
     hours = sum(one.num_samples for one in facts.training if one.usable) / HZ / 3600
-    of_targets = "the same network before adaptation" if facts.teacher.weights.sha256 == base.sha256 else (
-        f"`{facts.teacher.weights.spec}` (sha256 `{facts.teacher.weights.sha256}`)"
-    )  # fmt: skip
+    named = facts.source.weights
+    if named is None:
+        of_targets = "mel cepstra with their first and second differences"
+    elif named.sha256 == base.sha256:
+        of_targets = f"layer {facts.source.layer} of the same network before adaptation"
+    else:
+        of_targets = f"layer {facts.source.layer} of `{named.spec}` (sha256 `{named.sha256}`)"
     splits = " and ".join(sorted({one.split for one in facts.training}))
     lines = [
         "---",
@@ -119,7 +124,7 @@ def card(facts: Facts, entry: Mapping[str, Any]) -> str:
         f"* Base weights: `{base.spec}`, sha256 `{base.sha256}`, licence {base.licence}"
         + (", untrained" if base.untrained else f"; trained on {base.trained_on}"),
         f"* Heard: {sum(one.usable for one in facts.training)} clips of {splits}, {hours:.2f} h of sound, no labels",
-        f"* Targets: {config.targets.clusters} clusters of layer {facts.teacher.layer} of {of_targets}",
+        f"* Targets: {config.targets.clusters} clusters of {of_targets}",
         f"* Updates: {entry['step']} of {config.steps}, {config.batch_s:g} s of sound each, the first "
         f"{config.head_steps} of the head alone; learning rate {config.lr:g} (head "
         f"{config.head_lr:g}), seed {config.seed}",

@@ -1,12 +1,11 @@
 """What the network learns to name: clusters of a layer's features, fitted once, and each recording's clusters."""
 
-import itertools
+import json
 import logging
 import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,69 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.adapt.folder import Folder
-from extract.adapt.hubert_crops import HOP, SEEN
+from extract.adapt.hubert_features import Features, TargetSource
 from extract.adapt.hubert_sound import Heard, Recording
 from extract.adapt.processes import Processes
 from extract.errors import UsageError, WeightsError
-from extract.models import hubert, speech
-from extract.weights.files import Weights
 
 logger = logging.getLogger("extract")
 
-CHUNK_STEPS = 5000
-"""Steps that go through the network together: 100 s, as fairseq cuts recordings for their features."""
 QUANTISER, LABELS, SAMPLES = "quantiser.npz", "labels", "samples"
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int16]
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """The network whose features are clustered."""
-
-    architecture: str
-    layer: int
-    normalise: bool
-    weights: Weights
-
-
-class Features:
-    """Raw output of one transformer layer over a recording."""
-
-    def __init__(self, teacher: Teacher, device: torch.device) -> None:
-        self._device = device
-        self._model = hubert.load(teacher.architecture, teacher.weights, device)
-        speech.keep_layers(self._model, teacher.layer)  # its final norm is left out: the raw output is clustered
-
-    def chunks(self, recording: Recording) -> "list[tuple[int, Callable[[], Tensor]]]":
-        """First step of each chunk, and what computes its features [S, D]: CHUNK_STEPS, of the last up to twice as
-        many, since a few steps alone would have no context.
-
-        Chunks overlap by the samples that two steps share, so that every step of the recording is there (fairseq's cut
-        loses one per 100 s, and the clusters after it slip by 20 ms each).
-        """
-        steps = recording.heard.steps
-
-        def compute(first: int, stop: int) -> Tensor:
-            wave = recording[HOP * first : HOP * (stop - 1) + SEEN].to(self._device)
-            with torch.inference_mode():
-                hidden: Tensor = self._model(wave[None]).last_hidden_state[0]
-            return hidden.float()
-
-        number = max(1, steps // CHUNK_STEPS)
-        edges = [CHUNK_STEPS * i for i in range(number)] + [steps]
-        return [
-            (first, lambda first=first, stop=stop: compute(first, stop))  # type: ignore[misc]
-            for first, stop in itertools.pairwise(edges)
-        ]
-
-
 def make_labels(
     folder: Folder,
     heard: Sequence[Heard],
     looked_at: Sequence[Heard],
-    teacher: Teacher,
+    source: TargetSource,
     clusters: int,
     most_frames: int,
     seed: int,
@@ -98,43 +52,42 @@ def make_labels(
         UsageError: the sound does not fall into so many clusters.
         WeightsError: ``given`` is none, or of another size.
     """
-    normalise = teacher.normalise
     lacking = [one for one in (*heard, *looked_at) if not _labels(folder, one.clip).is_file()]
     has_quantiser = (folder.path / QUANTISER).is_file()
     if has_quantiser and not lacking:
         processes.wait()
         return
-    width = hubert.ARCHITECTURES[teacher.architecture].width
-    features = Features(teacher, processes.device)
+    width = source.width
+    features = source.features(processes.device)
     if not has_quantiser and given is not None and processes.is_first:
-        save_quantiser(folder, read_quantiser(given, clusters, width), teacher)
+        save_quantiser(folder, read_quantiser(given, clusters, width), source)
     elif not has_quantiser and given is None:
-        wanted = sampled_steps([one.steps for one in heard], most_frames, seed)
+        wanted = sampled_steps([source.num_rows(one) for one in heard], most_frames, seed)
         own = processes.own(list(zip(heard, wanted, strict=True)))
         for number, (one, steps) in enumerate(own, start=1):
             tell(f"features to cluster: {number} of {len(own)}")
             if not (folder.path / SAMPLES / f"{one.clip}.npy").is_file():
-                rows = rows_at(features, Recording(folder, one, normalise=normalise), steps, width)
+                rows = rows_at(features, Recording(folder, one, normalise=source.normalise), steps, width)
                 _write_array(folder, f"{SAMPLES}/{one.clip}.npy", rows)
         processes.wait()
         if processes.is_first:
             tell(f"fitting {clusters} clusters")
             rows = np.concatenate([np.load(folder.path / SAMPLES / f"{one.clip}.npy") for one in heard])
-            save_quantiser(folder, fit_clusters(rows, clusters, seed), teacher)
+            save_quantiser(folder, fit_clusters(rows, clusters, seed), source)
             folder.remove(SAMPLES)
     processes.wait()
     centres = read_quantiser(folder.path / QUANTISER, clusters, width)
     own_lacking = processes.own(lacking)
     for number, one in enumerate(own_lacking, start=1):
         tell(f"clusters of each clip: {number} of {len(own_lacking)}")
-        recording = Recording(folder, one, normalise=normalise)
+        recording = Recording(folder, one, normalise=source.normalise)
         labels = [nearest_cluster(compute(), centres) for _, compute in features.chunks(recording)]
         _write_array(folder, f"{LABELS}/{one.clip}.npy", np.concatenate(labels))
     processes.wait()
 
 
 def read_labels(folder: Folder, clip: str) -> Labels:
-    """Cluster of every step [S] of a recording, int16."""
+    """Cluster of every row of a recording's features, int16."""
     found: Labels = np.load(_labels(folder, clip), allow_pickle=False)
     return found
 
@@ -207,16 +160,11 @@ def nearest_cluster(rows: Tensor, centres: Floats) -> Labels:
     return found
 
 
-def save_quantiser(folder: Folder, centres: Floats, teacher: Teacher) -> None:
+def save_quantiser(folder: Folder, centres: Floats, source: TargetSource) -> None:
     """Write the clusters: ``centre`` [clusters, D], and what they are of."""
 
     def write(file: BinaryIO) -> None:
-        np.savez(
-            file,
-            centre=centres,
-            layer=np.array(teacher.layer),
-            weights_sha256=np.array(teacher.weights.sha256),
-        )
+        np.savez(file, centre=centres, source=np.array(json.dumps(source.as_json())))
 
     folder.write_by(QUANTISER, write)
 
@@ -238,7 +186,7 @@ def read_quantiser(path: Path, clusters: int, width: int) -> Floats:
     if centres.shape != (clusters, width):
         raise WeightsError(
             f"quantiser {path}: centres of shape {list(centres.shape)}, expected [{clusters}, {width}] by "
-            "targets.clusters and the network's width"
+            "targets.clusters and the width of the features"
         )
     return np.asarray(centres, np.float32)
 
