@@ -64,7 +64,8 @@ def write_result(
     # Clones: tensors that share memory are refused, and those of an inference mode cannot be written.
     save_file(_own(encoder), made / TENSORS, {"format": "pt"})
     offset = len(head["table"]) - facts.config.targets.clusters
-    save_file(_own(head), made / HEAD, {"format": "pt", "offset": str(offset)})
+    # One entry: safetensors writes several in an order of chance, and the file would have another sha256 each time.
+    save_file(_own(head), made / HEAD, {"offset": str(offset)})
     (made / "config.json").write_text(_config(facts.architecture, encoder))
     (made / "preprocessor_config.json").write_text(_as_text(_preprocessor(normalise=facts.normalise)))
     (made / ADAPTED).write_text(_as_text(adapted(facts, int(entry["step"]))))
