@@ -20,6 +20,7 @@ from extract.adapt.hubert_network import (
     head_of,
     load_encoder,
     new_mask_vector,
+    recompute_layers,
 )
 from extract.adapt.hubert_result import HEAD, Facts, write_result
 from extract.adapt.hubert_sound import SOUND, Heard, Recording, chosen, hear, refuse_too_little, refuse_twins
@@ -158,8 +159,7 @@ def adapt_hubert(
     # Network.
     network = _network(stage, own, base, kept_head, processes.device)
     if own.recompute:
-        encoder: Any = network.encoder
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(network.encoder)
     optimizer = make_optimizer(network, own)
     state = restore(folder, network, optimizer, processes.device)
 

@@ -118,6 +118,14 @@ def load_encoder(architecture: str, weights: Weights, device: torch.device) -> "
     return model, None if vector is None else vector.float().clone()
 
 
+def recompute_layers(encoder: "HubertModel") -> None:
+    """Have each layer computed again in the backward pass, instead of keeping what is inside it."""
+    model: Any = encoder
+    # The first name is that of newer transformers, which warn of the second.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def new_mask_vector(width: int, seed: int) -> Tensor:
     """U[0, 1) [D], as fairseq draws it."""
     drawn = np.random.default_rng([seed, 0x3A5C]).uniform(0, 1, width)
