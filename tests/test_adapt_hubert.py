@@ -15,7 +15,7 @@ from transformers import HubertModel
 
 import extract
 from extract.adapt.hubert import adapt_hubert
-from extract.adapt.hubert_targets import nearest_cluster
+from extract.adapt.hubert_targets import fit_clusters, nearest_cluster
 from extract.config import ExtractConfig
 from extract.errors import CorruptError, StaleError, UsageError
 from extract.inputs.manifest import load_manifest
@@ -107,13 +107,16 @@ def test_targets_are_the_nearest_of_clusters_fitted_to_train_alone(adapted, mani
     with np.load(adapted.folder / "quantiser.npz") as found:
         centres = found["centre"]
     assert {path.stem for path in (adapted.folder / "labels").iterdir()} == {"a", "b", "c", "d"}
-    for clip in ("a", "c"):
+    of_clip = {}
+    for clip in ("a", "b", "c"):
         sound = torch.from_numpy(read_audio(manifest.parent / f"{clip}.wav").samples)
         rows = mfcc(lambda start, stop, sound=sound: sound[start:stop], len(sound))
+        of_clip[clip] = rows.numpy()
         distances = torch.cdist(rows.double(), torch.from_numpy(centres).double())
         labels = np.load(adapted.folder / "labels" / f"{clip}.npy")
         assert np.array_equal(labels, distances.argmin(dim=1).numpy())
         assert np.array_equal(labels, nearest_cluster(rows, centres))
+    assert np.array_equal(centres, fit_clusters(np.concatenate([of_clip["a"], of_clip["b"]]), 6, 0))
 
 
 def test_the_same_again_and_another_seed(adapted, manifest, tmp_path):
@@ -173,9 +176,10 @@ def test_a_stop_between_two_updates_loses_none(manifest, tmp_path, adapted, monk
         if step == 5:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("extract.adapt.hubert_training._check_finite", stop)
-        adapt_hubert(manifest, tmp_path / "out", quick(), **UNTRAINED)
+        with pytest.raises(KeyboardInterrupt):
+            adapt_hubert(manifest, tmp_path / "out", quick(), **UNTRAINED)
     saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 5
     done = adapt_hubert(manifest, tmp_path / "out", quick(), **UNTRAINED)

@@ -13,9 +13,9 @@ from transformers import HubertModel
 from extract.adapt import hubert_fairseq
 from extract.adapt.folder import Folder, first_difference
 from extract.adapt.hubert import adapt_hubert
-from extract.adapt.hubert_batches import Recordings, ahead, ready_batch
+from extract.adapt.hubert_batches import Recordings, ahead, ready_batch, ready_update
 from extract.adapt.hubert_config import HubertAdaptConfig
-from extract.adapt.hubert_crops import Crop, MicroBatch, epoch_batches, steps_in, updates, whole_batches
+from extract.adapt.hubert_crops import Crop, MicroBatch, Update, epoch_batches, steps_in, updates, whole_batches
 from extract.adapt.hubert_features import TargetSource
 from extract.adapt.hubert_loss import LossConfig
 from extract.adapt.hubert_network import (
@@ -28,7 +28,7 @@ from extract.adapt.hubert_network import (
 )
 from extract.adapt.hubert_sound import Heard, Recording, hear
 from extract.adapt.hubert_targets import fit_clusters, nearest_cluster, rows_at, sampled_steps
-from extract.adapt.hubert_training import rate_factor, summary
+from extract.adapt.hubert_training import SUMS, make_optimizer, rate_factor, summary, train_step
 from extract.adapt.processes import Processes
 from extract.errors import WeightsError
 from extract.inputs.manifest import Clip
@@ -301,6 +301,25 @@ def test_rates_rise_and_fall_linearly():
     assert encoder[30:] == pytest.approx(np.linspace(1.0, 0.0, 71)[:-1])
     assert head[:10] == pytest.approx(np.linspace(0.1, 1.0, 10))
     assert head[10:] == pytest.approx(np.linspace(1.0, 0.0, 91)[:-1])
+
+
+def test_an_update_is_the_gradient_of_the_mean_over_all_steps_that_count(tmp_path):
+    """Parts of other lengths, each with other numbers of hidden steps, add up to one mean."""
+    config = HubertAdaptConfig(steps=3, head_steps=0, warmup_steps=1, clip=1e9, mask_steps=5)
+    data = Recordings([recording(tmp_path)], [np.arange(199, dtype=np.int16) % 7], 50)
+    batches = (MicroBatch((0, 0), (Crop(0, 0, 90), Crop(0, 95, 90))), MicroBatch((0, 1), (Crop(0, 40, 120),)))
+    ready = ready_update(Update(0, 0, batches), data, config, Processes(0, 1, CPU))
+    net, plain = network().train(), network().train()
+    optimizer = make_optimizer(net, config)
+    sums = torch.zeros(len(SUMS), dtype=torch.float64)
+    train_step(net, optimizer, ready, config, Processes(0, 1, CPU), sums)
+    losses = [plain(batch.wave, [batch.clusters], batch.mask, LossConfig()) for batch in ready.batches]
+    assert ready.sample_size == sum(loss.sample_size for loss in losses)
+    (sum(loss.total for loss in losses) / ready.sample_size).backward()
+    for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6), name
+    assert sums[2] == ready.sample_size
+    assert sums[0].item() == pytest.approx(sum(loss.masked[0].loss.item() for loss in losses))
 
 
 def test_the_error_of_a_margin_counts_recordings():
