@@ -270,3 +270,12 @@ def test_adapting_goes_on_with_head_and_clusters_and_remembers_who_was_heard_bef
     said, before = (json.loads((at / "adapted.json").read_text())["trained_on"] for at in (done.best, adapted.best))
     assert set(before["audio"]) < set(said["audio"])
     assert len(said["audio"]) == 3
+
+
+def test_bfloat16_and_recomputed_layers(adapted, manifest, tmp_path):
+    """Other arithmetic, about the same loss; what is saved stays float32."""
+    done = adapt_hubert(manifest, tmp_path / "out", quick(precision="bfloat16", recompute=True), **UNTRAINED)
+    ours, exact = log_of(done.folder)[0], log_of(adapted.folder)[0]
+    assert float(ours["val_loss"]) != float(exact["val_loss"])
+    assert float(ours["val_loss"]) == pytest.approx(float(exact["val_loss"]), rel=0.05)
+    assert {values.dtype for values in load_file(done.best / "model.safetensors").values()} == {torch.float32}

@@ -116,6 +116,8 @@ def adapt_hubert(
     folder, processes = Folder(output), Processes.started(device)
     folder.check_ours()
     processes.wait()
+    if processes.device.type == "cuda":  # float32 means float32: TF32 keeps 10 bits of the fraction
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     settings = config if isinstance(config, ExtractConfig) else load_extract_config(config, set)
     own = settings.adapt.hubert
     stage = _stage(settings, weights, architecture)

@@ -234,7 +234,7 @@ def restore(
         )
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
-    logger.info("%s: continues after update %d of its training", folder.path, saved["step"])
+    logger.info("%s continues after update %d of its training", folder.path, saved["step"])
     return State(saved["step"], saved["history"], saved["sums"], saved["best"])
 
 
