@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from extract import cli_manifest, cli_weights, endings
+from extract import cli_adapt, cli_manifest, cli_weights, endings
 from extract.errors import CorruptError, MachineError, StaleError, UsageError, WeightsError
 from extract.flags import (
     AllowShared,
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_manifest.app, name="manifest")
 app.add_typer(cli_weights.app, name="weights")
+app.command("adapt")(cli_adapt.adapt)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from extract import texts
+from extract.adapt.config import AdaptConfig
 from extract.errors import ConfigError
 from extract.names import nearest, suggestion
 
@@ -109,6 +110,8 @@ class ExtractConfig(Frozen):
     instances: Mapping[str, InstanceConfig | None] = {}
     """By name, in any order. Instances that feed a named one and are not listed exist with their defaults."""
     run: RunConfig = RunConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    """Settings of ``extract adapt``, by stage; a run reads none of them."""
 
 
 def _power_of_two(rows: int | None) -> int | None:

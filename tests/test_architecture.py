@@ -61,6 +61,7 @@ ONE_USER = {
 
 PRINTS = {
     "cli.py",
+    "cli_adapt.py",
     "cli_analysis.py",
     "cli_manifest.py",
     "cli_weights.py",
