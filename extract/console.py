@@ -225,16 +225,16 @@ def show_plan(plan: Plan, sendings: Mapping[str, Sending]) -> None:
         feeds = ", ".join(plan.graph[name].feeds.values())
         print(f"  {name:<12} {summary}" + (f"   <- {feeds}" if feeds else ""))
     for name, sending in sendings.items():
-        print(f"{name} would send {_sending_line(sending)}")
+        print(f"{name} would send {_sending_line(name, sending)}")
 
 
-def _sending_line(sending: Sending) -> str:
+def _sending_line(name: str, sending: Sending) -> str:
     counted = f"of {len(sending.heard)} clips by what is loud enough to be speech and was not answered before"
     if sending.guessed:
         counted += f", of {len(sending.guessed)} by their whole length, for their sound cannot be read here"
     line = f"{sending.minutes:.1f} minutes ({counted})"
     if sending.cost is None:
-        line += "; the cost: set its price_per_minute"
+        line += f"; for the cost, say the price: --set {sending.price_setting.format(instance=name)}=PRICE"
     else:
         line += f"; cost {sending.cost:.2f} at {sending.price_per_minute:g} a minute"
     if sending.unknown:

@@ -175,6 +175,11 @@ class Stage(ABC, Generic[ConfigT]):
         """Of an ``external`` stage, where the config names it."""
         return None
 
+    @property
+    def price_setting(self) -> str:
+        """Which setting of an ``external`` stage names it, ``{instance}.price``."""
+        raise NotImplementedError(f"stage {self.name} costs nothing")
+
     def seconds_to_send(self, inputs: Mapping[str, Any], context: Context) -> int:
         """Of an ``external`` stage: seconds that computing ``inputs`` would send, as they are billed."""
         raise NotImplementedError(f"stage {self.name} sends nothing")

@@ -93,9 +93,7 @@ def words_met(
         them is each frame's. A set changes only when a word enters or leaves: about two sets per word, not one per
         frame.
     """
-    starts, ends, at = nanoseconds(start_s), nanoseconds(end_s), nanoseconds(at_s)
-    if starts.size and ((np.diff(starts) < 0).any() or (ends < starts).any()):
-        raise ValueError("start_s must not decrease, nor a word end before it starts")
+    (starts, ends), at = _spans(start_s, end_s), nanoseconds(at_s)
     by_end = np.argsort(ends, kind="stable")
     rank = np.empty(len(ends), dtype=np.int64)  # of each word among the ends
     rank[by_end] = np.arange(len(ends))
@@ -112,6 +110,28 @@ def words_met(
         low = int(lowest[over]) if over < len(lowest) else count
         sets.append(low + np.flatnonzero(rank[low:count] >= over))
     return sets, place[which.reshape(-1)]
+
+
+def utterances(start_s: ArrayLike, end_s: ArrayLike, pause_s: float) -> NDArray[np.int64]:
+    """Words [W] cut at pauses: [U, 2] half-open word ranges, one after another.
+
+    An utterance begins with the first word, and with each word that starts more than ``pause_s`` after all words before
+    it have ended. Words may overlap and end in any order; ``start_s`` must not decrease.
+    """
+    starts, ends = _spans(start_s, end_s)
+    if not starts.size:
+        return np.empty((0, 2), dtype=np.int64)
+    silence = starts[1:] - np.maximum.accumulate(ends)[:-1]
+    firsts = np.flatnonzero(silence > nanoseconds(pause_s)) + 1
+    return np.stack([[0, *firsts], [*firsts, len(starts)]], axis=-1).astype(np.int64)
+
+
+def _spans(start_s: ArrayLike, end_s: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and ends of words [W] in nanoseconds, checked."""
+    starts, ends = nanoseconds(start_s), nanoseconds(end_s)
+    if starts.size and ((np.diff(starts) < 0).any() or (ends < starts).any()):
+        raise ValueError("start_s must not decrease, nor a word end before it starts")
+    return starts, ends
 
 
 def neighbours(num_frames: int, before: int, after: int) -> NDArray[np.int64]:

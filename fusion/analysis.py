@@ -1,6 +1,7 @@
 """Analyses of fitted runs: they run networks, or fit further ones, and hand the scores to ``ablation`` and the like."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ def ablate(
     device: str = "auto",
     skip_failed: bool = False,
     allow_leak: bool = False,
+    allow_other_crops: bool = False,
     published: bool = False,
 ) -> ablation.Ablation:
     """Score a run without its modalities.
@@ -45,6 +47,7 @@ def ablate(
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
         allow_leak: score post-processing on clips that it was selected on.
+        allow_other_crops: accept crops of another kind than in the fit.
         published: print the paper's Table 5 beside; for Aff-Wild2.
 
     Raises:
@@ -54,7 +57,16 @@ def ablate(
     unknown = [way for way in ways if way not in ablation.WAYS]
     if unknown:
         raise UsageError(f"way {unknown[0]}: no such way to leave a modality out; known: {', '.join(ablation.WAYS)}")
-    scorer = split_scorer(features, run, split=split, device=device, skip_failed=skip_failed, allow_leak=allow_leak)
+    scorer_of = partial(
+        split_scorer,
+        features,
+        split=split,
+        device=device,
+        skip_failed=skip_failed,
+        allow_leak=allow_leak,
+        allow_other_crops=allow_other_crops,
+    )
+    scorer = scorer_of(run)
     config = scorer.fitted.config
     require_action_units(config, f"run {scorer.run.path}")
     whole = scorer.scores()
@@ -65,10 +77,15 @@ def ablate(
 
     def retrain_without(modalities: tuple[str, ...]) -> FrameScores:
         folder = scorer.run.path / "ablate" / f"without_{'_'.join(modalities)}"
-        fit_once(features, folder, _without(config, modalities), device=device, skip_failed=skip_failed)
-        return split_scorer(
-            features, folder, split=split, device=device, skip_failed=skip_failed, allow_leak=allow_leak
-        ).scores()
+        fit_once(
+            features,
+            folder,
+            _without(config, modalities),
+            device=device,
+            skip_failed=skip_failed,
+            allow_leak=allow_leak,
+        )
+        return scorer_of(folder).scores()
 
     return ablation.ablate(
         whole,
@@ -94,6 +111,7 @@ def ensemble(
     device: str = "auto",
     skip_failed: bool = False,
     allow_leak: bool = False,
+    allow_other_crops: bool = False,
 ) -> Ensemble:
     """Choose the best of several runs for each action unit on one split, and score the choice on another.
 
@@ -108,6 +126,7 @@ def ensemble(
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
         allow_leak: report on clips or recordings that the choice was made on.
+        allow_other_crops: accept crops of another kind than in the fit.
 
     Raises:
         UsageError: the two splits share clips or recordings, the candidates were scored on different frames, or what
@@ -130,6 +149,7 @@ def ensemble(
                 device=device,
                 skip_failed=skip_failed,
                 allow_leak=allow_leak,
+                allow_other_crops=allow_other_crops,
                 like=scorer,
             )
             found.append(Candidate(f"{path} epoch {scorer.fitted.epoch}", scorer.scores()))
@@ -170,6 +190,7 @@ def fit_once(
     *,
     device: str,
     skip_failed: bool,
+    allow_leak: bool,
     splits: Mapping[str, str] | None = None,
 ) -> None:
     """Fit a run in ``folder``, or continue to; a finished one of the same settings stays as it is.
@@ -182,7 +203,7 @@ def fit_once(
     """
     run = Run(folder)
     if not run.finished:
-        fit(features, folder, config, device=device, skip_failed=skip_failed, splits=splits)
+        fit(features, folder, config, device=device, skip_failed=skip_failed, allow_leak=allow_leak, splits=splits)
         return
     difference = first_difference(run.config().model_dump(), config.model_dump())
     if difference is not None:

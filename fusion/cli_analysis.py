@@ -4,8 +4,9 @@
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,7 +80,8 @@ def evaluate(
     )
     # An exported folder is left as it is.
     folder = output or (Path(found.run) if Run(found.run).finished else Path()) / "evaluate"
-    _show(found, folder, split, verbose=verbose, as_json=as_json)
+    tasks = [row for head in found.heads for row in head.rows()]
+    _show(found, folder, split, tasks, verbose=verbose, as_json=as_json)
     _say_files(draw_evaluation(found, folder, split), folder, split, quiet=quiet or as_json)
     return 0
 
@@ -102,6 +104,7 @@ def ablate(
     device: Device = "auto",
     skip_failed: SkipFailed = False,
     allow_leak: AllowLeak = False,
+    allow_other_crops: AllowOtherCrops = False,
     published: Published = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -124,6 +127,7 @@ def ablate(
         device=device,
         skip_failed=skip_failed,
         allow_leak=allow_leak,
+        allow_other_crops=allow_other_crops,
         published=published,
     )
     folder = output or Path(found.about.run) / "ablate"
@@ -148,6 +152,7 @@ def ensemble(
     device: Device = "auto",
     skip_failed: SkipFailed = False,
     allow_leak: AllowLeak = False,
+    allow_other_crops: AllowOtherCrops = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -173,6 +178,7 @@ def ensemble(
         device=device,
         skip_failed=skip_failed,
         allow_leak=allow_leak,
+        allow_other_crops=allow_other_crops,
     )
     _show(found, output, "ensemble", verbose=verbose, as_json=as_json)
     _say_files(draw_ensemble(found, output), output, "ensemble", quiet=quiet or as_json)
@@ -210,6 +216,8 @@ def crossval(
     seed: Annotated[int, typer.Option("--seed", help="Of the folds.", min=0)] = 0,
     device: Device = "auto",
     skip_failed: SkipFailed = False,
+    allow_leak: AllowLeak = False,
+    allow_other_crops: AllowOtherCrops = False,
     published: Published = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -230,6 +238,8 @@ def crossval(
         seed=seed,
         device=device,
         skip_failed=skip_failed,
+        allow_leak=allow_leak,
+        allow_other_crops=allow_other_crops,
         published=published,
     )
     _show(found, output, "crossval", verbose=verbose, as_json=as_json)
@@ -237,12 +247,20 @@ def crossval(
     return 0
 
 
-def _show(result: "Result", folder: Path, name: str, *, verbose: bool, as_json: bool) -> None:
+def _show(
+    result: "Result",
+    folder: Path,
+    name: str,
+    tasks: Sequence[Mapping[str, Any]] = (),
+    *,
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Print a result and write it as JSON and CSV."""
     from fusion.result_files import write_result
 
     print(json.dumps(result.as_json(), indent=1) if as_json else result.text(verbose))
-    write_result(result, folder, name)
+    write_result(result, folder, name, tasks)
 
 
 def _say_files(pictures: list[Path], folder: Path, name: str, *, quiet: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.au import au_name
+from extract.au import NUM_EXPRESSIONS, au_name, expression_names
 from extract.errors import UsageError
 from fusion.pairs import PAPER_PAIRS, equation
 from fusion.pearson import Correlation, labels_as_values, pearson
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = NDArray[np.float64]
 
-EXPRESSIONS = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise", "other")
-"""Of Aff-Wild2, in the order of its label files."""
 SHOWN = 10
 """Pairs that a short table shows, beside the paper's."""
 
@@ -226,10 +224,8 @@ def correlate(scores: FrameScores, post: PostProcess | None = None) -> Correlati
 
 
 def _expression_names(scores: FrameScores, expr: NDArray[Any]) -> tuple[str, ...]:
-    """Names of the classes: Aff-Wild2's if there are eight."""
     outputs = scores.outputs.get("expr")
-    count = max(int(expr.max()) + 1, len(EXPRESSIONS) if outputs is None else outputs.shape[1])
-    return EXPRESSIONS if count == len(EXPRESSIONS) else tuple(f"class {number}" for number in range(count))
+    return expression_names(max(int(expr.max()) + 1, NUM_EXPRESSIONS if outputs is None else outputs.shape[1]))
 
 
 def _table(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, float | None]]:

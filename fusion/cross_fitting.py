@@ -34,6 +34,8 @@ def crossval(
     seed: int = 0,
     device: str = "auto",
     skip_failed: bool = False,
+    allow_leak: bool = False,
+    allow_other_crops: bool = False,
     published: bool = False,
 ) -> CrossValidation:
     """Fit ``k`` networks, each on all folds but one, and score that one's clips.
@@ -52,6 +54,8 @@ def crossval(
         seed: of the folds.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         skip_failed: leave out clips whose features failed or are unfinished.
+        allow_leak: accept clips that the features' adapted weights were trained on.
+        allow_other_crops: accept crops of another kind than in a fold's fit.
         published: print published numbers beside; for Aff-Wild2.
 
     Raises:
@@ -77,11 +81,26 @@ def crossval(
     def fit_fold(train: tuple[str, ...], held_out: tuple[str, ...], name: str) -> FrameScores:
         stopping = hold_out([members[clip] for clip in train], STOPPING, seed)
         splits = {clip: VAL if clip in stopping else TRAIN for clip in train} | dict.fromkeys(held_out, TEST)
-        fit_once(features, folder / name, settings, device=device, skip_failed=skip_failed, splits=splits)
-        scorer = split_scorer(
-            features, folder / name, split=TEST, device=device, skip_failed=skip_failed, splits=splits
+        run = folder / name
+        fit_once(
+            features,
+            run,
+            settings,
+            device=device,
+            skip_failed=skip_failed,
+            allow_leak=allow_leak,
+            splits=splits,
         )
-        return scorer.scores()
+        return split_scorer(
+            features,
+            run,
+            split=TEST,
+            device=device,
+            skip_failed=skip_failed,
+            allow_leak=allow_leak,
+            allow_other_crops=allow_other_crops,
+            splits=splits,
+        ).scores()
 
     def tune(scores: FrameScores) -> Decide:
         return fit_post(scores, settings.post, scores.labels).steps

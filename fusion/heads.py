@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.au import LOWEST_AFFECT, LOWEST_INTENSITY, au_name
+from extract.au import LOWEST_AFFECT, LOWEST_INTENSITY, au_name, expression_names
 from extract.au.agreement import agreement
 from extract.au.metrics import Floats, expression_confusion
 from fusion.scores import FrameScores
@@ -43,6 +43,15 @@ class HeadScores:
             found[name] = {**dict(zip(self.columns, plain, strict=True)), "mean": mean(values)}
         return found
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per column and metric, and one per metric for their mean; NaN becomes None."""
+        frames = dict(zip(self.columns, self.annotated.tolist(), strict=True))
+        return [
+            {"task": self.task, "column": column, "metric": metric, "value": value, "annotated": frames.get(column)}
+            for metric in self.metrics
+            for column, value in self.as_json()[metric].items()
+        ]
+
 
 def score_heads(scores: FrameScores) -> tuple[HeadScores, ...]:
     """The metrics of each further task.
@@ -66,7 +75,7 @@ def _scored(task: str, outputs: NDArray[np.float32], labels: NDArray[Any], aus: 
     if task == "expr":
         counts = expression_confusion(labels, outputs.argmax(axis=1), outputs.shape[1])
         total = int((labels >= 0).sum())
-        names = tuple(f"class {number}" for number in range(outputs.shape[1]))
+        names = expression_names(outputs.shape[1])
         f1 = counts.f1 if total else np.full(len(names), np.nan)
         return HeadScores(task, names, np.full(len(names), total), {"f1": f1})
     found = agreement(labels, outputs, LOWEST_AFFECT if task == "va" else LOWEST_INTENSITY)

@@ -22,13 +22,17 @@ class Result(Protocol):
         """What a command prints, at most 100 columns wide."""
 
 
-def write_result(result: Result, folder: str | Path, name: str) -> list[Path]:
+def write_result(result: Result, folder: str | Path, name: str, tasks: Sequence[Mapping[str, Any]] = ()) -> list[Path]:
     """Write ``name.json`` and ``name.csv``; each replaces the old file in one step.
+
+    Metrics of tasks beside action units, ``tasks``, go into ``name_tasks.csv``. A table without rows is not written.
 
     Raises:
         MachineError: the disk is full, read-only or gone.
     """
     files = LocalFiles(Path(folder))
     files.write(f"{name}.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
-    files.write(f"{name}.csv", as_csv(result.rows()).encode())
-    return [files.path(f"{name}.json"), files.path(f"{name}.csv")]
+    tables = {table: rows for table, rows in ((name, result.rows()), (f"{name}_tasks", tasks)) if rows}
+    for table, rows in tables.items():
+        files.write(f"{table}.csv", as_csv(rows).encode())
+    return [files.path(f"{name}.json"), *(files.path(f"{table}.csv") for table in tables)]

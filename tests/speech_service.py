@@ -75,11 +75,17 @@ class Service:
             grpc.method_handlers_generic_handler("google.cloud.speech.v2.Speech", {"Recognize": method}),
         ))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self._secure_port = self._server.add_secure_port("127.0.0.1:0", grpc.local_server_credentials())
         self._server.start()
 
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def secure_endpoint(self) -> str:
+        """Another port of the same server, on which clients show credentials."""
+        return f"127.0.0.1:{self._secure_port}"
 
     def _recognize(self, request, context):
         with self._lock:

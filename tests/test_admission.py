@@ -146,11 +146,19 @@ def test_other_crops_are_refused_by_name_unless_allowed(tmp_path, fitted, used):
     assert refused.value.exit_code == 2
     assert ("--set crop.patch=face" in str(refused.value)) == (fitted != CUT)
     assert ("without `crops:` in the manifest" in str(refused.value)) == (fitted == CUT)
-    told = CliRunner().invoke(
-        app, ["evaluate", "--run", str(tmp_path / "run"), "--features", str(tmp_path / "other"), "--allow-other-crops"]
-    )
-    assert told.exit_code == 0, told.output
-    assert "other crops than in the fit: instance swin" in told.stdout
+    other = ["--features", str(tmp_path / "other")]
+    run = ["--run", str(tmp_path / "run")]
+    for command in (
+        ["evaluate", *run],
+        ["ablate", *run, "--without", "swin"],
+        ["ensemble", str(tmp_path / "run"), "--split", "val", "-o", str(tmp_path / "chosen")],
+    ):
+        told = CliRunner().invoke(app, [*command, *other])
+        assert told.exit_code == 2, told.output
+        assert "--allow-other-crops" in told.stderr
+        told = CliRunner().invoke(app, [*command, *other, "--allow-other-crops"])
+        assert told.exit_code == 0, told.output
+        assert command[0] != "evaluate" or "other crops than in the fit: instance swin" in told.stdout
 
 
 def test_only_the_clips_of_the_split_count(tmp_path):

@@ -98,3 +98,17 @@ def test_a_clip_without_sound_is_opened_once_per_rate(tmp_path, opened):
     assert opened == {16_000: 1, 8_000: 1}
     store = Store.open(tmp_path / "s.zarr")
     assert {store.record("a", name).reason for name in AT_BOTH_RATES.instances} == {"no_audio"}
+
+
+@pytest.mark.parametrize("instances", [{"frames": {}}, {"wave": {}, "heard": {}}])
+def test_a_movie_with_a_sound_file_of_its_own_may_be_seen_alone_or_heard_alone(tmp_path, opened, instances):
+    """The file that nothing in the run reads was never hashed: there is nothing to hold it to."""
+    del opened
+    movie = write_clip(tmp_path / "a.mov", pictures(5))
+    clip = Clip(id="a", video=movie, audio=write_clip(tmp_path / "a.mkv", sound=tone(0.2)))
+    report = runner.run([clip], tmp_path / "s.zarr", ExtractConfig(instances=instances))
+    assert report.exit_code == 0, report.failures
+    (name,) = set(instances) - {"wave"}
+    record = Store.open(tmp_path / "s.zarr").record("a", name)
+    assert record.state == "done"
+    assert record.source.keys() == ({"media"} if name == "frames" else {"audio"})

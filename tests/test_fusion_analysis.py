@@ -97,7 +97,9 @@ def test_a_retrained_network_is_fitted_once(ablated, monkeypatch):
     other = Run(ablated / "ablate/without_sound").config()
     other = other.model_copy(update={"model": other.model.model_copy(update={"head": 9})})
     with pytest.raises(StaleError, match=r"without_sound was fitted with other settings \(model.head: 8 against 9"):
-        analysis.fit_once("store.zarr", ablated / "ablate/without_sound", other, device="cpu", skip_failed=False)
+        analysis.fit_once(
+            "store.zarr", ablated / "ablate/without_sound", other, device="cpu", skip_failed=False, allow_leak=False
+        )
 
 
 @pytest.mark.usefixtures("here")

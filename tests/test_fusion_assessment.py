@@ -15,6 +15,7 @@ from fusion.assessment import assess, network_alone
 from fusion.bootstrap import VideoBootstrap, VideoCounts
 from fusion.evaluation_picture import draw_evaluation
 from fusion.postprocess import Step
+from fusion.result_files import write_result
 from fusion.scores import FrameScores
 from fusion.text_tables import WIDTH, as_csv, au_table, signed
 from tests.made_scores import drawn, scores_of
@@ -179,7 +180,7 @@ def test_the_picture_is_written_twice_alike(tmp_path):
     assert b"<svg" in first[1]
 
 
-def test_further_tasks_have_rows_of_their_own():
+def test_further_tasks_have_rows_of_their_own(tmp_path):
     """Expressions, valence and arousal by closed forms; a run without action units leads with them."""
     random = np.random.default_rng(5)
     classes = random.integers(-1, 4, 120)
@@ -205,6 +206,14 @@ def test_further_tasks_have_rows_of_their_own():
     assert lines[1].startswith("valence and arousal: CCC ")
     assert json.loads(json.dumps(found.as_json()))["tasks"]["va"]["ccc"]["valence"] == pytest.approx(ccc)
     assert draw_evaluation(found, "nowhere") == []
+    files = write_result(found, tmp_path, "test", [row for head in found.heads for row in head.rows()])
+    assert [path.name for path in files] == ["test.json", "test.csv", "test_tasks.csv"]
+    with (tmp_path / "test_tasks.csv").open(newline="") as file:
+        table = {(row["task"], row["column"], row["metric"]): row for row in csv.DictReader(file)}
+    assert float(table["expr", "mean", "f1"]["value"]) == expected
+    assert float(table["va", "valence", "ccc"]["value"]) == va.metrics["ccc"][0]
+    assert table["va", "arousal", "mae"]["annotated"] == "100"
+    assert len(table) == 4 + 1 + 3 * (2 + 1)
 
 
 def test_more_action_units_than_fit_go_below_each_other():

@@ -56,6 +56,15 @@ def test_code_takes_eight_frames_over_two_seconds_and_the_last_output():
     assert (training.max_epoch_steps, training.schedule, training.patience) == (500, "plateau", 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "context"), [("default", "window"), ("paper_frozen", "window"), ("code", "utterance")]
+)
+def test_code_alone_reads_words_within_their_utterances(name, context):
+    """Two seconds on either side in all of them, and every token of them."""
+    config = build_graph(load_extract_config(name))["roberta"].stage.config
+    assert (config.context, config.pool, config.before_s, config.after_s) == (context, "tokens", 2.0, 2.0)
+
+
 @pytest.mark.parametrize(("name", "alone"), [("paper_frozen", 0), ("code", 12)])
 def test_they_fit_features_of_their_shapes(name, alone, tmp_path):
     """A tiny corpus with the real sizes of all five arrays, through one epoch.

@@ -1,6 +1,7 @@
 """Outputs by distinct rows are those of plain batches, and no row is projected twice."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -40,7 +41,13 @@ def config_of(model=None, **training) -> FusionConfig:
 
 
 def loaded(path, config, clips=CLIPS) -> Samples:
-    return load_samples(Store.open(path), clips, config, frames="all")
+    return read_once(path, config.model_dump_json(), clips)
+
+
+@cache
+def read_once(path, config, clips) -> Samples:
+    """Nothing writes into samples, so that tests may share them."""
+    return load_samples(Store.open(path), clips, FusionConfig.model_validate_json(config), frames="all")
 
 
 def network(path, config) -> FusionModel:

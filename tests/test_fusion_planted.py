@@ -25,7 +25,7 @@ from tests.fusion_stores import add_clip, add_instance
 CPU = torch.device("cpu")
 FOUND, LOST = 0.95, 0.75
 """Half of the labels are positive, so that "always" has an F1 of .67."""
-FRAMES = {"train": 1600, "val": 400}
+FRAMES = {"train": 1200, "val": 400}
 STEP_S = 320 / 16_000
 TOKENS = 5
 

@@ -263,3 +263,29 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "google.cloud.speech_v2", None)
     with pytest.raises(ServiceError, match=r"needs google\.cloud\.speech_v2: pip install 'au-fusion\[google\]'"):
         Connection.open(GoogleConfig())
+
+
+def test_credentials_that_cannot_be_renewed_stop_the_run_at_once(service, tmp_path):
+    """Over an encrypted channel of this machine: gRPC asks the plug-in for a token, which fails as revoked ones do."""
+    from google.auth.exceptions import RefreshError
+    from google.cloud.speech_v2 import SpeechClient
+    from google.cloud.speech_v2.services.speech.transports import SpeechGrpcTransport
+
+    asked = []
+
+    def revoked(_context, callback):
+        asked.append(1)
+        callback((), RefreshError("invalid_grant: TOKEN"))
+
+    plugin = grpc.metadata_call_credentials(revoked)
+    channel = grpc.secure_channel(
+        service.secure_endpoint, grpc.composite_channel_credentials(grpc.local_channel_credentials(), plugin)
+    )
+    client = SpeechClient(transport=SpeechGrpcTransport(channel=channel))
+    engine = Google(GoogleConfig(deadline_s=60), "en-US", Answers(tmp_path), Connection(client, "mine"))
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=r"refuses the credentials .UNAVAILABLE.: set GOOGLE_APPLICATION") as caught:
+        engine.recognise(pieces(1))
+    assert time.monotonic() - start < 20
+    assert "TOKEN" not in str(caught.value)
+    assert (len(asked), service.asked) == (1, [])

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import extract
+from extract.errors import MachineError
 from extract.inputs.manifest import Clip, write_manifest
 from extract.running import isolation
 from extract.store import Store
@@ -190,3 +192,11 @@ def _child_of(process) -> int:
                 return int(stat.parent.name)
         time.sleep(0.1)
     raise AssertionError("no isolated process was started")
+
+
+def test_a_machine_too_busy_to_start_a_process_is_no_bug(monkeypatch):
+    monkeypatch.setattr(isolation, "START_S", 0.01)
+    monkeypatch.setattr(isolation, "SIGNS_OF_LIFE_S", 0.01)  # importing torch takes longer
+    job = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(stall_s=0.01)))
+    with pytest.raises(MachineError, match=r"was not ready after 0\.01 s: this machine is too busy; run the same"):
+        isolation.IsolatedWorker(job, None).start()

@@ -52,6 +52,7 @@ def test_every_field(write, tmp_path):
           fps: 29.97
           audio: sound/a b.wav
           transcript: words/a.srt
+          language: en-US
           labels: {au: labels/a.txt, expr: labels/e.txt, va: labels/v.txt, intensity: labels/i.csv}
           subject: S1
           source_video: 10-60-1280x720
@@ -72,6 +73,7 @@ def test_every_field(write, tmp_path):
         "fps": 29.97,
         "audio": tmp_path / "sound/a b.wav",
         "transcript": tmp_path / "words/a.srt",
+        "language": "en-US",
         "labels": {
             "au": tmp_path / "labels/a.txt",
             "expr": tmp_path / "labels/e.txt",

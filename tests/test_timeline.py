@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from extract.timeline import Regular, centred_windows, nanoseconds, neighbours, words_met
+from extract.timeline import Regular, centred_windows, nanoseconds, neighbours, utterances, words_met
 
 STEPS = Regular(Fraction(320, 16_000), Fraction(400, 16_000))
 
@@ -120,3 +120,23 @@ def test_words_met_scales_to_an_hour():
 def test_words_out_of_order_are_refused(start, end):
     with pytest.raises(ValueError, match="must not decrease, nor a word end before it starts"):
         words_met(start, end, [0.0], 2.0, 2.0)
+    with pytest.raises(ValueError, match="must not decrease, nor a word end before it starts"):
+        utterances(start, end, 1.0)
+
+
+def test_utterances_are_what_counting_finds():
+    """A word begins one if it starts more than the pause after every word before it; by whole tenths of a second."""
+    random = np.random.default_rng(6)
+    cuts = 0
+    for trial in range(60):
+        num_words = int(random.integers(0, 25))
+        start = np.sort(random.integers(0, 300, num_words))
+        end = start + random.choice([0, 2, 5, 90], num_words)
+        pause = int(random.choice([0, 5, 10, 30]))
+        begins = [w for w in range(num_words) if all(start[w] - end[v] > pause for v in range(w))]
+        found = utterances(start / 10, end / 10, pause / 10)
+        assert found.shape == (len(begins), 2), trial
+        assert found[:, 0].tolist() == begins
+        assert found[:, 1].tolist() == [*begins[1:], num_words][: len(begins)]
+        cuts += len(begins) - 1
+    assert cuts > 60

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from scipy.stats import pearsonr
 
+from extract.au import EXPRESSIONS
 from extract.au.metrics import f1
 from extract.errors import UsageError
-from fusion.correlations import EXPRESSIONS, correlate
+from fusion.correlations import correlate
 from fusion.pictures import (
     COLOURS,
     bar_style,

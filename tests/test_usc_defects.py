@@ -137,42 +137,69 @@ def test_6_what_shares_a_batch_changes_nothing(tmp_path, batch_size):
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-6)
 
 
-def spoken(tmp_path: Path, transcript: str) -> list[list[str]]:
+CONTEXTS = [{"context": "window"}, {"context": "utterance", "pause_s": 0.3}]
+"""The paper's reading of the words, and the code's; each of the cues below is an utterance of its own."""
+
+
+def spoken(tmp_path: Path, cues: dict[str, str], reading: dict[str, object]) -> list[list[str]]:
     """Words given as subtitles, through the commands' own stages: what each frame's tokens spell (they are bytes)."""
     clip = Clip(id="a", video=write_clip(tmp_path / "a.mov", greys(30), rate=2), transcript=tmp_path / "a.srt")
-    (tmp_path / "a.srt").write_text(transcript)
-    config = ExtractConfig(instances={"frames": {}, "roberta": {"weights": "random", "architecture": "small"}})
+    (tmp_path / "a.srt").write_text("".join(f"1\n{times}\n{said}\n\n" for times, said in cues.items()))
+    settings = {"weights": "random", "architecture": "small", **reading}
+    config = ExtractConfig(instances={"frames": {}, "roberta": settings})
     assert extract.run([clip], tmp_path / "store.zarr", config).exit_code == 0
     store = extract.open_store(tmp_path / "store.zarr")
     tokens = store.read("a", "roberta", "token").values
     ranges = store.read("a", "roberta", "range").values
-    stage = Roberta(RobertaConfig(weights="random", architecture="small"))
+    stage = Roberta(RobertaConfig(**settings))
     stage.setup(context(stage))
 
+    def encoded(text: str) -> np.ndarray:
+        ids = stage._tokenizer.encode(text, add_special_tokens=False).ids
+        return stage._encode([ids])[0].numpy().astype(np.float16)
+
+    def within_utterances() -> list[np.ndarray]:
+        """Of each word, cut out of the encoding of its cue."""
+        found = []
+        for said in cues.values():
+            rows, at = encoded(said), 0
+            for place, word in enumerate(said.split()):
+                length = len(word) + (place > 0)  # with its space
+                found.append(rows[at : at + length])
+                at += length
+        return found
+
+    words = " ".join(cues.values()).split()
+    by_word = within_utterances()
+    runs = [(i, j) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    if reading["context"] == "window":
+        expected = {run: encoded(" ".join(words[slice(*run)])) for run in runs}
+    else:
+        expected = {run: np.concatenate(by_word[slice(*run)]) for run in runs}
+
     def spell(start: int, stop: int) -> list[str]:
-        """The words whose encoding these rows are: found by encoding every run of words."""
-        for text in texts:
-            ids = stage._tokenizer.encode(text, add_special_tokens=False).ids
-            encoded = stage._encode([ids])[0].numpy().astype(np.float16)
-            if encoded.shape == (stop - start, tokens.shape[1]) and np.abs(encoded - tokens[start:stop]).max() < 1e-2:
-                return text.split()
+        """The words whose encoding these rows are: found by comparing with that of every run of words."""
+        for run, rows in expected.items():
+            if rows.shape == (stop - start, tokens.shape[1]) and np.abs(rows - tokens[start:stop]).max() < 1e-2:
+                return words[slice(*run)]
         return ["?"] if stop > start else []
 
-    words = store.read("a", "transcribe", "text").values.tolist()
-    texts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
     return [spell(*span) for span in ranges.tolist()]
 
 
-def test_2_a_word_far_in_the_future_is_not_used(tmp_path):
+@pytest.mark.parametrize("reading", CONTEXTS)
+def test_2_a_word_far_in_the_future_is_not_used(tmp_path, reading):
     """Frames every half second for 15 s; one word early, one late: between them lies silence."""
-    found = spoken(tmp_path, "1\n00:00:00,000 --> 00:00:01,000\nhere\n\n2\n00:00:12,000 --> 00:00:13,000\nthere\n")
+    cues = {"00:00:00,000 --> 00:00:01,000": "here", "00:00:12,000 --> 00:00:13,000": "there"}
+    found = spoken(tmp_path, cues, reading)
     for t, words in zip(np.arange(30) / 2, found, strict=True):
         assert words == (["here"] if t <= 3 else ["there"] if t >= 10 else []), t
 
 
-def test_3_a_window_over_two_utterances_has_the_words_of_both(tmp_path):
-    cues = "1\n00:00:02,000 --> 00:00:04,000\nbin blue\n\n2\n00:00:04,500 --> 00:00:05,500\nat F\n"
-    found = spoken(tmp_path, cues)
+@pytest.mark.parametrize("reading", CONTEXTS)
+def test_3_a_window_over_two_utterances_has_the_words_of_both(tmp_path, reading):
+    cues = {"00:00:02,000 --> 00:00:04,000": "bin blue", "00:00:04,500 --> 00:00:05,500": "at F"}
+    found = spoken(tmp_path, cues, reading)
     assert found[8] == ["bin", "blue", "at", "F"]  # 4 s: the window reaches from 2 to 6 s
     assert found[0] == ["bin"]  # 2 s is where it begins
     assert found[14] == ["at", "F"]  # 7 s: the window begins at 5 s

@@ -20,8 +20,10 @@ HIGHEST_INTENSITY = 5
 LOWEST_AFFECT = -1.0
 """The least valence or arousal; labels below it are not annotated."""
 
-NUM_EXPRESSIONS = 8
-"""Aff-Wild2: neutral, anger, disgust, fear, happiness, sadness, surprise, other."""
+EXPRESSIONS = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise", "other")
+"""Aff-Wild2's classes, in the order of their numbers."""
+
+NUM_EXPRESSIONS = len(EXPRESSIONS)
 
 _NAME = re.compile(r"au\s*0*([1-9][0-9]{0,3})", re.IGNORECASE)
 
@@ -29,6 +31,11 @@ _NAME = re.compile(r"au\s*0*([1-9][0-9]{0,3})", re.IGNORECASE)
 def au_name(number: int) -> str:
     """The name of an AU wherever one is written: ``AU01``, ``AU12``."""
     return f"AU{number:02d}"
+
+
+def expression_names(count: int) -> tuple[str, ...]:
+    """Names of ``count`` classes of expression: Aff-Wild2's if there are eight."""
+    return EXPRESSIONS if count == NUM_EXPRESSIONS else tuple(f"class {number}" for number in range(count))
 
 
 def challenge_name(number: int) -> str:

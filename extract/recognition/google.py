@@ -102,14 +102,15 @@ class Connection:
             credentials, project = default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
         except (GoogleAuthError, OSError, ValueError) as error:
             raise ServiceError(f"engine google has no credentials ({type(error).__name__}): {CREDENTIALS}") from None
-        if not (config.project or project):
+        payer = config.project or project
+        if not payer:
             raise ServiceError(
                 "engine google knows no project that pays: set GOOGLE_CLOUD_PROJECT, or --set "
                 "transcribe.google.project=ID"
             )
         address = "speech.googleapis.com" if config.location == "global" else f"{config.location}-speech.googleapis.com"
         options = ClientOptions(api_endpoint=config.endpoint or address)
-        return cls(SpeechClient(credentials=credentials, client_options=options), config.project or project)
+        return cls(SpeechClient(credentials=credentials, client_options=options), payer)
 
 
 class Google:

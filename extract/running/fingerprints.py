@@ -131,8 +131,8 @@ class Sources:
         for part in parts:
             for path in () if part.startswith("choice.") else part_files(clip, part):
                 identity = _identity(path)
-                if identity is None and path not in self._seen:
-                    continue  # gone before the run began; the record's hash stands for it
+                if path not in self._seen and (identity is None or path not in self._recorded):
+                    continue  # nothing in this run reads it; or it was gone before, and the record's hash stands for it
                 if path not in self._identity or identity != self._identity[path]:
                     if identity is None or _hash_of(path) != self._known(path)[1]:
                         raise ClipError("source_changed", f"{path} changed while it was being worked on; run again")

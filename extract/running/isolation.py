@@ -25,7 +25,7 @@ import torch
 from extract.config import ExtractConfig
 from extract.devices import pick_device
 from extract.endings import defer
-from extract.errors import AuFusionError
+from extract.errors import AuFusionError, MachineError
 from extract.inputs.manifest import Clip
 from extract.running import crashes, lease
 from extract.running.budget import Budget
@@ -43,6 +43,8 @@ PACKAGES = str(Path(__file__).resolve().parents[2])
 
 SIGNS_OF_LIFE_S = 2.0
 """How often the process says that it is not stuck."""
+START_S = 120.0
+"""How long a process may be silent before its first clip: it imports torch, which takes long on a busy machine."""
 END_S = 30.0
 """How long a clean end may take: the current block is dropped, attempts are cleared."""
 MOST_DEATHS = 4
@@ -100,7 +102,7 @@ class IsolatedWorker:
         """Start the process and wait until it has its models.
 
         Raises:
-            AuFusionError: what it met (weights, device).
+            AuFusionError: what it met (weights, device); the machine is too busy for it to start.
             RuntimeError: it died before its first clip, which is no clip's fault.
         """
         if self._process is not None and self._process.poll() is None:
@@ -118,7 +120,13 @@ class IsolatedWorker:
             )
         self._pipe = ours
         ours.send(self._job)
-        answer = self._answer(lambda *_: None)
+        patience_s = max(START_S, self._stall_s)
+        answer = self._answer(lambda *_: None, patience_s)
+        if answer == STALLED:
+            raise MachineError(
+                f"the process for isolated clips was not ready after {patience_s:g} s: this machine is too busy; run "
+                "the same command to continue when it is less so"
+            )
         if answer != READY:
             raise RuntimeError(f"the process for isolated clips ended before its first clip: {answer}")
 
@@ -144,7 +152,7 @@ class IsolatedWorker:
             while deaths < MOST_DEATHS:
                 self.start()
                 cast(Connection, self._pipe).send(Assignment(clip, held.holder, before, retry))
-                answer = self._answer(heard)
+                answer = self._answer(heard, self._stall_s)
                 if isinstance(answer, ClipReport):
                     return answer
                 held.check()
@@ -191,15 +199,16 @@ class IsolatedWorker:
         records = {name: self._store.record(clip.id, name) for name in self._store.instances(clip.id)}
         return [name for name, record in records.items() if record and record.state == "partial" and record.attempts]
 
-    def _answer(self, told: Callable[[str, Any], None]) -> ClipReport | str:
-        """``READY``, the clip's report, ``STALLED``, or how the process died. Raises what the process sent."""
+    def _answer(self, told: Callable[[str, Any], None], patience_s: float) -> ClipReport | str:
+        """``READY``, the clip's report, ``STALLED`` (silent for ``patience_s``), or how the process died. Raises what
+        the process sent."""
         pipe, process = cast(Connection, self._pipe), cast("subprocess.Popen[bytes]", self._process)
         heard = time.monotonic()
         while True:
             try:
-                if not pipe.poll(min(SIGNS_OF_LIFE_S, self._stall_s)):
+                if not pipe.poll(min(SIGNS_OF_LIFE_S, patience_s)):
                     # At least two signs must be missing, however short the time that was set.
-                    if time.monotonic() - heard > max(self._stall_s, 2 * SIGNS_OF_LIFE_S):
+                    if time.monotonic() - heard > max(patience_s, 2 * SIGNS_OF_LIFE_S):
                         process.kill()
                         self.close()
                         return STALLED

@@ -23,6 +23,8 @@ class Sending:
     """What one instance would send, clip by clip, in seconds."""
 
     price_per_minute: float | None = None
+    price_setting: str = ""
+    """Which setting says it; may contain ``{instance}``."""
     heard: dict[str, float] = field(default_factory=dict)
     """As billed: what was heard to be speech and has no kept answer, each request rounded up."""
     guessed: dict[str, float] = field(default_factory=dict)
@@ -56,7 +58,7 @@ def sendings(plan: Plan, store: Store | None) -> dict[str, Sending]:
         own = plan.of(clip)
         stage = own.prepared[task.name].instance.stage
         if stage.external:  # the clip does not bring it along
-            sending = found.setdefault(task.name, Sending(stage.price_per_minute))
+            sending = found.setdefault(task.name, Sending(stage.price_per_minute, stage.price_setting))
             _add(sending, plan, own, clip, task.name, store)
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from extract.errors import ClipError, ConfigError
 from extract.inputs.manifest.clip import LANGUAGE
 from extract.inputs.transcripts import Transcript, Word
 from extract.recognition.engine import Engine
@@ -20,6 +21,7 @@ from extract.timeline import Table
 
 if TYPE_CHECKING:
     from extract.recognition.speech_activity import Samples
+    from extract.recognition.whisper import Whisper
 
 WORDS = Table("word")
 GIVEN = "given"
@@ -155,7 +157,7 @@ class Transcribe(Given):
             # Before any work: an hour later is late for "no credentials".
             self._connection = None if context.offline else Connection.open(self.config.google)
         elif self.config.recogniser == "whisper":
-            self._engine(self.config.language)
+            self._whisper = self._loaded_whisper(context)
 
     def compute(self, inputs: Mapping[str, Any]) -> ClipResult:
         """``wave.samples``: float32 [n] in [-1, 1] at 16 kHz, in memory or not; ``wave.start_s``: time of the first;
@@ -194,6 +196,10 @@ class Transcribe(Given):
     def price_per_minute(self) -> float | None:
         return self.config.google.price_per_minute
 
+    @property
+    def price_setting(self) -> str:
+        return "{instance}.google.price_per_minute"
+
     def _pieces(self, samples: "Samples", max_s: float) -> list[Piece]:
         return cut(samples, WAVE_HZ, max_s, gate=self.config.voice_gate)
 
@@ -210,14 +216,23 @@ class Transcribe(Given):
             if context.answers is None:
                 raise ValueError("an external stage needs the folder of kept answers")
             return Google(self.config.google, str(language), context.answers, self._connection)
+        try:
+            return self._whisper.speaking(_spoken(language))
+        except ConfigError as error:  # the config's own language was known
+            raise ClipError("unsupported", f"`language: {language}` of the manifest: {error}") from None
+
+    def _loaded_whisper(self, context: Context) -> "Whisper":
         from extract.recognition.whisper import Whisper
 
         if context.weights is None:
             raise ValueError("engine whisper needs weights")
-        # Whisper knows languages, not regions.
-        spoken = language.partition("-")[0] if language else None
-        architecture = self.config.architecture
-        return Whisper.load(architecture, context.weights, context.device, context.precision, language=spoken)
+        architecture, language = self.config.architecture, _spoken(self.config.language)
+        return Whisper.load(architecture, context.weights, context.device, context.precision, language=language)
+
+
+def _spoken(language: str | None) -> str | None:
+    """Whisper knows languages, not regions."""
+    return language.partition("-")[0] if language else None
 
 
 def _table(words: Sequence[Word]) -> dict[str, Any]:

@@ -83,15 +83,20 @@ def _realesrgan(key: str, release: str, file: str, *, sha256: str | None = None,
     )
 
 
-def _roberta(key: str, architecture: str) -> WeightsRow:
+def _roberta(
+    key: str,
+    architecture: str,
+    vocabulary: tuple[str, ...] = ("vocab.json", "merges.txt"),
+    trained_on: str = "160 GB of English text (books, Wikipedia, news, web)",
+) -> WeightsRow:
     return WeightsRow(
         key=key,
         stages=("roberta",),
         architecture=architecture,
         source=f"{HUB}/FacebookAI/{key}",
-        files=("config.json", "vocab.json", "merges.txt"),
+        files=("config.json", *vocabulary),
         licence="MIT",
-        trained_on="160 GB of English text (books, Wikipedia, news, web)",
+        trained_on=trained_on,
         sha256=None,
         note="lm_head.* and pooler.* are dropped",
     )
@@ -186,6 +191,12 @@ TABLE = by_key((
     ),
     _roberta("roberta-large", "large"),
     _roberta("roberta-base", "base"),
+    _roberta(
+        "xlm-roberta-large",
+        "xlmr-large",
+        ("tokenizer.json",),
+        trained_on="2.5 TB of text in 100 languages, from Common Crawl",
+    ),
     WeightsRow(
         key="whisper-small",
         stages=("transcribe",),
@@ -203,7 +214,7 @@ TABLE = by_key((
             "merges.txt",
             "normalizer.json",
         ),
-        licence="Apache-2.0 as its hub page has it; its authors' code repository says MIT",
+        licence="Apache-2.0 by its hub page, MIT by its authors' repository; neither is confirmed here",
         trained_on="680,000 h of speech and its transcripts in 99 languages, gathered from the web",
         sha256=None,
     ),

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from extract.errors import ClipError, ConfigError
 from extract.inputs.transcripts import Transcript, Word
 from extract.recognition.words import Heard
 from extract.stages.transcribe import Given, Transcribe, TranscribeConfig
@@ -21,6 +22,17 @@ class TestTranscribe(ClipContract):
     def clips(self):
         given = [HELLO, None, Transcript(()), Transcript((Word("a", 0, 1),))]
         return [ClipInputs({"transcript": transcript}) for transcript in given]
+
+
+class TestWhisper(ClipContract):
+    """The network that tests have, untrained: what it says is nothing, and the same every time."""
+
+    def stage(self):
+        return Transcribe(TranscribeConfig(engines=("given", "whisper"), weights="random", architecture="toy"))
+
+    def clips(self):
+        sounds = [tone((1, 2), (4, 4.5), seconds=7), torch.zeros(16_000), tone((0.5, 3), seconds=4), torch.zeros(5)]
+        return [ClipInputs({"wave.samples": s, "wave.start_s": 0.5, "choice.language": None}) for s in sounds]
 
 
 def compute(transcript):
@@ -55,6 +67,11 @@ class Stub:
     @classmethod
     def load(cls, _architecture, _weights, _device, _precision, *, language):
         return cls(language)
+
+    def speaking(self, language):
+        if language == "xx":
+            raise ConfigError("the stub knows no 'xx'")
+        return self if language == self.language else type(self)(language)
 
     def describe(self):
         return {"engine": self.name, "version": "stub", "model": "stub", "language": self.language}
@@ -122,6 +139,8 @@ def test_the_clips_language_comes_before_the_configs(whisper):
     assert hear(stage, sound).notes["language"] == "en"  # Whisper knows languages, not regions
     assert hear(stage, sound, language="de-CH").notes["language"] == "de"
     assert hear(whisper(), sound, language="sw").notes["language"] == "sw"
+    with pytest.raises(ClipError, match="`language: xx-YY` of the manifest: the stub knows no 'xx'"):
+        hear(stage, sound, language="xx-YY")
 
 
 def test_without_the_gate_everything_is_recognised(whisper):
