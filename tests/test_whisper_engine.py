@@ -146,6 +146,19 @@ def test_nobody_speaks_with_the_probability_that_openais_rule_reads(toy):
     assert [toy._specials.languages[code] for code in languages] == ids.tolist()
 
 
+def test_each_piece_is_read_in_its_own_language(tmp_path):
+    languages = {3: "de", 6: "zh", 12: "en"}
+    made = stub(tmp_path, lambda mel: Answer(" Yes. No.", 0.1, -0.2, language=languages[seconds_of(mel)]))
+    asked = []
+    made.engine._model.model.decoder.register_forward_hook(
+        lambda *given, **_: asked.append(given[-2]["input_ids"][:, :4].tolist()), with_kwargs=True
+    )
+    heard = made.engine.recognise([noise(seconds) for seconds in languages])
+    assert [one.language for one in heard] == ["de", "zh", "en"]
+    prompts = [list(made.engine._specials.prompt(code)) for code in languages.values()]
+    assert asked[1] == asked[-1] == prompts
+
+
 def test_a_language_that_is_named_is_not_recognised(tmp_path):
     made = stub(tmp_path, lambda _: replace(JFK, language="de", starts=range(0, 900, 10)))
     (heard,) = made.engine.recognise([noise(20)])
