@@ -144,6 +144,12 @@ def test_languages_without_spaces_have_words_of_one_letter(tmp_path):
     assert (heard.language, heard.notes) == ("zh", {"language_zh": 1})
 
 
+def test_what_has_no_letter_is_no_word(tmp_path):
+    made = stub(tmp_path, lambda _: Answer(" ask ♪ ... not.", 0.01, -0.1, starts=range(0, 400, 10)))
+    (heard,) = made.engine.recognise([noise(5)])
+    assert [word.text for word in heard.words] == ["ask", "not."]
+
+
 def test_pauses_belong_to_no_word():
     sound = torch.cat([noise(1, level=1e-3), noise(0.5), noise(1, level=1e-3), noise(0.5), noise(1, level=1e-3)])
     words = [Word("one", 0.0, 1.6), Word("two", 1.6, 4.0)]
