@@ -159,6 +159,20 @@ def test_pauses_belong_to_no_word():
     assert dropped == 0
 
 
+def test_a_pause_need_not_be_as_quiet_as_digital_silence():
+    """A tenth is zeros; the pause has the hiss of a tape, 40 dB below the voice."""
+    sound = torch.cat([torch.zeros(HZ // 2), noise(2), noise(1, level=1e-3), noise(2, seed=1)])
+    (word,), _ = without_pauses([Word("ask", 2.5, 4.0)], sound)
+    assert (word.start_s, word.end_s) == (pytest.approx(3.5, abs=0.04), 4.0)
+
+
+def test_quiet_sounds_belong_to_their_word():
+    """The end of "this" is 20 dB below its vowel; the pauses are 40 dB below."""
+    sound = torch.cat([noise(1, level=1e-3), noise(1), noise(0.4, level=1e-2), noise(1, level=1e-3)])
+    (word,), _ = without_pauses([Word("this", 0.5, 3.0)], sound)
+    assert (word.start_s, word.end_s) == (pytest.approx(1.0, abs=0.04), pytest.approx(2.4, abs=0.04))
+
+
 def test_a_word_keeps_the_stretch_with_most_sound():
     """The end of the word before stands before the pause, and is not taken for this word."""
     sound = torch.cat([noise(0.1), noise(1, level=1e-4), noise(0.5)])
