@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, stats
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from extract.recognition.alignment import MEDIAN_POSITIONS, _median, first_columns, token_times
@@ -69,10 +69,17 @@ def test_a_position_that_all_tokens_attend_to_says_nothing():
     assert token_times(attention, 2) == pytest.approx([0, 0.6, 1.4])
 
 
-def test_spikes_are_smoothed_out():
-    attention = blocks([0, 30, 70], 100, 2)
-    attention[:, 3, 5] = attention[:, 1, 90] = 3.0
-    assert token_times(attention, 2) == pytest.approx([0, 0.6, 1.4])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_whole_way_is_that_of_scipy_and_transformers(seed):
+    """Spiky attention: every step of the method shows in the times."""
+    random = np.random.default_rng(seed)
+    weights = random.exponential(size=(4, 14, 60)) ** 2 + 4 * (random.random((4, 14, 60)) > 0.95)
+    shares = weights / weights.sum(-1, keepdims=True)
+    smooth = ndimage.median_filter(stats.zscore(shares, axis=1), size=(1, 1, 7), mode="mirror").mean(0)
+    expected = [0.02 * column for column in theirs(-smooth[2:-1])]
+    found = token_times(torch.from_numpy(weights), 3)
+    assert found == pytest.approx(expected)
+    assert len(set(expected)) > 4
 
 
 def test_what_was_cut_off_behind_the_piece_changes_nothing():

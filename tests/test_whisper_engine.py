@@ -90,6 +90,22 @@ def test_texts_are_no_longer_than_speech_can_be(tmp_path):
     assert [(len(text), was_cut) for text, was_cut in texts] == [(72, True), (224, True)]
 
 
+def test_the_first_token_is_none_that_may_not_be_first(tmp_path):
+    """A text of one end token has the likelihood that it would have if it could not end at once."""
+    made = stub(tmp_path, lambda _: Answer(" No", 0.1, -0.2))
+    engine = made.engine
+    with torch.inference_mode():
+        states = BaseModelOutput(engine._model.model.encoder(torch.zeros(1, 80, 3000)).last_hidden_state)
+        ((log_probability, _),) = engine._scored(states, ["en"], [(made.ids(" No"), False)], [16_000])
+    logits = engine._model.proj_out(torch.tensor([[0.0, 3.0], [0.0, 4.0]]))
+    logits[:, list(engine._specials.suppressed)] = -torch.inf
+    logits[0, [220, made.engine._specials.end]] = -torch.inf
+    said = [*made.ids(" No"), engine._specials.end]
+    assert len(said) == 2
+    expected = sum(float(row.softmax(-1)[token].log()) for row, token in zip(logits, said, strict=True)) / 2
+    assert log_probability == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.usefixtures("unguarded")
 def test_cut_texts_are_counted(toy):
     """Random weights never end a text."""
@@ -128,6 +144,19 @@ def test_nobody_speaks_with_the_probability_that_openais_rule_reads(toy):
         ids = toy._model.detect_language(mel)
     assert found == pytest.approx(logits.softmax(-1)[:, toy._specials.no_timestamps - 1].tolist())
     assert [toy._specials.languages[code] for code in languages] == ids.tolist()
+
+
+def test_each_piece_is_read_in_its_own_language(tmp_path):
+    languages = {3: "de", 6: "zh", 12: "en"}
+    made = stub(tmp_path, lambda mel: Answer(" Yes. No.", 0.1, -0.2, language=languages[seconds_of(mel)]))
+    asked = []
+    made.engine._model.model.decoder.register_forward_hook(
+        lambda *given, **_: asked.append(given[-2]["input_ids"][:, :4].tolist()), with_kwargs=True
+    )
+    heard = made.engine.recognise([noise(seconds) for seconds in languages])
+    assert [one.language for one in heard] == ["de", "zh", "en"]
+    prompts = [list(made.engine._specials.prompt(code)) for code in languages.values()]
+    assert asked[1] == asked[-1] == prompts
 
 
 def test_a_language_that_is_named_is_not_recognised(tmp_path):

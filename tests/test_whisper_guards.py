@@ -144,6 +144,12 @@ def test_languages_without_spaces_have_words_of_one_letter(tmp_path):
     assert (heard.language, heard.notes) == ("zh", {"language_zh": 1})
 
 
+def test_what_has_no_letter_is_no_word(tmp_path):
+    made = stub(tmp_path, lambda _: Answer(" ask ♪ ... not.", 0.01, -0.1, starts=range(0, 400, 10)))
+    (heard,) = made.engine.recognise([noise(5)])
+    assert [word.text for word in heard.words] == ["ask", "not."]
+
+
 def test_pauses_belong_to_no_word():
     sound = torch.cat([noise(1, level=1e-3), noise(0.5), noise(1, level=1e-3), noise(0.5), noise(1, level=1e-3)])
     words = [Word("one", 0.0, 1.6), Word("two", 1.6, 4.0)]
@@ -151,6 +157,20 @@ def test_pauses_belong_to_no_word():
     assert (one.start_s, one.end_s) == (pytest.approx(1.0, abs=0.04), pytest.approx(1.5, abs=0.04))
     assert (two.start_s, two.end_s) == (pytest.approx(2.5, abs=0.04), pytest.approx(3.0, abs=0.04))
     assert dropped == 0
+
+
+def test_a_pause_need_not_be_as_quiet_as_digital_silence():
+    """A tenth is zeros; the pause has the hiss of a tape, 40 dB below the voice."""
+    sound = torch.cat([torch.zeros(HZ // 2), noise(2), noise(1, level=1e-3), noise(2, seed=1)])
+    (word,), _ = without_pauses([Word("ask", 2.5, 4.0)], sound)
+    assert (word.start_s, word.end_s) == (pytest.approx(3.5, abs=0.04), 4.0)
+
+
+def test_quiet_sounds_belong_to_their_word():
+    """The end of "this" is 20 dB below its vowel; the pauses are 40 dB below."""
+    sound = torch.cat([noise(1, level=1e-3), noise(1), noise(0.4, level=1e-2), noise(1, level=1e-3)])
+    (word,), _ = without_pauses([Word("this", 0.5, 3.0)], sound)
+    assert (word.start_s, word.end_s) == (pytest.approx(1.0, abs=0.04), pytest.approx(2.4, abs=0.04))
 
 
 def test_a_word_keeps_the_stretch_with_most_sound():

@@ -165,7 +165,7 @@ class Whisper:
             if is_repetitive(self._tokenizer.decode(text).split()):
                 yield Heard((), language, {**notes, "repetitive_pieces": 1})
                 continue
-            timed = self._words(text, np.minimum(times, len(piece) / whisper.SAMPLE_HZ), language)
+            timed = self._words(text, times, language)
             words, dropped = with_time(timed)
             kept, too_long = without_pauses(words, piece)
             notes |= {"cut_texts": int(was_cut), "words_without_time": dropped, "words_too_long": too_long}
