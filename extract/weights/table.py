@@ -102,6 +102,24 @@ def _roberta(
     )
 
 
+WHISPER_HEARD = "680,000 h of speech and its transcripts in 99 languages, gathered from the web"
+WHISPER_EN_HEARD = "438,000 h of English speech and its transcripts, gathered from the web"
+WHISPER_3_HEARD = "a million hours of speech with transcripts, four million labelled by large-v2"
+
+
+def _whisper(architecture: str, trained_on: str) -> WeightsRow:
+    return WeightsRow(
+        key=f"whisper-{architecture}",
+        stages=("transcribe",),
+        architecture=architecture,
+        source=f"{HUB}/openai/whisper-{architecture}",
+        files=("config.json", "generation_config.json", "preprocessor_config.json", "vocab.json"),
+        licence="MIT by its authors' repository; its hub page is not confirmed here",
+        trained_on=trained_on,
+        sha256=None,
+    )
+
+
 def _timm(key: str, architecture: str, repository: str, *, licence: str, trained_on: str, note: str = "") -> WeightsRow:
     return WeightsRow(
         key=key,
@@ -197,27 +215,9 @@ TABLE = by_key((
         ("tokenizer.json",),
         trained_on="2.5 TB of text in 100 languages, from Common Crawl",
     ),
-    WeightsRow(
-        key="whisper-small",
-        stages=("transcribe",),
-        architecture="small",
-        source=f"{HUB}/openai/whisper-small",
-        files=(
-            "config.json",
-            "generation_config.json",
-            "preprocessor_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "added_tokens.json",
-            "vocab.json",
-            "merges.txt",
-            "normalizer.json",
-        ),
-        licence="Apache-2.0 by its hub page, MIT by its authors' repository; neither is confirmed here",
-        trained_on="680,000 h of speech and its transcripts in 99 languages, gathered from the web",
-        sha256=None,
-    ),
+    *(_whisper(size, WHISPER_HEARD) for size in ("tiny", "base", "small", "medium")),
+    *(_whisper(f"{size}.en", WHISPER_EN_HEARD) for size in ("tiny", "base", "small", "medium")),
+    *(_whisper(size, WHISPER_3_HEARD) for size in ("large-v3", "large-v3-turbo")),
     _realesrgan("realesrgan-x4plus", "v0.1.0", "RealESRGAN_x4plus.pth", sha256=X4PLUS_SHA256),
     _realesrgan(
         "realesr-general-x4v3",
