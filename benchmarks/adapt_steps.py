@@ -4,9 +4,8 @@ The loop reads sound from the disk, scales and masks it, follows the rates, adds
 hide behind the device.
 """
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,60 +25,63 @@ from extract.stages.hubert import Hubert, HubertConfig
 from extract.weights.resolving import resolve
 
 
-@dataclass(frozen=True)
 class AdaptSteps:
-    """Seconds per update."""
-
-    bare_s: float
-    loop_s: float
-    sound_s: float
-    """Seconds of sound per second, of the loop."""
-
-    @property
-    def ratio(self) -> float:
-        """1: the loop costs nothing."""
-        return self.bare_s / self.loop_s
-
-
-def measure(
-    folder: Path, architecture: str, device: torch.device, *, number: int = 12, config: HubertAdaptConfig | None = None
-) -> AdaptSteps:
-    """Time ``number`` updates each way, the same crops and masks, after two to warm up.
+    """Updates of one network, by the loop and bare.
 
     Args:
         folder: an empty one; the drawn sound is put there.
+        number: updates of one call of ``loop`` or ``bare``.
+        rounds: calls of ``loop`` that are enough.
     """
-    config = config or HubertAdaptConfig(steps=4 * number, head_steps=0, warmup_steps=1)
-    data = _noise(folder, config, number)
-    processes = Processes(0, 1, device)
-    network = _network(architecture, config, device)
-    optimizer = make_optimizer(network, config)
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
 
-    began, heard = time.perf_counter(), 0.0
-    for done, ready in enumerate(ahead(updates(data.lengths, config), data, config, processes)):
-        if done == 2:
-            _wait(device)
-            began = time.perf_counter()
-        if done == number + 2:
-            break
-        train_step(network, optimizer, ready, config, processes, sums)
-        heard += ready.seconds if done >= 2 else 0.0
-    _wait(device)
-    looped = time.perf_counter() - began
+    def __init__(
+        self, folder: Path, architecture: str, device: torch.device, config: HubertAdaptConfig, number: int, rounds: int
+    ) -> None:
+        self._config = config.model_copy(update={"steps": number * (rounds + 1), "head_steps": 0, "warmup_steps": 1})
+        self._data = _noise(folder, config, number)
+        self._architecture, self._device, self._number = architecture, device, number
+        self._processes = Processes(0, 1, device)
+        self._network = _network(architecture, config, device)
+        self._optimizer = make_optimizer(self._network, self._config)
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        stream = self._ahead()
+        self._held = list(itertools.islice(stream, number))
+        stream.close()
+        self._stream = self._ahead()
 
-    stream = ahead(updates(data.lengths, config), data, config, processes)
-    held = [ready for ready, _ in zip(stream, range(number + 2), strict=False)]
-    stream.close()
-    for ready in held[:2]:
-        bare_step(network, optimizer, ready, config, device)
-    _wait(device)
-    began = time.perf_counter()
-    for ready in held[2:]:
-        bare_step(network, optimizer, ready, config, device)
-    _wait(device)
-    bare = time.perf_counter() - began
-    return AdaptSteps(bare / number, looped / number, heard / looped)
+    def _ahead(self) -> Generator[ReadyUpdate]:
+        return ahead(updates(self._data.lengths, self._config), self._data, self._config, self._processes)
+
+    @property
+    def sound_s(self) -> float:
+        """Seconds of sound of the held updates."""
+        return sum(ready.seconds for ready in self._held)
+
+    def loop(self) -> None:
+        """The next updates of a run."""
+        for ready in itertools.islice(self._stream, self._number):
+            train_step(self._network, self._optimizer, ready, self._config, self._processes, self._sums)
+
+    def bare(self) -> None:
+        """As many on sound and masks that lie ready."""
+        for ready in self._held:
+            bare_step(self._network, self._optimizer, ready, self._config, self._device)
+
+    def gradients_apart(self) -> float:
+        """Largest difference of the clipped gradients that either way gives of the first update."""
+        first, config = self._held[0], self._config
+        ours, bare = (_network(self._architecture, config, self._device) for _ in range(2))
+        train_step(ours, make_optimizer(ours, config), first, config, self._processes, self._sums.clone())
+        bare_step(bare, make_optimizer(bare, config), first, config, self._device)
+        one, other = (
+            torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+            for network in (ours, bare)
+        )
+        return float((one - other).abs().max())
+
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        self._stream.close()
 
 
 def bare_step(
@@ -125,16 +127,3 @@ def _noise(folder: Path, config: HubertAdaptConfig, number: int) -> Recordings:
 
 def _put(file: BinaryIO, samples: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> None:
     file.write(samples.tobytes())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def lines(found: AdaptSteps) -> Sequence[str]:
-    """What a benchmark prints of it."""
-    return (
-        f"adapt steps against the bare step: {found.ratio:.2f} (at least 0.9)",
-        f"{found.sound_s:,.0f} seconds of sound per second",
-    )

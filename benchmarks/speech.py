@@ -1,12 +1,14 @@
 """Speech and words: seconds of sound and windows of words per second, beside plain ways, and as a share of the GEMM.
 
     python -m benchmarks.speech [--device cpu|cuda] [--pairs 7] [--hubert small] [--roberta small] [--seconds 20]
-                                [--only hubert,roberta] [-o FILE.json] [--text FILE.txt]
+                                [--only hubert,roberta,adapt] [-o FILE.json] [--text FILE.txt]
 
     hubert    a recording through the stage, from the samples in memory to float16 features in memory, as a share of
               transformers' bare forward of the same samples, that lie on the device normalised
     roberta   the distinct texts of the windows around the frames, by the stage; one text per forward takes how many
               times as long
+    adapt     updates of ``extract adapt --stage hubert``, which read, crop and mask sound, against the bare step:
+              forward, backward, clipping, AdamW on batches that lie ready
 
 The share of the GEMM: arithmetic of the network (multiplications and additions of its matrix products, convolutions and
 attention) per second, as a share of what a plain product of large matrices reached before. Weights are random, of the
@@ -17,6 +19,7 @@ named architecture; without names the smallest on a CPU, the published ones on a
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +29,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import setup
-from benchmarks.gates import GateError, features_are_near
+from benchmarks.adapt_steps import AdaptSteps
+from benchmarks.gates import GateError, features_are_near, require
 from benchmarks.machine import commit, gemm_gflops, load_per_core, name_of, ratios, said_after
+from extract.adapt.hubert_config import HubertAdaptConfig
 from extract.models import hubert as hubert_models
 from extract.models import roberta as roberta_models
 from extract.models.waveform import normalised
@@ -41,7 +46,7 @@ USUAL = {"cpu": ("small", "small", 20.0), "cuda": ("xlarge", "large", 100.0)}
 """Architectures and seconds of sound where none are named."""
 H100_GOALS = {("hubert", "xlarge"): 1_800.0, ("roberta", "large"): 30_000.0}
 """Seconds of sound, in recordings of 100 s, and windows per second."""
-BARE_GOAL = 0.95
+BARE_GOAL, ADAPT_GOAL = 0.95, 0.9
 MINUTES = {"cpu": 0.5, "cuda": 20.0}
 """Of speech whose words are read."""
 
@@ -204,9 +209,35 @@ def roberta_gflop(sizes: roberta_models.Architecture, lengths: Sequence[int]) ->
     return 2 * sizes.num_layers * sum(each) / 1e9
 
 
+def adapting(setting: Setting) -> Iterator[Row]:
+    """Updates of ``extract adapt``, float32 on a CPU and bfloat16 on a GPU, of crops of up to 15.6 s."""
+    config, number = HubertAdaptConfig(), 8
+    if setting.device.type == "cpu":  # little sound in an update, so that a round takes seconds
+        config, number = config.model_copy(update={"batch_s": 16.0, "device_s": 8.0}), 4
+    with tempfile.TemporaryDirectory() as folder:
+        steps = AdaptSteps(Path(folder), setting.hubert, setting.device, config, number, setting.pairs + 2)
+        apart = steps.gradients_apart()
+        require(apart <= 1e-6, f"gradients {apart:.1e} apart")
+        took, times, low, high = ratios(steps.loop, steps.bare, setting.device, setting.pairs)
+        steps.close()
+    yield Row(
+        f"adapt {setting.hubert}",
+        steps.sound_s / took,
+        "seconds of sound/s",
+        None,
+        times,
+        low,
+        high,
+        "share of the bare step",
+        ADAPT_GOAL,
+        None,
+        f"the gradients of an update, {apart:.1e} apart (1e-6)",
+    )
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
-ROWS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {"hubert": hubert, "roberta": roberta}
+ROWS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {"hubert": hubert, "roberta": roberta, "adapt": adapting}
 """What can be measured."""
 
 

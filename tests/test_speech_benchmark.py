@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import speech
+from benchmarks import adapt_steps, speech
 from extract.models import hubert, roberta
 from extract.stages.hubert import Hubert
 from extract.stages.roberta import Roberta, RobertaConfig
@@ -72,7 +72,7 @@ def test_it_says_what_it_measured(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert code == 0, printed
     found = json.loads((tmp_path / "found.json").read_text())
-    sound, words = found["rows"]
+    sound, words, updates = found["rows"]
     assert sound["what"] == "hubert small, 2 s"
     assert f"{sound['per_s']:,.1f} seconds of sound/s" in printed
     gflop = speech.hubert_gflop(hubert.ARCHITECTURES["small"], 32_000)
@@ -80,6 +80,9 @@ def test_it_says_what_it_measured(tmp_path, capsys):
     assert words["what"].startswith("roberta small, ")
     assert f"{words['per_s']:,.1f} windows/s" in printed
     assert "relative from plain float32" in sound["gate"]
+    assert updates["what"] == "adapt small"
+    assert updates["gate"] == "the gradients of an update, 0.0e+00 apart (1e-6)"
+    assert updates["per_s"] > 0
 
 
 @pytest.mark.usefixtures("calm")
@@ -93,6 +96,14 @@ def test_other_features_fail_the_gate(monkeypatch, capsys):
     monkeypatch.setattr(Hubert, "compute", compute)
     assert speech.main(["--device", "cpu", "--pairs", "2", "--seconds", "2", "--only", "hubert"]) == 1
     assert "hubert: NOT EQUAL: 1.0e-04 relative from float32" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("calm")
+def test_another_gradient_fails_the_gate(monkeypatch, capsys):
+    real = adapt_steps.loss_config
+    monkeypatch.setattr(adapt_steps, "loss_config", lambda config: replace(real(config), penalty=9.0))
+    assert speech.main(["--device", "cpu", "--pairs", "2", "--only", "adapt"]) == 1
+    assert "adapt: NOT EQUAL: gradients " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

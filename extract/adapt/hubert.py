@@ -170,7 +170,9 @@ def adapt_hubert(
 
     # Result.
     if processes.is_first:
-        where = f"{processes.device.type}, {processes.number} processes of {torch.get_num_threads()} threads"
+        number, threads = processes.number, torch.get_num_threads()
+        of = f"{number} process{'es' if number > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+        where = f"{processes.device.type}, {of}"
         facts = Facts(
             stage.config.architecture, stage.config.normalise, base, source, own,
             of_training, usable_val, transductive or _was_transductive(base), where,
