@@ -150,9 +150,22 @@ class LocalFiles:
                         swept += 1
         return swept
 
+    def write_locked(self, key: str, data: bytes) -> None:
+        """``write`` a file that several callers replace, one after another, without what killed ones left of theirs."""
+        target = self.path(key)
+        with self.locked(key.rpartition("/")[0]) as alone:
+            for entry in self._scan(key.rpartition("/")[0]) if alone else ():
+                if entry.name.startswith(f".{target.name}.") and is_temporary(entry.name):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+            self.write(key, data)
+
     @contextlib.contextmanager
-    def locked(self, key: str) -> Iterator[None]:
-        """Lock the folder ``key`` against other callers of this; the system releases the lock if the process dies."""
+    def locked(self, key: str) -> Iterator[bool]:
+        """Lock the folder ``key`` against other callers of this; the system releases the lock if the process dies.
+
+        Gives whether there is a lock: some network file systems have none.
+        """
         folder = self.path(key)
         with self._machine(f"cannot lock {folder}"):
             self._make_folder(folder)
@@ -161,12 +174,12 @@ class LocalFiles:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError as error:
                 os.close(handle)
-                # Some network file systems lock no folders; exclusive creation still guards the usual case.
+                # Exclusive creation still guards the usual case.
                 if error.errno not in {errno.EBADF, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}:
                     raise
                 handle = -1
         try:
-            yield
+            yield handle >= 0
         finally:
             if handle >= 0:
                 os.close(handle)

@@ -149,7 +149,7 @@ class Store:
         except CorruptError:
             same = False  # the manifest's are whole
         if not same:
-            self.files.write(f"{clip}/zarr.json", group_json(attributes))
+            self.files.write_locked(f"{clip}/zarr.json", group_json(attributes))
 
     def record(self, clip: str, instance: str) -> Record | None:
         """The record, or None where work never began.

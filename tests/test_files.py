@@ -138,3 +138,32 @@ def test_a_short_write_is_continued(files, monkeypatch):
     files.write("a", b"0123456789")
     monkeypatch.undo()
     assert files.read("a") == b"0123456789"
+
+
+def test_a_file_of_several_callers_is_written_without_what_killed_ones_left(files, tmp_path):
+    left = tmp_path / "clip" / f".zarr.json.{'0' * 32}.partial"
+    others = [
+        left.with_name(".lease.1.partial"),
+        left.with_name("zarr.json.partial"),
+        left.parent / "a/.zarr.json.1.partial",
+    ]
+    for path in (left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    files.write_locked("clip/zarr.json", b"whole")
+    assert files.read("clip/zarr.json") == b"whole"
+    assert not left.exists()
+    assert all(path.exists() for path in others)
+
+
+def test_without_locks_nothing_of_others_is_removed(files, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr("extract.files.fcntl.flock", refuse)
+    left = tmp_path / "clip" / ".zarr.json.1.partial"
+    left.parent.mkdir()
+    left.write_bytes(b"perhaps being written")
+    files.write_locked("clip/zarr.json", b"whole")
+    assert files.read("clip/zarr.json") == b"whole"
+    assert left.exists()

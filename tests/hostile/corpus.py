@@ -132,7 +132,7 @@ def try_clips(cases: Sequence[small.Case], sources: Path, root: Path, tally: Tal
         ]
         (work / "m.yaml").write_text(manifest_of(entries))
         before = trial.left_as_it_was(work)
-        settings = ("run.cpu_threads=1", "run.stall_s=20")
+        settings = ("run.cpu_threads=1", "run.stall_s=20", "transcribe.engines=[given]")
         ended = watched(
             command("run", "--json", "--manifest", "m.yaml", "--store", str(store), *stages, settings=settings),
             work,
