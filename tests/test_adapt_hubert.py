@@ -214,7 +214,7 @@ def test_killed_halfway_and_run_again_is_the_unbroken_one_to_the_bit(manifest, t
     for one in (whole, again):
         assert one.communicate() == ("", "")
         assert one.returncode == 0
-    assert "1 threads" in json.loads((torn / "metrics.json").read_text())["computed_on"]
+    assert "1 process of 1 thread" in json.loads((torn / "metrics.json").read_text())["computed_on"]
     for name in ("best", "last"):
         assert path_sha256(torn / name) == path_sha256(tmp_path / "whole" / name)
     assert log.read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
