@@ -5,7 +5,7 @@ UV := uv==0.13.8
 # One thread per test process: two-thread OpenMP collapses when the machine is shared.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: test lint setup demo demo-seeds figures fusion-figures kill fuzz lock clean
+.PHONY: test lint setup demo demo-seeds figures fusion-figures speech-figures kill fuzz lock clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,10 @@ figures: setup
 # Those of the fusion network (a few minutes).
 fusion-figures: setup
 	$(THREADS) $(VENV)/bin/python -m benchmarks.fusion --device cpu --text docs/fusion-cpu.txt -o docs/fusion-cpu.json
+
+# Those of speech and words (half a minute).
+speech-figures: setup
+	$(THREADS) $(VENV)/bin/python -m benchmarks.speech --device cpu --text docs/speech-cpu.txt -o docs/speech-cpu.json
 
 lint: setup
 	$(VENV)/bin/ruff check .

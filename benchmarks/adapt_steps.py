@@ -5,7 +5,6 @@ hide behind the device.
 """
 
 import itertools
-from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,27 +29,22 @@ class AdaptSteps:
 
     Args:
         folder: an empty one; the drawn sound is put there.
-        number: updates of one call of ``loop`` or ``bare``.
-        rounds: calls of ``loop`` that are enough.
+        number: updates of one call of ``loop`` or ``bare``: the same ones, again and again.
     """
 
     def __init__(
-        self, folder: Path, architecture: str, device: torch.device, config: HubertAdaptConfig, number: int, rounds: int
+        self, folder: Path, architecture: str, device: torch.device, config: HubertAdaptConfig, number: int
     ) -> None:
-        self._config = config.model_copy(update={"steps": number * (rounds + 1), "head_steps": 0, "warmup_steps": 1})
+        self._config = config.model_copy(update={"steps": number, "head_steps": 0, "warmup_steps": 1})
         self._data = _noise(folder, config, number)
         self._architecture, self._device, self._number = architecture, device, number
         self._processes = Processes(0, 1, device)
         self._network = _network(architecture, config, device)
         self._optimizer = make_optimizer(self._network, self._config)
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-        stream = self._ahead()
-        self._held = list(itertools.islice(stream, number))
-        stream.close()
-        self._stream = self._ahead()
-
-    def _ahead(self) -> Generator[ReadyUpdate]:
-        return ahead(updates(self._data.lengths, self._config), self._data, self._config, self._processes)
+        planned = list(itertools.islice(updates(self._data.lengths, self._config), number))
+        self._held = list(ahead(planned, self._data, self._config, self._processes))
+        self._stream = ahead(itertools.cycle(planned), self._data, self._config, self._processes)
 
     @property
     def sound_s(self) -> float:
@@ -58,7 +52,7 @@ class AdaptSteps:
         return sum(ready.seconds for ready in self._held)
 
     def loop(self) -> None:
-        """The next updates of a run."""
+        """The updates as a run makes them, sound read and masked by its thread."""
         for ready in itertools.islice(self._stream, self._number):
             train_step(self._network, self._optimizer, ready, self._config, self._processes, self._sums)
 

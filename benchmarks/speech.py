@@ -215,7 +215,7 @@ def adapting(setting: Setting) -> Iterator[Row]:
     if setting.device.type == "cpu":  # little sound in an update, so that a round takes seconds
         config, number = config.model_copy(update={"batch_s": 16.0, "device_s": 8.0}), 4
     with tempfile.TemporaryDirectory() as folder:
-        steps = AdaptSteps(Path(folder), setting.hubert, setting.device, config, number, setting.pairs + 2)
+        steps = AdaptSteps(Path(folder), setting.hubert, setting.device, config, number)
         apart = steps.gradients_apart()
         require(apart <= 1e-6, f"gradients {apart:.1e} apart")
         took, times, low, high = ratios(steps.loop, steps.bare, setting.device, setting.pairs)
