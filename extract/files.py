@@ -73,6 +73,8 @@ class LocalFiles:
     def create(self, key: str, data: bytes) -> bool:
         """Write ``key`` only if it does not exist; False if it does. Of several callers one gets True."""
         target = self.path(key)
+        if os.path.lexists(target):  # nothing is written then, so nothing is left behind by a kill
+            return False
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}"
         with self._machine(f"cannot write {target}"):
             self._make_folder(target.parent)

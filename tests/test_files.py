@@ -167,3 +167,10 @@ def test_without_locks_nothing_of_others_is_removed(files, tmp_path, monkeypatch
     files.write_locked("clip/zarr.json", b"whole")
     assert files.read("clip/zarr.json") == b"whole"
     assert left.exists()
+
+
+def test_what_is_there_already_is_not_written_at_all(files, monkeypatch):
+    """Zarr asks for the groups above each new array to be made; a kill then must leave nothing beside them."""
+    files.write("clip/zarr.json", b"there")
+    monkeypatch.setattr(LocalFiles, "_write_and_sync", lambda *_: pytest.fail("written"))
+    assert not files.create("clip/zarr.json", b"again")
